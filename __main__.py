@@ -1,0 +1,6 @@
+"""`python -m combo` is the `combo` command."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

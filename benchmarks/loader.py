@@ -1,0 +1,253 @@
+"""Clips a second of the training loader against the files that the public code reads.
+
+The public COMBO keeps a clip as five frame PNGs, five Maskiges as palette PNGs, five label PNGs
+and a pickle of the log-mel patches; here a clip is three chunks of the store. The same clips are
+written both ways and read in shuffled order, in batches of 8, in short turns one after another, so
+that whatever else the machine does falls on all of them alike.
+
+    python benchmarks/loader.py [--clips 48] [--rounds 7] [--seconds 1.5]
+
+Clips of 5 frames at 224 from photographs where ../shared/ holds them, else from `combo sample`.
+Goals: at least 25 times the speed of one reading process, at most 1.2 MB a clip.
+
+Seen on two cores of an AMD EPYC that others used too:
+
+    (to be filled)
+"""
+
+import argparse
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from combo.model.maskige import reference_palette
+from combo.pipeline.jobs.run import Options, run_job, settle_plan
+from combo.pipeline.manifest import Manifest, load_manifest
+from combo.pipeline.preprocess.tasks import make_job
+from combo.pipeline.sample import write_sample
+from combo.pipeline.store import SplitStore
+from combo.pipeline.train.loader import Choice, ClipReader, shuffled
+
+PHOTO_CLIPS = Path(__file__).resolve().parents[2] / "shared" / "tools" / "make_photo_clips.py"
+FRAMES, SIZE, BATCH = 5, 224, 8
+MANIFEST = """\
+store: store
+data_sets:
+  ms3: {layout: avsbench-ms3, root: media/AVSBench_object/Multi-sources}
+stages:
+  frames: {size: 224}
+  audio: {encoder: mel-stats}
+  maskige: {generator: felzenszwalb}
+"""
+
+
+def make_media(root: Path, clips: int) -> str:
+    """MS3 (all frames annotated) with natural content where there is some; says which."""
+    if not PHOTO_CLIPS.exists():
+        write_sample(root, s4=(0, 0, 0), ms3=(clips, 0, 0), avss=(0, 0, 0))
+        return "combo sample (moving shapes)"
+    counts = ["--s4", "0,0,0", "--ms3", f"{clips},0,0", "--avss", "0,0,0"]
+    subprocess.run(
+        [sys.executable, str(PHOTO_CLIPS), str(root), *counts], check=True, capture_output=True
+    )
+    return "photographs"
+
+
+def make_store(manifest: Manifest) -> ClipReader:
+    split = SplitStore(manifest.store_path, "ms3", "train")
+    for stage in ("frames", "audio", "maskige"):
+        job = make_job(manifest, "ms3", "train", stage)
+        settle_plan(split, job.plan, Options())
+        summary = run_job(job, Options(workers=os.cpu_count() or 1))
+        assert summary.finished is not None, summary
+        assert not summary.failed, summary.failed
+    variants = {variant.stage: variant for variant in split.variants()}
+    return ClipReader(split, Choice(variants["frames"], variants["audio"], variants["maskige"]))
+
+
+def write_files(reader: ClipReader, root: Path) -> None:
+    """The clips of the store as files of the kinds that the public code reads."""
+    frames, labels, label_map = (
+        reader.split.read_array(variant, name)
+        for variant, name in (
+            (reader.choice.frames, "frames"),
+            (reader.choice.frames, "labels"),
+            (reader.choice.maskige, "label_map"),
+        )
+    )
+    palette = reference_palette().numpy().tobytes()
+    for clip in range(len(reader)):
+        folder = root / f"{clip:05d}"
+        folder.mkdir(parents=True)
+        for t in range(FRAMES):
+            Image.fromarray(frames[clip, t]).save(folder / f"frame_{t}.png")
+            Image.fromarray(labels[clip, t] * 255).save(folder / f"label_{t}.png")
+            maskige = Image.fromarray(label_map[clip, t])
+            maskige.putpalette(palette)
+            maskige.save(folder / f"maskige_{t}.png")
+        # The store has no log-mel patches. A pickle does not pack: any numbers cost the same.
+        with (folder / "log_mel.pkl").open("wb") as file:
+            pickle.dump(torch.randn(FRAMES, 1, 96, 64), file)
+
+
+class Files(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
+    """A clip from its files: frames and Maskige [5,3,H,W], labels [5,H,W], log-mel [5,1,96,64]."""
+
+    def __init__(self, root: Path) -> None:
+        self.folders = sorted(root.iterdir())
+
+    def __len__(self) -> int:
+        return len(self.folders)
+
+    def __getitem__(self, clip: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        folder = self.folders[clip]
+        pictures = [self._pictures(folder, name) for name in ("frame", "maskige")]
+        labels = [np.asarray(Image.open(folder / f"label_{t}.png")) // 255 for t in range(FRAMES)]
+        with (folder / "log_mel.pkl").open("rb") as file:
+            log_mel = pickle.load(file)  # noqa: S301 - written by this script a moment ago
+        return pictures[0], pictures[1], torch.from_numpy(np.stack(labels)), log_mel
+
+    def _pictures(self, folder: Path, name: str) -> Tensor:
+        images = [Image.open(folder / f"{name}_{t}.png").convert("RGB") for t in range(FRAMES)]
+        return torch.from_numpy(np.stack([np.asarray(image) for image in images]).swapaxes(1, 3))
+
+
+@dataclass
+class Road:
+    """One way of reading. batches: an endless iterator; each `next` reads one batch."""
+
+    name: str
+    batches: Iterator[object]
+    in_this_process: bool = True
+    rates: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def measure(self, seconds: float) -> None:
+        next(self.batches)
+        started, busy, count = time.perf_counter(), time.process_time(), 0
+        while time.perf_counter() - started < seconds:
+            next(self.batches)
+            count += BATCH
+        self.rates.append(count / (time.perf_counter() - started))
+        self.cpu.append((time.process_time() - busy) / count * 1000)
+
+    def row(self) -> str:
+        cpu = f"{min(self.cpu):9.2f}" if self.in_this_process else f"{'-':>9}"
+        return f"{self.name:46s} {np.median(self.rates):9.0f} {max(self.rates):9.0f} {cpu}"
+
+
+def endless(clips: int) -> Iterator[list[int]]:
+    return shuffled(clips, BATCH, 0, 0, sys.maxsize)
+
+
+def by_one_process(files: Files) -> Iterator[list[Tensor]]:
+    for clips in endless(len(files)):
+        columns = zip(*(files[clip] for clip in clips), strict=True)
+        yield [torch.stack(column) for column in columns]
+
+
+def by_worker_processes(files: Files, workers: int) -> Iterator[list[Tensor]]:
+    loader = DataLoader(
+        files,
+        batch_sampler=Endless(len(files)),
+        num_workers=workers,
+        multiprocessing_context="spawn",
+    )
+    return iter(loader)
+
+
+@dataclass(frozen=True)
+class Endless:
+    """A batch sampler whose epoch has no end."""
+
+    clips: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return endless(self.clips)
+
+
+def label_maps_only(reader: ClipReader) -> Iterator[list[np.ndarray]]:
+    """What `reader.batches` reads, but Maskiges stay label maps."""
+    ahead: list[Sequence[object]] = []
+    for clips in endless(len(reader)):
+        ahead.append(reader.ask(clips).reads)
+        if len(ahead) > 4:
+            yield [read.result() for read in ahead.pop(0)]  # type: ignore[attr-defined]
+
+
+def stored_bytes(reader: ClipReader) -> int:
+    choice = reader.choice
+    return sum(
+        shard.stat().st_size
+        for variant in (choice.frames, choice.audio, choice.maskige)
+        for unit in range(reader.plan.units)
+        for shard in reader.split.shards(variant, unit)
+        if shard.exists()
+    )
+
+
+def print_results(roads: Sequence[Road], reader: ClipReader, files: Path) -> None:
+    print(f"{'':46s} {'clips/s':>9} {'best':>9} {'CPU ms':>9}")
+    for road in roads:
+        print(road.row())
+    loader = np.array(roads[2].rates)
+
+    def times(road: Road) -> str:
+        return f"{np.median(loader / np.array(road.rates)):.1f} times {road.name}"
+
+    print(f"\nthe training loader is {times(roads[0])} (goal: 25)")
+    print(f"                       {times(roads[1])}")
+    clips = len(reader)
+    packed = sum(path.stat().st_size for path in files.rglob("*") if path.is_file())
+    print(
+        f"bytes a clip: {stored_bytes(reader) / clips / 1e6:.3f} MB in the store (goal: 1.2)",
+        end="",
+    )
+    print(f", {packed / clips / 1e6:.3f} MB as files")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--clips", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of each turn")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        content = make_media(root / "media", options.clips)
+        (root / "data_manifest.yaml").write_text(MANIFEST)
+        reader = make_store(load_manifest(root / "data_manifest.yaml"))
+        write_files(reader, root / "files")
+        files, cores = Files(root / "files"), os.cpu_count() or 1
+        print(f"{len(reader)} clips of {FRAMES} frames at {SIZE}, {content}; {cores} cores\n")
+        roads = [
+            Road("PNG and pickle, one process", by_one_process(files)),
+            Road(
+                f"PNG and pickle, {cores} worker processes",
+                by_worker_processes(files, cores),
+                False,
+            ),
+            Road("store, training loader", reader.batches(endless(len(reader)))),
+            Road("store, Maskiges left as label maps", label_maps_only(reader)),
+        ]
+        measures: list[Callable[[float], None]] = [road.measure for road in roads]
+        for _ in range(options.rounds):
+            for measure in measures:
+                measure(options.seconds)
+        print_results(roads, reader, root / "files")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""Automatic masks: seconds an image and peak memory, ours beside segment-anything's generator.
+
+Both run in this one call, each in a fresh process, with the same seeded random weights, images and
+settings; the masks are compared. Encode is the image encoder with what prepares its input, decode
+everything from points to low-resolution logits, masks all the rest.
+
+Random weights are moved so that the filters keep a part, as with trained ones: about half of the
+predicted IoUs pass. Their masks are rougher than a trained network's, which makes run-length
+coding (the package's; we have none) slow, so its share is shown apart and a second ratio leaves
+it out.
+
+    python benchmarks/mask_generation.py                          # ViT-B, 32 x 32 points, minutes
+    python benchmarks/mask_generation.py --points-per-side 8 --size 224 --images 1
+    python benchmarks/mask_generation.py --semantic swin-t        # Semantic-SAM, ours alone
+    python benchmarks/mask_generation.py --device cuda --autocast bf16
+"""
+
+import argparse
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from combo.model.point_grid import PointGrid
+from combo.model.point_prompts import DecodedPoints, EncodedImage, PointPromptable
+from combo.model.semantic_sam import VARIANTS, SemanticSam
+
+BACKGROUNDS = Path(__file__).parents[2] / "shared" / "real" / "backgrounds"
+AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What both sides are asked to do."""
+
+    model: str
+    points_per_side: int
+    size: int | None
+    images: int
+    device: str
+    autocast: str
+    threads: int
+
+
+@dataclass
+class Cost:
+    """Seconds by phase, summed over images, and the masks; peaks in MiB above the idle process."""
+
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
+    peak: float = 0.0
+    peak_after_encoder: float = 0.0
+    masks: list[tuple[tuple[int, ...], bytes]] = field(default_factory=list[Any])
+
+    @contextmanager
+    def timed(self, phase: str, device: torch.device) -> Iterator[None]:
+        start = now(device)
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now(device) - start
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+class Memory:
+    """Peak memory since the last reset; of the process, or of the GPU where one is used."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.gpu = device.type == "cuda"
+        self.idle = 0.0
+        self.reset()
+        self.idle = self.peak()
+
+    def reset(self) -> None:
+        if self.gpu:
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            Path("/proc/self/clear_refs").write_text("5")
+
+    def peak(self) -> float:
+        if self.gpu:
+            return torch.cuda.max_memory_allocated() / 2**20 - self.idle
+        status = Path("/proc/self/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024 - self.idle
+
+
+def pictures(job: Job) -> list[Tensor]:
+    """[3, H, W] uint8: photographs where there are any, soft noise otherwise."""
+    files = sorted(BACKGROUNDS.glob("*.jpg"))[: job.images]
+    if files:
+        opened = [Image.open(file).convert("RGB") for file in files]
+    else:
+        generator = np.random.default_rng(0)
+        noise = [generator.integers(0, 256, (12, 16, 3), dtype=np.uint8) for _ in range(job.images)]
+        opened = [Image.fromarray(pixels).resize((1024, 768)) for pixels in noise]
+    if job.size:
+        opened = [image.resize((job.size, job.size)) for image in opened]
+    return [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in opened]
+
+
+def seeded_sam(job: Job, image: Tensor) -> Any:
+    """The package's network; predicted IoUs scatter around the threshold, logits by tens."""
+    from segment_anything import SamPredictor, sam_model_registry
+
+    torch.manual_seed(0)
+    sam = sam_model_registry[job.model]().to(job.device)
+    decoder: Any = sam.mask_decoder
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        for network in decoder.output_hypernetworks_mlps:
+            network.layers[2].weight.mul_(600)
+        predictor = SamPredictor(sam)
+        predictor.set_image(image.permute(1, 2, 0).numpy())
+        somewhere = torch.rand(32, 1, 2, device=job.device) * sam.image_encoder.img_size
+        _, ious, _ = predictor.predict_torch(somewhere, torch.ones(32, 1, device=job.device))
+        head = decoder.iou_prediction_head.layers[2]
+        larger = 0.1 / ious.std(dim=0)
+        head.bias[1:] = 0.88 + larger * (head.bias[1:] - ious.mean(dim=0))
+        head.weight[1:] *= larger[:, None]
+    return sam
+
+
+class Timed:
+    """A network for `PointGrid` whose phases are timed."""
+
+    def __init__(self, net: PointPromptable, cost: Cost, memory: Memory) -> None:
+        self.net, self.cost, self.memory = net, cost, memory
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.net, name)
+
+    def encode(self, images: Tensor) -> Sequence["TimedImage"]:
+        with self.cost.timed("encode", self.net.device):
+            encoded = self.net.encode(images)
+        self.cost.peak = max(self.cost.peak, self.memory.peak())
+        self.memory.reset()
+        return [TimedImage(image, self) for image in encoded]
+
+
+class TimedImage:
+    def __init__(self, image: EncodedImage, net: Timed) -> None:
+        self.image, self.net = image, net
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.image, name)
+
+    def decode(self, points: Tensor, levels: Sequence[int]) -> "TimedPoints":
+        with self.net.cost.timed("decode", points.device):
+            return TimedPoints(self.image.decode(points, levels), self.net)
+
+
+class TimedPoints:
+    def __init__(self, points: DecodedPoints, net: Timed) -> None:
+        self.points, self.net = points, net
+        self.ious = points.ious
+
+    def logits(self, chosen: Tensor) -> Tensor:
+        with self.net.cost.timed("decode", chosen.device):
+            return self.points.logits(chosen)
+
+
+def kept(masks: Sequence[NDArray[np.bool_]], cost: Cost) -> None:
+    cost.masks += [(mask.shape, np.packbits(mask).tobytes()) for mask in masks]
+
+
+def ours(job: Job) -> Cost:
+    """Our generator on SAM or Semantic-SAM."""
+    images = pictures(job)
+    if job.model in VARIANTS:
+        torch.manual_seed(0)
+        net: Any = SemanticSam.from_variant(job.model).to(job.device)
+        settings: dict[str, Any] = {"levels": (3,), "pred_iou_thresh": -9.0}
+    else:
+        from combo.model.sam_points import SamPoints
+
+        net, settings = SamPoints(seeded_sam(job, images[0])), {}
+    cost = Cost()
+    device = torch.device(job.device)
+    memory = Memory(device)
+    timed: Any = Timed(net, cost, memory)
+    grid = PointGrid(
+        timed,
+        points_per_side=job.points_per_side,
+        autocast=AUTOCAST[job.autocast],
+        **settings,
+    )
+    for image in images:
+        with cost.timed("total", device):
+            records = grid.records(image)
+        cost.peak_after_encoder = max(cost.peak_after_encoder, memory.peak())
+        kept([record.segmentation.numpy() for record in records], cost)
+    return cost
+
+
+def theirs(job: Job) -> Cost:
+    """segment-anything's generator, its functions timed from outside."""
+    from segment_anything import SamAutomaticMaskGenerator, automatic_mask_generator
+
+    images = pictures(job)
+    sam = seeded_sam(job, images[0])
+    cost = Cost()
+    device = torch.device(job.device)
+    memory = Memory(device)
+    generator = SamAutomaticMaskGenerator(sam, points_per_side=job.points_per_side)
+
+    def timing(function: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        def called(*args: Any, **named: Any) -> Any:
+            with cost.timed(phase, device):
+                return function(*args, **named)
+
+        return called
+
+    set_image = timing(generator.predictor.set_image, "encode")
+
+    def encode(image: NDArray[np.uint8]) -> None:
+        set_image(image)
+        cost.peak = max(cost.peak, memory.peak())
+        memory.reset()
+
+    generator.predictor.set_image = encode
+    sam.mask_decoder.forward = timing(sam.mask_decoder.forward, "decode")
+    codes: Any = automatic_mask_generator
+    for name in ("mask_to_rle_pytorch", "rle_to_mask", "area_from_rle"):
+        setattr(codes, name, timing(getattr(codes, name), "run lengths"))
+    for image in images:
+        with cost.timed("total", device):
+            records = generator.generate(image.permute(1, 2, 0).numpy())
+        cost.peak_after_encoder = max(cost.peak_after_encoder, memory.peak())
+        kept([record["segmentation"] for record in records], cost)
+    return cost
+
+
+def in_a_fresh_process(side: Callable[[Job], Cost], job: Job) -> Cost:
+    # Threads are set before torch starts in there.
+    os.environ["OMP_NUM_THREADS"] = str(job.threads)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(side, (job,))
+
+
+def row(name: str, cost: Cost, images: int) -> list[float]:
+    total, encode = cost.seconds["total"] / images, cost.seconds["encode"] / images
+    decode = cost.seconds["decode"] / images
+    values = [encode, decode, total - encode - decode, total - encode, total]
+    print(f"{name:18}" + "".join(f"{value:10.2f}" for value in values), end="")
+    print(f"{max(cost.peak, cost.peak_after_encoder):11.0f}{cost.peak_after_encoder:11.0f}")
+    return values
+
+
+def report(job: Job) -> None:
+    images = [f"{image.shape[2]}x{image.shape[1]}" for image in pictures(job)]
+    print(f"{job.model}, {job.points_per_side} x {job.points_per_side} points, ", end="")
+    print(f"{job.threads} threads on {job.device}, autocast {job.autocast}: {', '.join(images)}")
+    heads = ("encode s", "decode s", "masks s", "after enc.", "total s", "peak MiB", "after enc.")
+    print(" " * 18 + "".join(f"{head:>10}" for head in heads[:5]), end="")
+    print("".join(f"{head:>11}" for head in heads[5:]))
+    mine = in_a_fresh_process(ours, job)
+    fast = row("combo", mine, len(images))
+    if job.model in VARIANTS:
+        print(f"{len(mine.masks)} masks; {1 / fast[-1]:.3f} images/s")
+        return
+    other = in_a_fresh_process(theirs, job)
+    slow = row("segment-anything", other, len(images))
+    print(
+        f"{'times faster':18}" + "".join(f"{b / a:10.2f}" for a, b in zip(fast, slow, strict=True))
+    )
+    codes = other.seconds.get("run lengths", 0.0) / len(images)
+    print(f"run-length codes take {codes:.2f} s of the package's masks; ", end="")
+    print(f"without them we are {(slow[3] - codes) / fast[3]:.2f} times faster after the encoder")
+    print(compared(mine, other))
+
+
+def compared(mine: Cost, other: Cost) -> str:
+    if len(mine.masks) != len(other.masks):
+        return f"masks DIFFER: {len(mine.masks)} and {len(other.masks)}"
+    differing = [
+        int(np.unpackbits(np.frombuffer(a, np.uint8) ^ np.frombuffer(b, np.uint8)).sum())
+        for (_, a), (_, b) in zip(mine.masks, other.masks, strict=True)
+    ]
+    same = sum(pixels == 0 for pixels in differing)
+    return f"{len(differing)} masks, {same} equal bit by bit, at most {max(differing)} pixels apart"
+
+
+def main() -> None:
+    summary, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="vit_b", choices=["vit_b", "vit_l", "vit_h"])
+    parser.add_argument("--semantic", choices=list(VARIANTS), help="Semantic-SAM instead of SAM")
+    parser.add_argument("--points-per-side", type=int, default=32)
+    parser.add_argument("--size", type=int, help="resize images to this square; default: native")
+    parser.add_argument("--images", type=int, default=2, help="how many")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--autocast", default="no", choices=list(AUTOCAST))
+    parser.add_argument("--threads", type=int, default=2)
+    chosen = parser.parse_args()
+    report(
+        Job(
+            model=chosen.semantic or chosen.model,
+            points_per_side=chosen.points_per_side,
+            size=chosen.size,
+            images=chosen.images,
+            device=chosen.device,
+            autocast=chosen.autocast,
+            threads=chosen.threads,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Image encoders through timm: features at strides 4, 8, 16 and 32 (paper, section 4.2).
+
+Batch norm is frozen as in the public code: with two frames a step its statistics would be noise.
+Where a convolution stands directly before it, as everywhere in a ResNet, both are one
+convolution with scaled weights: the same function, without a second feature map in memory.
+"""
+
+from typing import Any
+
+import timm
+import torch
+from timm.layers.norm_act import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+STRIDES = (4, 8, 16, 32)
+
+
+class FrozenNorm(nn.Module):
+    """Statistics and affine values of a batch norm that is never trained: buffers only."""
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, getattr(norm, name).detach().clone())
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """[C], [C]: norm(x) = x * scale + shift."""
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        return scale, self.bias - self.running_mean * scale
+
+
+def _pair(numbers: tuple[int, ...]) -> tuple[int, int]:
+    return numbers[0], numbers[1]
+
+
+class FrozenNormConv2d(nn.Conv2d):
+    """A convolution without bias, followed by its frozen norm."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            kernel_size=_pair(conv.kernel_size),
+            stride=_pair(conv.stride),
+            padding=conv.padding if isinstance(conv.padding, str) else _pair(conv.padding),
+            dilation=_pair(conv.dilation),
+            groups=conv.groups,
+            bias=False,
+        )
+        self.weight = conv.weight
+        self.norm = FrozenNorm(norm)
+
+    def forward(self, input: Tensor) -> Tensor:
+        scale, shift = self.norm.scale_and_shift()
+        return self._conv_forward(input, self.weight * scale[:, None, None, None], shift)
+
+
+def _frozen(conv: nn.Module | None, norm: nn.Module | None) -> FrozenNormConv2d | None:
+    if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and conv.bias is None:
+        return FrozenNormConv2d(conv, norm)
+    return None
+
+
+def freeze_norms(body: nn.Module) -> nn.Module:
+    """Freezes every batch norm of a timm network in place; returns it.
+
+    Pairs named convN / bnN and (conv, norm) ends of a `downsample` are merged, and the norm's
+    place taken by the identity; every other batch norm becomes timm's frozen one.
+    """
+    for block in list(body.modules()):
+        for name, conv in list(block.named_children()):
+            norm_name = name.replace("conv", "bn")
+            if name.startswith("conv") and norm_name in dict(block.named_children()):
+                merged = _frozen(conv, block.get_submodule(norm_name))
+                if merged is not None:
+                    setattr(block, name, merged)
+                    setattr(block, norm_name, nn.Identity())
+            if name == "downsample" and isinstance(conv, nn.Sequential) and len(conv) >= 2:
+                merged = _frozen(conv[-2], conv[-1])
+                if merged is not None:
+                    conv[-2], conv[-1] = merged, nn.Identity()
+    return freeze_batch_norm_2d(body)
+
+
+class Backbone(nn.Module):
+    """A timm network whose four feature maps are [N, C_i, H / s, W / s] for s = 4, 8, 16, 32."""
+
+    def __init__(
+        self, name: str, image_size: int = 224, drop_path: float = 0.0, pretrained: bool = False
+    ) -> None:
+        """image_size: pixels, for networks with a fixed grid (Swin, ...); others take any.
+
+        pretrained: timm fetches its own weights, and raises what it raises when it cannot.
+        Raises ValueError for a name unknown to timm or without those four strides.
+        """
+        super().__init__()
+        if not timm.is_model(name):
+            raise ValueError(f"timm has no network named {name!r}")
+        options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+        published = timm.get_pretrained_cfg(name)
+        if published is not None and published.fixed_input_size:
+            options["img_size"] = image_size
+        body = timm.create_model(name, pretrained=pretrained, features_only=True, **options)
+        info: Any = body.feature_info
+        strides: list[int] = list(info.reduction())
+        missing = [stride for stride in STRIDES if stride not in strides]
+        if missing:
+            raise ValueError(f"{name} has features at strides {strides}, none at {missing}")
+        # The last map of a stride is the most finished one.
+        self.picks = [len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES]
+        self.channels: list[int] = [info.channels()[pick] for pick in self.picks]
+        layout: Any = getattr(body, "output_fmt", "NCHW")
+        self.channels_last = getattr(layout, "value", layout) == "NHWC"
+        self.body = freeze_norms(body)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """images: [N, 3, H, W] normalised. Returns the four maps, finest first."""
+        features = self.body(images)
+        picked = [features[pick] for pick in self.picks]
+        if self.channels_last:
+            picked = [feature.permute(0, 3, 1, 2) for feature in picked]
+        return picked

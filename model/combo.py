@@ -1,0 +1,189 @@
+"""COMBO (Yang et al., "Cooperation Does Matter", CVPR 2024): the network of Fig. 2.
+
+frames, Maskiges -> siam encoder -> pixel decoder -> bilateral fusion with the sound -> mask
+decoder -> classes and masks. Everything is tensors; sound comes as VGGish or other features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .backbones import Backbone
+from .bilateral_fusion import NoFusion
+from .clips import ClipLayout
+from .fidelity import FIDELITY
+from .mask_decoder import MaskDecoder
+from .pixel_decoder import PixelDecoder
+from .presets import preset
+from .settings import ComboSettings
+from .siam_encoder import SiamEncoder
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the queries say at one depth of the decoder."""
+
+    class_logits: Tensor
+    """[B, T, Q, K + 1], "no object" last."""
+    mask_logits: Tensor
+    """[B, T, Q, ceil(H / 4), ceil(W / 4)]."""
+
+
+@dataclass(frozen=True)
+class ComboOutput:
+    """Predictions of one batch of clips; zeros for frames that are not valid."""
+
+    layers: list[Prediction]
+    """Before the first decoder layer and after each one, first to last."""
+    padded_masks: Tensor
+    """The last mask logits with the padding of the image, [B, T, Q, ., .]."""
+    image_size: tuple[int, int]
+    """(H, W) of the frames, pixels."""
+    valid: Tensor | None
+    """[B, T] bool, or None where every frame exists."""
+
+    @property
+    def class_logits(self) -> Tensor:
+        """[B, T, Q, K + 1] of the last layer."""
+        return self.layers[-1].class_logits
+
+    @property
+    def mask_logits(self) -> Tensor:
+        """[B, T, Q, ceil(H / 4), ceil(W / 4)] of the last layer."""
+        return self.layers[-1].mask_logits
+
+
+class Combo(nn.Module):
+    """The network; build it with `Combo.from_preset` or from settings."""
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, settings: ComboSettings, pretrained: bool = False) -> None:
+        """pretrained: timm fetches ImageNet weights for the encoders, and raises if it cannot."""
+        super().__init__()
+        self.settings = settings
+        choices = FIDELITY[settings.fidelity]
+        width = settings.width
+
+        def encoder() -> Backbone:
+            return Backbone(settings.backbone, settings.image_size, settings.drop_path, pretrained)
+
+        self.siam_encoder = SiamEncoder(
+            encoder(),
+            encoder() if settings.sem == "separate" else None,
+            None if settings.sem == "off" else choices.gate,
+            settings.sem_reduction,
+        )
+        self.pixel_decoder = PixelDecoder(
+            self.siam_encoder.channels, width, settings.heads, settings.pixel_layers,
+            settings.pixel_ffn, settings.pixel_points,
+        )  # fmt: skip
+        self.bilateral_fusion = (
+            NoFusion() if settings.fusion == "none" else choices.fusion(settings)
+        )
+        hidden = settings.audio_hidden
+        self.audio_mlp = None
+        if settings.queries != "none":
+            self.audio_mlp = nn.Sequential(
+                nn.Linear(settings.audio_dim, hidden), nn.ReLU(),
+                nn.Linear(hidden, hidden), nn.ReLU(),
+                nn.Linear(hidden, width),
+            )  # fmt: skip
+        self.spread = choices.queries
+        self.mask_decoder = MaskDecoder(
+            width, settings.heads, settings.decoder_ffn, settings.decoder_layers,
+            settings.query_count, settings.classes, settings.queries,
+        )  # fmt: skip
+        for name in ("pixel_mean", "pixel_std"):
+            values = torch.tensor(getattr(settings, name))[:, None, None]
+            self.register_buffer(name, values, persistent=False)
+
+    @classmethod
+    def from_preset(cls, name: str, *, pretrained: bool = False, **settings: object) -> "Combo":
+        """The network of a named preset; keywords replace single settings.
+
+        Raises ValueError for an unknown preset or setting.
+        """
+        return cls(preset(name, **settings), pretrained=pretrained)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """[F, 3, H, W] RGB, 0..255 of any dtype -> normalised, padded right and bottom."""
+        h, w = images.shape[-2:]
+        divisor = self.settings.size_divisor
+        images = (images - self.pixel_mean) / self.pixel_std
+        return F.pad(images, (0, -w % divisor, 0, -h % divisor))
+
+    def forward(
+        self, frames: Tensor, maskige: Tensor, sound: Tensor, valid: Tensor | None = None
+    ) -> ComboOutput:
+        """frames, maskige: [B, T, 3, H, W] RGB 0..255; sound: [B, T, D].
+
+        valid: [B, T] bool for clips of different length; the other frames influence nothing.
+        Raises ValueError for arrays that do not fit together.
+        """
+        _check(frames, maskige, sound, self.settings)
+        layout = ClipLayout.of(frames.shape[0], frames.shape[1], valid)
+        images = self.normalise(layout.pack(frames))
+        maskiges = self.normalise(layout.pack(maskige))
+
+        features = self.siam_encoder(images, maskiges)
+        pixels, maps = self.pixel_decoder(features)
+        size = (pixels.shape[2], pixels.shape[3])
+        pixels, audio = self.bilateral_fusion(pixels, layout.pack(sound), layout)
+        queries = None
+        if self.audio_mlp is not None:
+            queries = self.spread(self.audio_mlp(audio), self.settings.query_count)
+        predictions = self.mask_decoder(maps, pixels, size, queries)
+        return _output(predictions, layout, (frames.shape[3], frames.shape[4]))
+
+    def scores(self, out: ComboOutput) -> Tensor:
+        """Semantic inference: for each class the sum over queries of probability times mask.
+
+        Returns [B, T, K, H, W] float32, 0..Q (SPEC section 10); zeros for frames that are not
+        valid. One frame at a time, since the masks at full size are a hundred times the result.
+        """
+        h, w = out.image_size
+        with torch.autocast(out.padded_masks.device.type, enabled=False):
+            probability = out.class_logits.float().softmax(dim=-1)[..., :-1].flatten(0, 1)
+            masks = out.padded_masks.flatten(0, 1)
+            scores = []
+            for of_queries, mask in zip(probability, masks, strict=True):
+                size = (mask.shape[1] * 4, mask.shape[2] * 4)
+                full = F.interpolate(
+                    mask[None].float(), size=size, mode="bilinear", align_corners=False
+                )[0, :, :h, :w]
+                scores.append(torch.einsum("qk,qhw->khw", of_queries, full.sigmoid()))
+            whole = torch.stack(scores).unflatten(0, out.class_logits.shape[:2])
+        if out.valid is not None:
+            whole = whole * out.valid.to(whole.device)[:, :, None, None, None]
+        return whole
+
+
+def _check(frames: Tensor, maskige: Tensor, sound: Tensor, settings: ComboSettings) -> None:
+    if frames.dim() != 5 or frames.shape[2] != 3:
+        raise ValueError(f"frames are {tuple(frames.shape)}, not [B, T, 3, H, W]")
+    if maskige.shape != frames.shape and settings.sem != "off":
+        raise ValueError(f"maskige is {tuple(maskige.shape)}, not {tuple(frames.shape)} as frames")
+    if sound.shape != (*frames.shape[:2], settings.audio_dim):
+        expected = (*frames.shape[:2], settings.audio_dim)
+        raise ValueError(f"sound is {tuple(sound.shape)}, not {expected}")
+
+
+def _output(
+    predictions: Sequence[tuple[Tensor, Tensor]], layout: ClipLayout, size: tuple[int, int]
+) -> ComboOutput:
+    rows, columns = -(-size[0] // 4), -(-size[1] // 4)
+    padded = [layout.unpack(masks) for _, masks in predictions]
+    layers = [
+        Prediction(layout.unpack(classes), masks[..., :rows, :columns])
+        for (classes, _), masks in zip(predictions, padded, strict=True)
+    ]
+    return ComboOutput(layers, padded[-1], size, layout.valid)
+
+
+torch.export.register_dataclass(Prediction)
+torch.export.register_dataclass(ComboOutput)

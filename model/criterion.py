@@ -1,0 +1,253 @@
+"""The training loss: L = l_cls L_cls + l_mask L_mask + l_ada L_ada (Eq. 8), for every depth.
+
+All prediction sets, frames and masks go through each step together. Random draws of a frame's
+points are shared by its prediction sets, so that the targets are sampled once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as distributed
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .combo import ComboOutput
+from .fidelity import FIDELITY
+from .matching import IGNORED, Targets, match
+from .presets import preset
+from .settings import ComboSettings
+
+
+class Losses(dict[str, Tensor]):
+    """Losses by name, before their weights; `weighted` after them, `total` their sum.
+
+    Names: loss_ce, loss_mask, loss_dice of the last layer; with _i of prediction set i, from the
+    one before the first layer (0) on; loss_cosine_i for L_ada.
+    """
+
+    def __init__(self, unweighted: dict[str, Tensor], weights: dict[str, float]) -> None:
+        super().__init__(unweighted)
+        self._weights = weights
+
+    @property
+    def weighted(self) -> dict[str, Tensor]:
+        """Each loss times its weight."""
+        return {
+            name: loss * self._weights["_".join(name.split("_")[:2])] for name, loss in self.items()
+        }
+
+    @property
+    def total(self) -> Tensor:
+        """What training minimises."""
+        return torch.stack(list(self.weighted.values())).sum()
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """Predictions and targets of the frames that have labels."""
+
+    class_logits: Tensor
+    """[L, n, Q, K + 1] float32."""
+    mask_logits: Tensor
+    """[L, n, Q, h, w]."""
+    targets: Targets
+    frames: Tensor
+    """[B, T] bool, on the CPU."""
+
+
+class Criterion(nn.Module):
+    """Matches queries to targets and compares them; see `Losses`."""
+
+    def __init__(self, settings: ComboSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.consistency = FIDELITY[settings.fidelity].consistency
+        lambda_ada = settings.lambda_ada
+        if lambda_ada is None:
+            semantic = settings.classes > 2
+            lambda_ada = (
+                self.consistency.lambda_semantic if semantic else self.consistency.lambda_object
+            )
+        self.weights = {
+            "loss_ce": settings.lambda_cls,
+            "loss_mask": settings.lambda_mask,
+            "loss_dice": settings.lambda_dice,
+            "loss_cosine": lambda_ada,
+        }
+
+    @classmethod
+    def from_preset(cls, name: str, **settings: object) -> "Criterion":
+        """The criterion of a named preset; keywords replace single settings."""
+        return cls(preset(name, **settings))
+
+    def forward(
+        self,
+        out: ComboOutput,
+        labels: Tensor,
+        points: Tensor | None = None,
+        annotated: Tensor | None = None,
+    ) -> Losses:
+        """labels: [B, T', H, W] integers, classes or 255 for pixels of no mask; T' < T means that
+        the first T' frames of each clip have labels.
+
+        points: [P, 2] as (x, y) in 0..1, used for the matching and every mask in place of all
+        random draws.
+        annotated: [B, T] bool, the frames to learn from. Without it: by the settings all, or in
+        training the first of each clip; frames that are 255 throughout are never among them.
+        Labels and flags cost no wait for a device when they are on the CPU.
+        Raises ValueError for labels of another shape or outside the classes.
+        """
+        selected = self.select(out, labels, annotated)
+        matched = self.match(selected, points)
+        losses = self.class_losses(selected, matched)
+        losses.update(self.mask_losses(selected, matched, points))
+        losses.update(self.consistency_losses(out))
+        return Losses(losses, self.weights)
+
+    def select(self, out: ComboOutput, labels: Tensor, annotated: Tensor | None) -> Annotated:
+        """Stacks what the annotated frames' predictions are."""
+        clips, frames, _, h, w = out.mask_logits.shape
+        if labels.dim() != 4 or labels.shape[0] != clips or labels.shape[1] > frames:
+            raise ValueError(f"labels are {tuple(labels.shape)}, for clips {(clips, frames)}")
+        if labels.shape[2:] != out.image_size:
+            raise ValueError(f"labels are {tuple(labels.shape)}, images {out.image_size}")
+        if labels.is_floating_point():
+            raise ValueError(f"labels are {labels.dtype}, not integers")
+        # Mask logits cover a multiple of four pixels; the rest belongs to no mask.
+        extra = (
+            0,
+            w * 4 - labels.shape[3],
+            0,
+            h * 4 - labels.shape[2],
+            0,
+            frames - labels.shape[1],
+        )
+        labels = F.pad(labels, extra, value=IGNORED)
+        chosen = self._annotated(out, labels, annotated)
+        where = chosen.flatten().nonzero()[:, 0]
+        device = out.mask_logits.device
+        index = where.to(device, non_blocking=True)
+        classes = torch.stack([p.class_logits.flatten(0, 1)[index] for p in out.layers])
+        masks = torch.stack([p.mask_logits.flatten(0, 1)[index] for p in out.layers])
+        targets = Targets.of(
+            labels.flatten(0, 1)[where.to(labels.device)], self.settings.classes, device
+        )
+        return Annotated(classes.float(), masks, targets, chosen)
+
+    def _annotated(self, out: ComboOutput, labels: Tensor, given: Tensor | None) -> Tensor:
+        if given is None:
+            given = (labels != IGNORED).flatten(2).any(dim=2).cpu()
+            if self.settings.annotated == "first" and self.training:
+                given[:, 1:] = False
+        elif given.shape != labels.shape[:2] or given.dtype != torch.bool:
+            raise ValueError(f"annotated is {given.dtype} {tuple(given.shape)}")
+        given = given.cpu()
+        return given if out.valid is None else given & out.valid.cpu()
+
+    def match(self, selected: Annotated, points: Tensor | None) -> Tensor:
+        """[L, M] int64 on the device: the query of every target, -1 for none."""
+        settings = self.settings
+        masks = selected.mask_logits
+        if points is None:
+            shape = (masks.shape[1], settings.mask_points, 2)
+            points = torch.rand(shape, device=masks.device)
+        else:
+            points = points.to(masks.device, torch.float32)[None]
+        weights = (settings.lambda_cls, settings.lambda_mask, settings.lambda_dice)
+        matched = match(selected.class_logits, masks, selected.targets, points, weights)
+        return torch.from_numpy(matched).to(masks.device, non_blocking=True)
+
+    def class_losses(self, selected: Annotated, matched: Tensor) -> dict[str, Tensor]:
+        """L_cls: cross entropy over all queries, "no object" for those without a target."""
+        logits = selected.class_logits
+        layers, n, queries, outputs = logits.shape
+        # One place more than queries takes the targets that found none.
+        truth = torch.full((layers, n, queries + 1), outputs - 1, device=logits.device)
+        place = matched.remainder(queries + 1)
+        every = torch.arange(layers, device=logits.device)[:, None]
+        truth[every, selected.targets.frame, place] = selected.targets.label
+        truth = truth[..., :queries]
+        weight = logits.new_ones(outputs)
+        weight[-1] = self.settings.no_object_weight
+        loss = F.cross_entropy(logits.flatten(0, 2), truth.flatten(), weight, reduction="none")
+        of_layers = loss.unflatten(0, (layers, -1)).sum(dim=1)
+        share = weight[truth].flatten(1).sum(dim=1)
+        return _by_layer("loss_ce", of_layers / share.clamp(min=torch.finfo(share.dtype).tiny))
+
+    def mask_losses(
+        self, selected: Annotated, matched: Tensor, points: Tensor | None
+    ) -> dict[str, Tensor]:
+        """L_mask: binary cross entropy and dice of the matched masks, on points.
+
+        Sums over masks, divided by the number of targets (its mean over processes, if there are
+        several), which is at least one.
+        """
+        targets = selected.targets
+        layers, count = matched.shape
+        number = torch.tensor(float(count), device=matched.device)
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(number)
+            number = number / distributed.get_world_size()
+        number = number.clamp(min=1)
+        every = torch.arange(layers, device=matched.device)[:, None]
+        masks = selected.mask_logits[every, targets.frame, matched.clamp(min=0)].float()
+        found = (matched >= 0).to(masks.dtype)
+
+        flat = masks.flatten(0, 1)[:, None]
+        if points is None:
+            points = self._important_points(flat.detach())
+        else:
+            points = points.to(masks.device, torch.float32).expand(layers * count, -1, -1)
+        logits = _sample(flat, points)[:, 0].unflatten(0, (layers, count))
+        # All prediction sets' points of a target in one list: its mask is not repeated.
+        by_target = points.unflatten(0, (layers, count)).transpose(0, 1)
+        truth = _sample(targets.masks[:, None], by_target.flatten(1, 2))[:, 0]
+        truth = truth.unflatten(1, (layers, -1)).transpose(0, 1)
+
+        entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(dim=2)
+        inside = logits.sigmoid()
+        both, area = (inside * truth).sum(dim=2), inside.sum(dim=2) + truth.sum(dim=2)
+        dice = 1 - (2 * both + 1) / (area + 1)
+        losses = _by_layer("loss_mask", (entropy * found).sum(dim=1) / number)
+        losses.update(_by_layer("loss_dice", (dice * found).sum(dim=1) / number))
+        return losses
+
+    @torch.no_grad()
+    def _important_points(self, masks: Tensor) -> Tensor:
+        """[R, P, 2]: the least certain of many random points, and some random ones (PointRend).
+
+        masks: [R, 1, h, w] logits.
+        """
+        settings = self.settings
+        drawn = int(settings.mask_points * settings.oversample)
+        uncertain = int(settings.mask_points * settings.importance)
+        points = torch.rand(masks.shape[0], drawn, 2, device=masks.device)
+        certainty = _sample(masks, points)[:, 0].abs()
+        best = certainty.topk(uncertain, dim=1, largest=False, sorted=False).indices
+        best = points.gather(1, best[:, :, None].expand(-1, -1, 2))
+        others = settings.mask_points - uncertain
+        return torch.cat([best, points.new_empty(masks.shape[0], others, 2).uniform_()], dim=1)
+
+    def consistency_losses(self, out: ComboOutput) -> dict[str, Tensor]:
+        """L_ada of the prediction sets before the last, over all valid frames (Eq. 6-7)."""
+        first = 0 if self.consistency.initial else 1
+        sets = out.layers[first:-1]
+        if not sets or self.weights["loss_cosine"] == 0:
+            return {}
+        loss = self.consistency.loss(torch.stack([p.mask_logits for p in sets]), out.valid)
+        return {f"loss_cosine_{first + i}": value for i, value in enumerate(loss.unbind())}
+
+
+def _sample(maps: Tensor, points: Tensor) -> Tensor:
+    """maps: [R, C, h, w]; points: [R, P, 2], (x, y) in 0..1. Returns [R, C, P], bilinear."""
+    grid = 2 * points[:, :, None] - 1
+    return F.grid_sample(maps, grid, mode="bilinear", align_corners=False)[..., 0]
+
+
+def _by_layer(name: str, values: Tensor) -> dict[str, Tensor]:
+    """The last layer's loss has the bare name, those before it their number."""
+    each: Sequence[Tensor] = values.unbind()
+    losses = {name: each[-1]}
+    losses.update({f"{name}_{i}": value for i, value in enumerate(each[:-1])})
+    return losses

@@ -1,0 +1,154 @@
+"""Masked-attention transformer decoder: queries, with the sound in them, become classes and masks.
+
+Mask2Former's decoder (Cheng et al., section 3.2) with the paper's audio queries; SPEC section 6.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .positions import sine_positions
+from .settings import Queries
+
+LEVELS = 3
+
+
+class Attention(nn.Module):
+    """Multi-head attention with the parameters of `nn.MultiheadAttention`, batch first."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, open_to: Tensor | None) -> Tensor:
+        """query: [F, Q, C]; key, value: [F, K, C]; open_to: [F, Q, K] bool, or None for all."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q, k, v = (
+            F.linear(x, weight, bias).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
+        mask = None if open_to is None else open_to[:, None]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+
+class DecoderLayer(nn.Module):
+    """Masked cross-attention to the pixels, self-attention, feed-forward; norms afterwards."""
+
+    def __init__(self, width: int, heads: int, ffn: int) -> None:
+        super().__init__()
+        self.cross_attention = Attention(width, heads)
+        self.cross_norm = nn.LayerNorm(width)
+        self.self_attention = Attention(width, heads)
+        self.self_norm = nn.LayerNorm(width)
+        self.linear1 = nn.Linear(width, ffn)
+        self.linear2 = nn.Linear(ffn, width)
+        self.ffn_norm = nn.LayerNorm(width)
+        nn.init.xavier_uniform_(self.linear1.weight)
+        nn.init.xavier_uniform_(self.linear2.weight)
+
+    def forward(
+        self, x: Tensor, place: Tensor, key: Tensor, value: Tensor, open_to: Tensor
+    ) -> Tensor:
+        """x: [F, Q, C]; place: [Q, C]; key, value: [F, K, C]; open_to: [F, Q, K] bool."""
+        x = self.cross_norm(x + self.cross_attention(x + place, key, value, open_to))
+        placed = x + place
+        x = self.self_norm(x + self.self_attention(placed, placed, x, None))
+        return self.ffn_norm(x + self.linear2(self.linear1(x).relu()))
+
+
+class MaskEmbedding(nn.Module):
+    """Three linear layers from a query to the vector its mask is a product with."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., C]."""
+        first, second, third = self.layers
+        return third(second(first(x).relu()).relu())
+
+
+class OpenKeys(nn.Module):
+    """Which keys a query may look at: those its last mask holds, or all if that is none.
+
+    A module of its own, so that a hook can see the masks.
+    """
+
+    def forward(self, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """mask_logits: [F, Q, h, w]; size: of the keys' map. Returns [F, Q, K] bool, detached."""
+        resized = F.interpolate(
+            mask_logits.detach(), size=size, mode="bilinear", align_corners=False
+        ).flatten(2)
+        within = resized >= 0
+        return within | ~within.any(dim=2, keepdim=True)
+
+
+class MaskDecoder(nn.Module):
+    """Learned queries with the sound, refined against three maps in turn, predicting each time."""
+
+    def __init__(
+        self, width: int, heads: int, ffn: int, layers: int, queries: int, classes: int,
+        mode: Queries,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.mode: Queries = mode
+        self.query_feat = nn.Embedding(queries, width) if mode != "all" else None
+        self.query_embed = nn.Embedding(queries, width)
+        self.level_embed = nn.Embedding(LEVELS, width)
+        self.layers = nn.ModuleList(DecoderLayer(width, heads, ffn) for _ in range(layers))
+        self.open_keys = OpenKeys()
+        self.decoder_norm = nn.LayerNorm(width)
+        self.class_embed = nn.Linear(width, classes + 1)
+        self.mask_embed = MaskEmbedding(width)
+
+    def predict(self, x: Tensor, pixels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Class logits [F, Q, K + 1] and mask logits [F, Q, *size] of queries x [F, Q, C]."""
+        x = self.decoder_norm(x)
+        masks = self.mask_embed(x) @ pixels.transpose(1, 2)
+        return self.class_embed(x), masks.unflatten(2, size)
+
+    def forward(
+        self, maps: Sequence[Tensor], pixels: Tensor, size: tuple[int, int], sound: Tensor | None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """maps: P_4, P_3, P_2, [F, C, H_i, W_i], coarse to fine.
+
+        pixels: the fused P_1 as rows [F, H * W, C], size: its (H, W).
+        sound: [F, Q, C], the sound of each query; None without audio queries.
+        Returns class and mask logits before the first layer and after each one.
+        """
+        frames = pixels.shape[0]
+        values, keys, shapes = [], [], []
+        for i, level in enumerate(maps):
+            _, width, h, w = level.shape
+            value = level.flatten(2).transpose(1, 2) + self.level_embed.weight[i]
+            position = sine_positions(h, w, width // 2, level.device).flatten(1).T
+            values.append(value)
+            keys.append(value + position)
+            shapes.append((h, w))
+
+        if self.query_feat is None:
+            if sound is None:
+                raise ValueError("queries made of sound alone need the sound")
+            x = sound
+        else:
+            learned = self.query_feat.weight.expand(frames, -1, -1)
+            x = learned if sound is None else learned + sound
+        place = self.query_embed.weight
+
+        predictions = [self.predict(x, pixels, size)]
+        for i, layer in enumerate(self.layers):
+            level = i % LEVELS
+            open_to = self.open_keys(predictions[-1][1], shapes[level])
+            x = layer(x, place, keys[level], values[level], open_to)
+            predictions.append(self.predict(x, pixels, size))
+        return predictions

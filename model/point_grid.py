@@ -1,0 +1,395 @@
+"""Automatic masks of a whole image from a grid of points (Kirillov et al., Segment Anything,
+section 5 and appendix B; Semantic-SAM's generator differs in settings only).
+
+Grid -> batches of points -> predicted IoU -> stability -> boxes -> suppression -> small regions.
+The order of these steps makes it fast, and no step changes what the public generators return:
+
+- predicted IoUs are known before any mask is made, so that only masks which pass are made;
+- candidates are kept as small logits until suppression has named the few that stay;
+- masks are never run-length coded, and label maps are made without a look at single masks.
+
+There is one crop, the image, so the public generators' filter for masks at a crop's edge, which
+spares the image's own edge, has nothing to remove.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from .mask_regions import logit_boxes, mask_boxes, remove_small_regions, stability
+from .maskige import Merged, mask_areas, merge
+from .point_prompts import (
+    SAM_SETTINGS,
+    SEMANTIC_SAM_SETTINGS,
+    EncodedImage,
+    GridSettings,
+    PointPromptable,
+    Upsampling,
+)
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+__all__ = [
+    "SAM_SETTINGS",
+    "SEMANTIC_SAM_SETTINGS",
+    "GridSettings",
+    "MaskRecord",
+    "PointGrid",
+]
+
+T = TypeVar("T")
+
+CPU_MEMORY = 1 << 30
+"""Memory limit in bytes where none is given and the device is a CPU."""
+
+GPU_SHARE = 0.8
+"""Share of a GPU's free memory that is the limit where none is given."""
+
+CPU_WORKING_SET = 1 << 25
+"""Bytes that a CPU works on at once: larger blocks fall out of its caches and are returned to the
+system after each use, which costs more than the arithmetic."""
+
+
+@dataclass(frozen=True, eq=False)
+class MaskRecord(Mapping[str, Any]):
+    """One mask, by attribute or by key, as the public generators describe it.
+
+    segmentation: [H, W] bool, on the CPU.  bbox: x, y, width, height in pixels, the width being
+    the last column minus the first one.  area: pixels.  predicted_iou: may exceed 1.
+    stability_score: before small regions were cleaned.  point_coords: the point that made the
+    mask; (x, y) in pixels for SAM, (x, y, width, height) in 0..1 for Semantic-SAM.
+    crop_box: x, y, width, height of the image.
+    """
+
+    segmentation: Tensor
+    bbox: list[int]
+    area: int
+    predicted_iou: float
+    stability_score: float
+    point_coords: list[list[float]]
+    crop_box: list[int]
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.__dataclass_fields__:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return (field.name for field in fields(self))
+
+    def __len__(self) -> int:
+        return len(fields(self))
+
+
+@dataclass(frozen=True)
+class _Masks:
+    """K masks of one image.
+
+    masks: logits [K, h, w] float32, or bool [K, H, W] at the image's size.
+    boxes: [K, 4] int64.  ious, stability: [K] float32.  points: [K, 2 or 4] float64, as reported.
+    """
+
+    masks: Tensor
+    boxes: Tensor
+    ious: Tensor
+    stability: Tensor
+    points: Tensor
+
+    def __getitem__(self, index: Tensor) -> "_Masks":
+        return _Masks(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    @staticmethod
+    def joined(parts: Sequence["_Masks"]) -> "_Masks":
+        return _Masks(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(_Masks)))
+
+    @staticmethod
+    def none(size: tuple[int, int]) -> "_Masks":
+        nothing = torch.zeros(0)
+        boxes = torch.zeros(0, 4, dtype=torch.int64)
+        masks = torch.zeros(0, *size, dtype=torch.bool)
+        return _Masks(masks, boxes, nothing, nothing, torch.zeros(0, 2))
+
+
+class PointGrid:
+    """Automatic mask generator of one network.
+
+    Settings that are not given are those of the network's own project. Memory: `memory_limit`
+    bytes bound what is worked on at once (images, points, masks); running out of memory halves
+    that and goes on. Where points see each other (Semantic-SAM), `points_per_batch` is part of the
+    result and is never changed: running out of memory there is an error.
+    """
+
+    def __init__(
+        self,
+        net: "PointPromptable | Sam",
+        *,
+        points_per_side: int | None = None,
+        points_per_batch: int | None = None,
+        levels: Sequence[int] | None = None,
+        pred_iou_thresh: float | None = None,
+        stability_score_thresh: float | None = None,
+        stability_score_offset: float | None = None,
+        box_nms_thresh: float | None = None,
+        crop_nms_thresh: float | None = None,
+        min_mask_region_area: int | None = None,
+        memory_limit: int | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        """net: a `SemanticSam`, segment-anything's `Sam`, or anything that is `PointPromptable`.
+
+        autocast: torch.bfloat16 or torch.float16 for the network; float32 if None. Thresholds,
+        mask logits and everything after them are float32 in any case.
+        Raises ValueError for settings out of range and for levels that the network lacks.
+        """
+        self.net = _point_promptable(net)
+        given = {
+            "points_per_side": points_per_side,
+            "points_per_batch": points_per_batch,
+            "levels": None if levels is None else tuple(levels),
+            "pred_iou_thresh": pred_iou_thresh,
+            "stability_score_thresh": stability_score_thresh,
+            "stability_score_offset": stability_score_offset,
+            "box_nms_thresh": box_nms_thresh,
+            "crop_nms_thresh": crop_nms_thresh,
+            "min_mask_region_area": min_mask_region_area,
+        }
+        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        self.settings = replace(self.net.settings, **chosen)
+        self.internal_levels = self.net.internal_levels(self.settings.levels)
+        if self.settings.points_per_side < 1 or self.settings.points_per_batch < 1:
+            raise ValueError("points_per_side and points_per_batch must be at least 1")
+        if self.settings.min_mask_region_area < 0:
+            raise ValueError("min_mask_region_area must not be negative")
+        if memory_limit is not None and memory_limit < 1:
+            raise ValueError("memory_limit must be at least 1 byte")
+        self.memory_limit = memory_limit
+        self.autocast = autocast
+
+    def records(self, image: Tensor) -> list[MaskRecord]:
+        """Masks of an image in the public generator's order.
+
+        image: [3, H, W] uint8, RGB; or [1, H, W], grey, which is read as three equal channels.
+        An image without masks gives an empty list.  Raises ValueError for other shapes or types.
+        """
+        height, width = image.shape[-2:]
+        with torch.no_grad():
+            found = next(self._found(_checked(image[None])))
+            areas = mask_areas(found.masks).tolist()
+            boxes = torch.cat([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], dim=1)
+            columns = [boxes, found.ious, found.stability, found.points]
+            rows = zip(found.masks.cpu(), areas, *(c.tolist() for c in columns), strict=True)
+        return [
+            MaskRecord(
+                segmentation=mask,
+                bbox=box,
+                area=area,
+                predicted_iou=iou,
+                stability_score=score,
+                point_coords=[point],
+                crop_box=[0, 0, width, height],
+            )
+            for mask, area, box, iou, score, point in rows
+        ]
+
+    def merged(self, images: Tensor) -> list[Merged]:
+        """Label maps of several images of one size, which are encoded together.
+
+        images: [B, 3 or 1, H, W] uint8.  Beside its label map each tells how many masks beyond 255
+        had no place in it. Tensors stay on the network's device.
+        """
+        with torch.no_grad():
+            return [merge(found.masks) for found in self._found(_checked(images))]
+
+    def label_maps(self, images: Tensor) -> Tensor:
+        """[B, 3 or 1, H, W] uint8 -> [B, H, W] uint8, as `label_map`."""
+        if len(images) == 0:
+            return torch.zeros(images.shape[0], *images.shape[-2:], dtype=torch.uint8)
+        return torch.stack([merged.label_map for merged in self.merged(images)])
+
+    def label_map(self, image: Tensor) -> Tensor:
+        """The records' masks, merged: [3 or 1, H, W] uint8 -> [H, W] uint8.
+
+        0 where no mask lies; an image without masks gives zeros. Of more than 255 masks the
+        smallest 255 are kept (`merged` tells how many are not).
+        """
+        return self.label_maps(image[None])[0]
+
+    def _found(self, images: Tensor) -> Iterator[_Masks]:
+        """The final masks, bool [K, H, W], of each image."""
+        at_once = self._limit() // self.net.image_bytes(*images.shape[-2:])
+        for group in _batches(len(images), at_once, lambda part: self._encoded(images[part])):
+            for image in group:
+                candidates = self._candidates(image)
+                if candidates:
+                    yield self._cleaned(self._distinct(image, _Masks.joined(candidates)))
+                else:
+                    yield _Masks.none(image.upsampling.size)
+
+    def _encoded(self, images: Tensor) -> Sequence[EncodedImage]:
+        with self._precision():
+            return self.net.encode(images.to(self.net.device))
+
+    def _candidates(self, image: EncodedImage) -> list[_Masks]:
+        """Masks that pass the filters, in the grid's order."""
+        grid = _grid(self.settings.points_per_side, self.net.device)
+        places = image.coordinates(grid)
+        size, fixed = self.settings.points_per_batch, self.net.points_interact
+        if not fixed:
+            size = min(size, self._working_set() // self.net.point_bytes(*image.upsampling.size))
+        batches = _batches(
+            len(grid), size, lambda part: self._good(image, grid[part], places[part]), fixed
+        )
+        return [masks for batch in batches for masks in batch]
+
+    def _good(self, image: EncodedImage, points: Tensor, places: Tensor) -> list[_Masks]:
+        """Candidates of a batch of points that pass the filters for predicted IoU and stability.
+
+        places: the points as reported, [P, 2 or 4].
+        """
+        with self._precision():
+            decoded = image.decode(points, self.settings.levels)
+        wanted = self.settings.pred_iou_thresh
+        passing = (decoded.ious > wanted) | (self.settings.zero_keeps_all and wanted <= 0)
+        chosen = passing.nonzero()[:, 0]
+        places = places.repeat_interleave(len(decoded.ious) // len(points), dim=0)
+        upsampling, found = image.upsampling, list[_Masks]()
+        for numbers in chosen.split(max(1, self._limit() // upsampling.small_bytes)):
+            if len(numbers) == 0:
+                continue
+            with self._precision():
+                small = upsampling.needed(decoded.logits(numbers))
+            stable = _batches(
+                len(small),
+                self._working_set() // upsampling.large_bytes,
+                lambda part, small=small, numbers=numbers: self._stable(
+                    upsampling, small[part], decoded.ious[numbers[part]], places[numbers[part]]
+                ),
+            )
+            found.extend(stable)
+        return found
+
+    def _stable(
+        self, upsampling: Upsampling, small: Tensor, ious: Tensor, places: Tensor
+    ) -> _Masks:
+        """Those of the masks `small` ([K, h, w] logits) that are stable, with their boxes."""
+        threshold, wanted = self.net.mask_threshold, self.settings.stability_score_thresh
+        large = upsampling(small)
+        scores = stability(large, threshold, self.settings.stability_score_offset)
+        # Only a filter that is switched off lets the NaN of an empty mask through.
+        passing = (scores >= wanted) | (self.settings.zero_keeps_all and wanted <= 0)
+        kept = passing.nonzero()[:, 0]
+        boxes = logit_boxes(large, threshold)[kept]
+        # Whatever is smaller waits for the suppression.
+        bits = large.shape[1:].numel() <= 4 * small.shape[1:].numel()
+        masks = large[kept] > threshold if bits else small[kept]
+        return _Masks(masks, boxes, ious[kept], scores[kept], places[kept])
+
+    def _distinct(self, image: EncodedImage, found: _Masks) -> _Masks:
+        """Masks whose boxes do not repeat a better one, by falling predicted IoU, as bool."""
+        found = found[nms(found.boxes.float(), found.ious, self.settings.box_nms_thresh)]
+        if found.masks.dtype == torch.bool:
+            return found
+        upsampling = image.upsampling
+        nothing = found.masks.new_zeros(0, *upsampling.size, dtype=torch.bool)
+        masks = _batches(
+            len(found.masks),
+            self._working_set() // upsampling.large_bytes,
+            lambda part: upsampling(found.masks[part]) > self.net.mask_threshold,
+        )
+        return replace(found, masks=torch.cat([nothing, *masks]))
+
+    def _cleaned(self, found: _Masks) -> _Masks:
+        """Without small regions. Masks that lost or gained pixels come after the others, and give
+        way to them where they have become the same; scores are not made anew."""
+        area = self.settings.min_mask_region_area
+        if area == 0:
+            return found
+        masks, changed = remove_small_regions(found.masks, area)
+        boxes = mask_boxes(masks)
+        overlap = max(self.settings.box_nms_thresh, self.settings.crop_nms_thresh)
+        kept = nms(boxes.float(), (~changed).float(), overlap)
+        return replace(found, masks=masks, boxes=boxes)[kept]
+
+    def _precision(self) -> torch.autocast:
+        enabled = self.autocast is not None
+        return torch.autocast(self.net.device.type, dtype=self.autocast, enabled=enabled)
+
+    def _limit(self) -> int:
+        if self.memory_limit is not None:
+            return self.memory_limit
+        if self.net.device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self.net.device)[0] * GPU_SHARE)
+        return CPU_MEMORY
+
+    def _working_set(self) -> int:
+        """Bytes that points and full-size masks may take at once."""
+        on_cpu = self.net.device.type == "cpu"
+        return min(self._limit(), CPU_WORKING_SET) if on_cpu else self._limit() // 4
+
+
+def _point_promptable(net: "PointPromptable | Sam") -> PointPromptable:
+    # By its parts and not by its class: segment-anything is imported only by those who use it.
+    if all(hasattr(net, part) for part in ("image_encoder", "prompt_encoder", "mask_decoder")):
+        from .sam_points import SamPoints
+
+        return SamPoints(cast("Sam", net))
+    return cast("PointPromptable", net)
+
+
+def _checked(images: Tensor) -> Tensor:
+    """[B, 3, H, W] uint8; ValueError for what is no image."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(
+            f"an image is [3, H, W] or [1, H, W] uint8, not {list(images.shape[1:])} {images.dtype}"
+        )
+    if 0 in images.shape[2:]:
+        raise ValueError("an image has at least one pixel")
+    return images.expand(-1, 3, -1, -1)
+
+
+def _grid(points_per_side: int, device: torch.device) -> Tensor:
+    """Centres of a grid of cells, [points, 2] float64 as (x, y) in 0..1, x varying fastest."""
+    half = 1 / (2 * points_per_side)
+    line = torch.linspace(half, 1 - half, points_per_side, dtype=torch.float64, device=device)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    return torch.stack([x.flatten(), y.flatten()], dim=1)
+
+
+def _batches(count: int, size: int, run: Callable[[slice], T], fixed: bool = False) -> Iterator[T]:
+    """`run` for consecutive slices of `count` things, `size` at a time.
+
+    Running out of memory halves the size and goes on, down to one thing, unless it is `fixed`.
+    """
+    size, start = max(1, size), 0
+    while start < count:
+        part = slice(start, min(start + size, count))
+        try:
+            result = run(part)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            if fixed:
+                raise MemoryError(
+                    f"no memory for {size} points at once; points that see each other are never "
+                    "split in silence: choose fewer points_per_batch, which is another result"
+                ) from error
+            if size == 1:
+                raise
+        else:
+            yield result
+            start = part.stop
+            continue
+        size = (size + 1) // 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(
+        error, torch.OutOfMemoryError | MemoryError
+    ) or "can't allocate memory" in str(error)

@@ -1,0 +1,95 @@
+"""Every number of the network and its criterion in one frozen record.
+
+The defaults are the public COMBO-R50 on S4 (paper, section 4.2; SPEC). A small network for CPUs
+is the same record with other values.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Fidelity = Literal["reference", "paper"]
+Sem = Literal["separate", "shared", "off"]
+Fusion = Literal["bilateral", "visual", "audio", "none"]
+Queries = Literal["add", "all", "none"]
+Annotated = Literal["all", "first"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComboSettings:
+    """What `Combo` and `Criterion` are built from. Raises ValueError for what cannot be built."""
+
+    backbone: str = "resnet50"
+    """timm name; needs features at strides 4, 8, 16 and 32."""
+    classes: int = 2
+    """K: background included, "no object" not."""
+    fidelity: Fidelity = "reference"
+    """Public code with its quirks, or the paper's text: see `fidelity.py`."""
+
+    sem: Sem = "separate"
+    """Siam encoder: two encoders, one for both, or none (Table 4)."""
+    fusion: Fusion = "bilateral"
+    """Which of pixels and sound the fusion changes (Table 5)."""
+    queries: Queries = "add"
+    """Sound added to the learned queries, sound alone, learned ones alone (Table 6)."""
+
+    image_size: int = 224
+    """Pixels; only backbones with a fixed grid (Swin) need it to be right."""
+    size_divisor: int = 32
+    """Images are padded with zeros, right and bottom, to multiples of this many pixels."""
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """RGB, 0..255, for frames and Maskiges alike."""
+
+    width: int = 256
+    """C: channels of the pixel embeddings and queries."""
+    heads: int = 8
+    drop_path: float = 0.0
+    """Stochastic depth of the backbones, 0 at the first block to this at the last."""
+    sem_reduction: int = 16
+    pixel_layers: int = 6
+    pixel_ffn: int = 1024
+    pixel_points: int = 4
+    audio_dim: int = 128
+    """D: numbers of one frame's sound."""
+    audio_hidden: int = 4096
+    fusion_heads: int = 8
+    fusion_dropout: float = 0.1
+    fusion_scale: float = 1e-4
+    """Layer scale of the reference's fusion at the start."""
+    max_frames: int = 10
+    """T at most, for the paper's learned sound positions only."""
+    query_count: int = 100
+    decoder_layers: int = 9
+    decoder_ffn: int = 2048
+
+    lambda_cls: float = 2.0
+    lambda_mask: float = 5.0
+    lambda_dice: float = 5.0
+    lambda_ada: float | None = None
+    """None: what the fidelity says for objects (K = 2) or semantic classes."""
+    no_object_weight: float = 0.1
+    annotated: Annotated = "all"
+    """Frames of a clip with labels in training; S4 has them for the first frame only."""
+    mask_points: int = 12544
+    oversample: float = 3.0
+    importance: float = 0.75
+
+    def __post_init__(self) -> None:
+        known = {
+            "fidelity": ("reference", "paper"),
+            "sem": ("separate", "shared", "off"),
+            "fusion": ("bilateral", "visual", "audio", "none"),
+            "queries": ("add", "all", "none"),
+            "annotated": ("all", "first"),
+        }
+        for name, choices in known.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {choices}")
+        if self.width % 4 or self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of 4 and of {self.heads} heads")
+        if self.width % self.fusion_heads:
+            raise ValueError(f"width {self.width} is not a multiple of fusion_heads")
+        if self.classes < 1 or self.decoder_layers < 1 or self.query_count < 1:
+            raise ValueError("classes, decoder_layers and query_count are at least 1")
+        if self.size_divisor % 32:
+            raise ValueError(f"size_divisor {self.size_divisor} is not a multiple of 32")

@@ -1,0 +1,117 @@
+"""The one module that prints: results on standard output, progress and notes on standard error."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_WIDTH = 160
+"""Columns of a table that goes into a file or a pipe."""
+
+SECONDS_BETWEEN_LINES = 10.0
+"""How often progress is told when there is no terminal to draw a bar on."""
+
+
+class Output:
+    """Where a command's words go. quiet: no progress and no notes.  as_json: results as JSON."""
+
+    def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
+        self.quiet, self.as_json = quiet, as_json
+        self.out = Console(
+            soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH
+        )
+        self.err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    def note(self, text: str) -> None:
+        """A line for people."""
+        if not self.quiet:
+            self.err.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """A line that people must see, also with --quiet."""
+        self.err.print(text, markup=False)
+
+    def result(self, text: str) -> None:
+        self.out.print(text, markup=False)
+
+    def json(self, value: Any) -> None:
+        sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+    def table(
+        self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None
+    ) -> None:
+        """A table; numbers to the right. With no terminal its full width is kept."""
+        rows = [["" if cell is None else str(cell) for cell in row] for row in rows]
+        table = Table(title=title, title_justify="left")
+        for i, name in enumerate(columns):
+            right = bool(rows) and all(_is_number(row[i]) for row in rows)
+            table.add_column(name, justify="right" if right else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.out.print(table)
+
+    def bar(self, title: str, total: int) -> "Bar":
+        return Bar(self, title, total)
+
+
+class Bar(AbstractContextManager["Bar"]):
+    """A progress bar on a terminal, a line now and then elsewhere, nothing when quiet."""
+
+    def __init__(self, output: Output, title: str, total: int) -> None:
+        self._output, self._title, self._total, self._done = output, title, total, 0
+        self._progress: Progress | None = None
+        self._told = time.monotonic()
+        if not output.quiet and output.err.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=output.err,
+            )
+
+    def __enter__(self) -> "Bar":
+        if self._progress:
+            self._progress.start()
+            self._progress.add_task(self._title, total=self._total, note="")
+        return self
+
+    def advance(self, by: int = 1, note: str = "") -> None:
+        self._done += by
+        if self._progress:
+            self._progress.update(self._progress.task_ids[0], advance=by, note=note)
+        elif time.monotonic() - self._told > SECONDS_BETWEEN_LINES:
+            self._told = time.monotonic()
+            self._output.note(f"{self._title}: {self._done}/{self._total} {note}".rstrip())
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._progress:
+            self._progress.stop()
+
+
+def duration(seconds: float | None) -> str:
+    """`95` -> `1 min 35 s`."""
+    if seconds is None:
+        return ""
+    seconds = round(seconds)
+    hours, minutes = seconds // 3600, seconds // 60 % 60
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {seconds % 60:02d} s" if minutes else f"{seconds} s"
+
+
+def _is_number(cell: str) -> bool:
+    return cell.replace(".", "", 1).replace("-", "", 1).replace(",", "").isdigit() or not cell

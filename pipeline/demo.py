@@ -1,0 +1,117 @@
+"""`combo demo`: the whole road once, small enough for two CPU cores and a cup of tea."""
+
+import time
+from pathlib import Path
+
+from torch import Tensor
+
+from . import durable
+from .commands.runs import run_trainer
+from .commands.stages import run_stages
+from .console import Output, duration
+from .errors import ComboError
+from .evaluate import Evaluation, Sound, as_json, measure, open_run, open_split
+from .jobs.run import Options
+from .manifest import load_manifest
+from .report import Panel, contact_sheet, panel
+from .sample import write_sample
+from .train.loader import Batch
+from .train.run_folder import RunFolder
+from .train.start import resume, start
+from .train.trainer import choose_device
+
+CLIPS = (100, 8, 24)
+"""Clips in train, val and test."""
+
+SUBSET = "ms3"
+SHOWN = 4
+"""Clips in the picture."""
+
+MANIFEST = """\
+# Written by `combo demo`. Try: combo train --preset combo-small-ms3 --manifest THIS_FILE
+store: store
+data_sets:
+  ms3: {layout: avsbench-ms3, root: sample/AVSBench_object/Multi-sources}
+stages:
+  frames: {size: 128}
+  audio: {encoder: mel-stats}
+  maskige: {generator: felzenszwalb, at: stored}
+"""
+
+
+def run_demo(output: Output, folder: Path) -> None:
+    """Sample data, three stages, training, evaluation with right and swapped sound, a picture.
+
+    Writes demo.json, contact_sheet.png and everything on the way below `folder`; given again, it
+    goes on where it stopped. Raises ComboError for a folder that holds something else.
+    """
+    started = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest_file = folder / "data_manifest.yaml"
+    if manifest_file.exists() and manifest_file.read_text() != MANIFEST:
+        raise ComboError(f"{manifest_file} is not the demo's; give another folder with --out")
+    durable.write_bytes(manifest_file, MANIFEST.encode())
+    manifest = load_manifest(manifest_file)
+
+    none = (0, 0, 0)
+    with output.bar("sample data", sum(CLIPS)) as bar:
+        write_sample(
+            folder / "sample", none, CLIPS, none, progress=lambda _done, _total: bar.advance()
+        )
+    if not run_stages(output, manifest, "all", [SUBSET], [], Options(workers=2)):
+        raise ComboError(f"a clip of the sample failed; remove {folder} and run the demo again")
+
+    run = RunFolder(folder / "run")
+    if run.last.exists():
+        trainer = resume(run.root)
+    else:
+        trainer = start(manifest, f"combo-small-{SUBSET}", (), run.root)
+    if trainer.iteration < trainer.settings.iterations:
+        run_trainer(output, trainer)
+
+    panels: list[Panel] = []
+    right = _evaluate(output, run, "right", panels)
+    swapped = _evaluate(output, run, "swapped", [])
+    contact_sheet(folder / "contact_sheet.png", panels)
+    result = {
+        "subset": {
+            "name": SUBSET,
+            "M_J": round(right.m_j, 4),
+            "M_F": round(right.m_f, 4),
+            "M_J_swapped_sound": round(swapped.m_j, 4),
+            "M_F_swapped_sound": round(swapped.m_f, 4),
+        },
+        "right": as_json(right),
+        "swapped": as_json(swapped),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    durable.write_json(folder / "demo.json", result)
+    if output.as_json:
+        output.json(result)
+        return
+    output.table(
+        ("sound", "M_J", "M_F"),
+        (
+            (name, f"{100 * each.m_j:.1f}", f"{100 * each.m_f:.1f}")
+            for name, each in (("right", right), ("swapped between clips", swapped))
+        ),
+        title=f"{SUBSET} test split, {len(right.clips)} clips",
+    )
+    output.result(f"{folder / 'contact_sheet.png'}: frames, Maskiges, truth and prediction")
+    output.result(f"{folder / 'demo.json'}: these numbers")
+    output.note(f"took {duration(time.monotonic() - started)}")
+
+
+def _evaluate(output: Output, run: RunFolder, sound: Sound, panels: list[Panel]) -> Evaluation:
+    """Scores on the test split; the first clips are added to `panels`."""
+    reader = open_split(run, "test")
+    device = choose_device("auto")
+
+    with output.bar(f"test, {sound} sound", len(reader)) as bar:
+
+        def on_clip(clip: Batch, scores: Tensor) -> None:
+            bar.advance()
+            if len(panels) < SHOWN:
+                panels.append(panel(clip.clips[0], clip, scores))
+
+        return measure(open_run(run, device), reader, device, sound=sound, on_clip=on_clip)

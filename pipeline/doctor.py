@@ -1,0 +1,99 @@
+"""What is there, what is missing, and which command makes it."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .errors import ComboError
+from .jobs.status import progress
+from .manifest import Manifest
+from .preprocess.encoders import encoder
+from .preprocess.generators import generator
+from .preprocess.tasks import STAGES, layout_of, splits_of
+from .weights import locate
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. mend: what makes it good; empty when it is."""
+
+    what: str
+    good: bool
+    state: str
+    mend: str = ""
+
+
+def examine(manifest: Manifest) -> list[Finding]:
+    """Look at manifest, data sets, weights and store; opens no media."""
+    return [
+        Finding("manifest", True, str(manifest.file)),
+        *_device(),
+        *_store(manifest),
+        *_weights(manifest),
+        *(f for name in manifest.data_sets for f in _data_set(manifest, name)),
+    ]
+
+
+def _device() -> Iterator[Finding]:
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    state = ", ".join(gpus) or f"no GPU; {os.cpu_count()} CPU cores"
+    yield Finding("device", True, f"{state}; torch {torch.__version__}")
+
+
+def _store(manifest: Manifest) -> Iterator[Finding]:
+    try:
+        store = manifest.store_path
+    except ComboError as error:
+        yield Finding("store", False, "not set", str(error))
+        return
+    home = store
+    while not home.exists() and home != home.parent:
+        home = home.parent
+    disk = os.statvfs(home)
+    free = f"{disk.f_bavail * disk.f_frsize / 1e9:.1f} GB free"
+    if os.access(home, os.W_OK):
+        yield Finding("store", True, f"{store}, {free}")
+    else:
+        yield Finding(
+            "store", False, f"{store} cannot be written", "give another: export COMBO_STORE=FOLDER"
+        )
+
+
+def _weights(manifest: Manifest) -> Iterator[Finding]:
+    wanted = [*encoder(manifest.stages.audio.encoder).weights]
+    if name := generator(manifest.stages.maskige.generator).weights:
+        wanted.append(name)
+    for name in wanted:
+        try:
+            path = locate(name, manifest.weight_paths())
+            yield Finding(f"weights {name}", True, str(path))
+        except ComboError as error:
+            yield Finding(f"weights {name}", False, "missing", str(error))
+
+
+def _data_set(manifest: Manifest, name: str) -> Iterator[Finding]:
+    try:
+        root, splits = manifest.root(name), splits_of(manifest, name)
+        rules = layout_of(manifest, name)
+        counts = {split: len(rules.clips(root, split)) for split in splits}
+    except ComboError as error:
+        yield Finding(f"data set {name}", False, "not found", str(error))
+        return
+    for split, count in counts.items():
+        expected = rules.expected.get(split)
+        published = f" of the {expected:,} published" if expected else ""
+        finished = {
+            s.stage: s for s in progress(manifest.store_path, [name], [split]) if s.finished
+        }
+        missing = [stage for stage in STAGES if stage not in finished]
+        state = f"{count:,} clips{published}; " + (
+            f"to do: {', '.join(missing)}" if missing else "preprocessed"
+        )
+        failed = {s.stage: s.failed for s in finished.values() if s.failed}
+        if failed:
+            state += f"; failed: {', '.join(f'{n} in {stage}' for stage, n in failed.items())}"
+        stage = missing[0] if len(missing) == 1 else "all"
+        mend = f"combo preprocess {stage} --data {name} --split {split}" if missing else ""
+        yield Finding(f"{name}/{split}", not missing, state, mend)

@@ -1,0 +1,240 @@
+"""data_manifest.yaml as validated, frozen models: data sets, store, stages' settings, weights.
+
+Paths may hold `${NAME}` and `${NAME:-value}`, filled from the environment when the path is used, so
+that a manifest may name data sets that this machine does not have. A relative path is relative to
+the manifest's folder; in the manifest that is installed with combo, to the working folder.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
+
+from .errors import ComboError
+
+FILE_NAME = "data_manifest.yaml"
+_INSTALLED = Path(__file__).parent.parent / FILE_NAME
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
+
+Fit = Literal["squash", "crop"]
+
+
+def _square(value: Any) -> Any:
+    return (value, value) if isinstance(value, int) else value
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSet(Model):
+    """One data set: where it lies, what its folders are like, how frames reach their size."""
+
+    layout: str
+    root: str
+    splits: tuple[str, ...] | None = None
+    """Which splits to use; all of the layout's when left out."""
+    fit: dict[str, Fit] = Field(default_factory=dict)
+    """Per split: `squash` to the size, or short side to the size and `crop` the centre."""
+    frames_per_clip: int = Field(default=10, ge=1, le=1000)
+    """Layout `folders` only: the most frames that a clip may have."""
+    seconds_per_frame: float = Field(default=1.0, gt=0)
+    """Layout `folders` only: the distance of the frames taken from a video, in seconds."""
+
+
+class FramesSettings(Model):
+    size: Annotated[tuple[int, int], BeforeValidator(_square)] = (224, 224)
+    """Height and width in the store, in pixels; multiples of 32."""
+
+
+class AudioSettings(Model):
+    encoder: str = "vggish"
+    """`vggish` or `mel-stats`."""
+    windows: Literal["avsbench", "centred"] = "avsbench"
+    """Which 0.96 s of sound belong to a frame: the benchmark's rule, or around its time."""
+
+
+class FelzenszwalbSettings(Model):
+    """Felzenszwalb and Huttenlocher's graph segmentation, scikit-image's parameters."""
+
+    scale: float = Field(default=200.0, gt=0)
+    sigma: float = Field(default=0.8, ge=0)
+    min_size: int = Field(default=60, ge=1)
+    """Smallest segment, in pixels."""
+
+
+class GridSettings(Model):
+    """An automatic mask generator, by the names of the public ones."""
+
+    points_per_side: int = Field(default=32, ge=1)
+    points_per_batch: int = Field(default=64, ge=1)
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    stability_score_offset: float = 1.0
+    box_nms_thresh: float = 0.7
+    min_mask_region_area: int = Field(default=0, ge=0)
+    """Holes and islands with fewer pixels are removed."""
+
+
+class SamSettings(GridSettings):
+    """segment-anything's automatic mask generator, its own defaults."""
+
+
+class SemanticSamSettings(GridSettings):
+    """Semantic-SAM's, its own defaults; level 3 is the paper's."""
+
+    level: int = Field(default=3, ge=1, le=6)
+    """Granularity asked for."""
+    points_per_batch: int = Field(default=200, ge=1)
+    """Part of the result: the points of a batch see each other."""
+    stability_score_thresh: float = 0.92
+    min_mask_region_area: int = Field(default=10, ge=0)
+
+
+class MaskigeSettings(Model):
+    generator: str = "semantic-sam-l"
+    """`felzenszwalb`, `sam-vit-b|l|h` or `semantic-sam-t|l`."""
+    at: Literal["native", "stored"] = "native"
+    """Make masks on the frame at its own size, or at the size in the store."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of a network; bf16 and fp16 are for GPUs. Part of the result."""
+    memory_limit: ByteSize | None = None
+    """Working memory of a network, such as 8GB; by default what the device has. Not part of the
+    result."""
+    felzenszwalb: FelzenszwalbSettings = FelzenszwalbSettings()
+    sam: SamSettings = SamSettings()
+    semantic_sam: SemanticSamSettings = SemanticSamSettings()
+
+
+class Stages(Model):
+    frames: FramesSettings = FramesSettings()
+    audio: AudioSettings = AudioSettings()
+    maskige: MaskigeSettings = MaskigeSettings()
+
+
+class WeightFile(Model):
+    path: str | None = None
+    sha256: str | None = None
+    """Expected digest (hex); the first digits are enough."""
+
+
+class Manifest(Model):
+    store: str = "${COMBO_STORE:-store}"
+    clips_per_unit: int = Field(default=8, ge=1, le=4096)
+    """Clips a unit of work: what one task computes and writes at once, the most a kill loses."""
+    data_sets: dict[str, DataSet]
+    stages: Stages = Stages()
+    weights: dict[str, WeightFile] = Field(default_factory=dict)
+
+    folder: Path = Path()
+    """The folder that relative paths are relative to."""
+    file: Path = Path(FILE_NAME)
+
+    def path(self, text: str, of: str) -> Path:
+        """A path of this manifest with its variables filled. of: what it is, for the error."""
+
+        def fill(match: re.Match[str]) -> str:
+            name, default = match.group(1), match.group(2)
+            value = os.environ.get(name) or default
+            if value is None:
+                raise ComboError(
+                    f"{of} in {self.file} needs ${{{name}}}, which is not set; "
+                    f"run: export {name}=FOLDER"
+                )
+            return value
+
+        return self.folder / Path(_VARIABLE.sub(fill, text)).expanduser()
+
+    @property
+    def store_path(self) -> Path:
+        return self.path(self.store, "store")
+
+    def root(self, data_set: str) -> Path:
+        return self.path(self.data_sets[data_set].root, f"data_sets.{data_set}.root")
+
+    def weight_paths(self) -> dict[str, Path]:
+        """The weights that this manifest gives a path for."""
+        return {
+            name: self.path(entry.path, f"weights.{name}.path")
+            for name, entry in self.weights.items()
+            if entry.path is not None
+        }
+
+    def choose(self, data_sets: Sequence[str]) -> list[str]:
+        """The data sets asked for; with none named, all whose root's variables are set."""
+        for name in data_sets:
+            if name not in self.data_sets:
+                raise ComboError(
+                    f"no data set {name!r} in {self.file}; it names {', '.join(self.data_sets)}"
+                )
+        return list(data_sets) or [n for n, d in self.data_sets.items() if self._can_fill(d.root)]
+
+    def with_stages(
+        self,
+        encoder: str | None = None,
+        generator: str | None = None,
+        memory_limit: str | None = None,
+    ) -> "Manifest":
+        """A copy with another sound encoder, Maskige generator or memory limit, where given.
+
+        Raises ComboError for a memory limit that is no number of bytes.
+        """
+        audio, maskige = self.stages.audio, self.stages.maskige
+        if encoder is not None:
+            audio = audio.model_copy(update={"encoder": encoder})
+        if generator is not None:
+            maskige = maskige.model_copy(update={"generator": generator})
+        if memory_limit is not None:
+            try:
+                limit = TypeAdapter(ByteSize).validate_python(memory_limit)
+            except ValidationError:
+                raise ComboError(f"--memory-limit {memory_limit}: write it as 8GB") from None
+            maskige = maskige.model_copy(update={"memory_limit": limit})
+        stages = self.stages.model_copy(update={"audio": audio, "maskige": maskige})
+        return self.model_copy(update={"stages": stages})
+
+    @staticmethod
+    def _can_fill(text: str) -> bool:
+        return all(
+            os.environ.get(m.group(1)) or m.group(2) is not None for m in _VARIABLE.finditer(text)
+        )
+
+
+def load_manifest(path: Path | None = None) -> Manifest:
+    """Read a manifest: the path given, else ./data_manifest.yaml, else the installed one.
+
+    Raises ComboError with the entry at fault.
+    """
+    import yaml
+
+    file = path or (Path(FILE_NAME) if Path(FILE_NAME).exists() else _INSTALLED)
+    try:
+        value = yaml.safe_load(file.read_text())
+    except FileNotFoundError:
+        raise ComboError(f"no manifest at {file}; give one with --manifest FILE") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ComboError(f"{file} cannot be read as YAML: {reason}") from None
+    if not isinstance(value, dict):
+        raise ComboError(f"{file} holds no mapping; it must name at least data_sets")
+    for reserved in ("folder", "file"):
+        if reserved in value:
+            raise ComboError(f"{file}: {reserved}: no such setting")
+    folder = Path() if file.resolve() == _INSTALLED.resolve() else file.parent
+    try:
+        return Manifest.model_validate({**value, "folder": folder, "file": file})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ComboError(f"{file}: {where}: {first['msg']} (given: {first['input']!r})") from None

@@ -1,0 +1,73 @@
+"""Sound encoders by name: log-mel patches in, 128 numbers a patch out.
+
+To add one, write a function that opens it and name it in ENCODERS, with the weights it needs.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ComboError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Encode = Callable[[Tensor], Tensor]
+    """[N, 96, 64] log-mel patches -> [N, 128]."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """weights: catalogue names of what it needs.  open: weights' files by name -> function."""
+
+    weights: tuple[str, ...]
+    open: "Callable[[Mapping[str, Path]], Encode]"
+
+
+def encoder(name: str) -> Encoder:
+    """The encoder of that name. Raises ComboError."""
+    if name not in ENCODERS:
+        raise ComboError(
+            f"no sound encoder {name!r}; stages.audio.encoder may be {', '.join(ENCODERS)}"
+        )
+    return ENCODERS[name]
+
+
+def _mel_stats(weights: Mapping[str, Path]) -> "Encode":
+    from ...model.vggish import mel_statistics
+
+    del weights
+    return mel_statistics
+
+
+def _vggish(weights: Mapping[str, Path]) -> "Encode":
+    import torch
+
+    from ...model.vggish import VGGish, Whitening, embed
+    from ..weights import load_state
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        network = VGGish.from_state(load_state(weights["vggish"])).to(device)
+        whitening = None
+        if "vggish-pca" in weights:
+            whitening = Whitening.from_state(load_state(weights["vggish-pca"])).to(device)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ComboError(
+            f"the VGGish weights do not fit: {reason}; see combo weights verify"
+        ) from None
+
+    def encode(patches: "Tensor") -> "Tensor":
+        embeddings = embed(network, patches.to(device))
+        return (embeddings if whitening is None else whitening(embeddings)).cpu()
+
+    return encode
+
+
+ENCODERS: Mapping[str, Encoder] = {
+    "vggish": Encoder(("vggish",), _vggish),
+    "vggish-pca": Encoder(("vggish", "vggish-pca"), _vggish),
+    "mel-stats": Encoder((), _mel_stats),
+}

@@ -1,0 +1,168 @@
+"""Maskige generators by name: frames in, label maps out.
+
+A generator is made from the manifest once a process. To add one, write a function that makes it and
+name it in GENERATORS, with the weights it needs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import ComboError
+from ..manifest import FelzenszwalbSettings, MaskigeSettings
+from ..media import Pixels
+
+if TYPE_CHECKING:
+    from ...model.point_grid import PointGrid
+
+MOST_MASKS = np.iinfo(np.uint8).max
+"""As in `combo.model.maskige`, which a process without a network need not import."""
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """One frame's merged masks. label_map: [H,W] uint8.  left_out: masks beyond the 255th."""
+
+    label_map: Pixels
+    masks: int
+    left_out: int
+
+
+Generate = Callable[[Sequence[Pixels]], list[LabelMap]]
+"""Frames of a clip, each [H,W,3] uint8 RGB -> one label map a frame."""
+
+
+@dataclass(frozen=True)
+class Generator:
+    """settings: which of the manifest's settings count (they are part of the fingerprint).
+    weights: the catalogue's name of the weights it needs, or None.
+    open: (settings, weights file, threads) -> the function.
+    """
+
+    settings: Callable[[MaskigeSettings], Mapping[str, Any]]
+    weights: str | None
+    open: Callable[[MaskigeSettings, Path | None, int], Generate]
+
+
+def generator(name: str) -> Generator:
+    """The generator of that name. Raises ComboError."""
+    if name not in GENERATORS:
+        raise ComboError(
+            f"no Maskige generator {name!r}; the manifest may name {', '.join(GENERATORS)}"
+        )
+    return GENERATORS[name]
+
+
+def _felzenszwalb(settings: MaskigeSettings, weights: Path | None, threads: int) -> Generate:
+    from skimage.segmentation import felzenszwalb
+
+    del weights, threads
+    own: FelzenszwalbSettings = settings.felzenszwalb
+
+    def generate(frames: Sequence[Pixels]) -> list[LabelMap]:
+        return [
+            merge_segments(
+                felzenszwalb(frame, scale=own.scale, sigma=own.sigma, min_size=own.min_size)
+            )
+            for frame in frames
+        ]
+
+    return generate
+
+
+def merge_segments(segments: np.ndarray) -> LabelMap:
+    """The Maskige rule for segments that do not overlap: ranks by area, the smallest first.
+
+    segments: [H,W] integers from 0, each value one segment. Gives what
+    `combo.model.maskige.merge` gives for the segments' masks, without making them.
+    """
+    areas = np.bincount(segments.ravel())
+    kept = areas.argsort(kind="stable")[:MOST_MASKS]
+    ranks = np.zeros(len(areas), np.uint8)
+    ranks[kept] = np.arange(1, len(kept) + 1)
+    return LabelMap(ranks[segments], len(areas), len(areas) - len(kept))
+
+
+def _network(name: str, settings: MaskigeSettings, weights: Path) -> "PointGrid":
+    """The mask generator of a network with its weights, on a GPU where there is one."""
+    import torch
+
+    from ...model.point_grid import PointGrid
+    from ...model.semantic_sam import SemanticSam
+    from ..weights import load_state
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
+    limit = None if settings.memory_limit is None else int(settings.memory_limit)
+    state = load_state(weights)
+    try:
+        if name.startswith("semantic-sam"):
+            network = SemanticSam.from_variant(f"swin-{name[-1]}")
+            network.load_published(state)
+            own = settings.semantic_sam
+            levels: tuple[int, ...] | None = (own.level,)
+        else:
+            from segment_anything import sam_model_registry
+
+            network = sam_model_registry[name.removeprefix("sam-").replace("-", "_")]()
+            network.load_state_dict(state)
+            own, levels = settings.sam, None
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ComboError(f"{weights} does not fit {name}: {reason}") from error
+    return PointGrid(
+        network.to(device).eval(),
+        levels=levels,
+        memory_limit=limit,
+        autocast=precision,
+        **own.model_dump(exclude={"level"}),
+    )
+
+
+def _point_grid(name: str) -> Generator:
+    def settings_of(settings: MaskigeSettings) -> Mapping[str, Any]:
+        if not name.startswith("semantic-sam"):
+            return {"precision": settings.precision, **settings.sam.model_dump(mode="json")}
+        own = settings.semantic_sam
+        return {
+            "precision": settings.precision,
+            **own.model_dump(mode="json"),
+            "internal_level": SEMANTIC_SAM_TOKENS[own.level],
+        }
+
+    def open_network(settings: MaskigeSettings, weights: Path | None, threads: int) -> Generate:
+        import torch
+
+        if weights is None:
+            raise ComboError(f"{name} needs weights; run: combo weights fetch {name}")
+        torch.set_num_threads(threads)
+        grid = _network(name, settings, weights)
+
+        def generate(frames: Sequence[Pixels]) -> list[LabelMap]:
+            stack = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+            return [
+                LabelMap(m.label_map.cpu().numpy(), len(m.order) + m.left_out, m.left_out)
+                for m in grid.merged(stack)
+            ]
+
+        return generate
+
+    return Generator(settings_of, name, open_network)
+
+
+SEMANTIC_SAM_TOKENS = {1: 3, 2: 2, 3: 0, 4: 4, 5: 1, 6: 5}
+"""Level asked for -> the network's own token, as the published code maps them: levels look swapped
+to whoever sees only one of the two numbers, so the store records both."""
+
+GENERATORS: Mapping[str, Generator] = {
+    "felzenszwalb": Generator(
+        lambda settings: settings.felzenszwalb.model_dump(mode="json"), None, _felzenszwalb
+    ),
+    **{
+        name: _point_grid(name)
+        for name in ("sam-vit-b", "sam-vit-l", "sam-vit-h", "semantic-sam-t", "semantic-sam-l")
+    },
+}

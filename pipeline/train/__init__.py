@@ -1,0 +1,1 @@
+"""A lean trainer over a finished store: loader, augment, trainer, checkpoint, presets."""

@@ -1,0 +1,119 @@
+"""Training augmentation on the device, a batch at a time (public COMBO settings, SPEC section 9).
+
+Size, crop and flip are drawn once a clip; colours once a frame and once a Maskige, which is how the
+public code behaves: its Maskiges go the images' way, so palette colours blend and shift.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..store import LABEL_IGNORED
+from .loader import Batch
+
+Recipe = Literal["none", "colour-flip", "resize-crop-colour-flip"]
+
+SHORT_SIDES = (
+    112, 134, 156, 179, 201, 224, 246, 268, 291, 313, 336, 358, 380, 403, 425, 448,
+)  # fmt: skip
+"""Short sides in pixels that a 224-pixel frame is resized to; other sizes in proportion."""
+
+PADDING = 128
+
+
+@dataclass(frozen=True)
+class Augment:
+    """recipe: S4 and MS3 use resize-crop-colour-flip, AVSS colour-flip. Raises nothing."""
+
+    recipe: Recipe
+    generator: torch.Generator
+    """On the CPU: what is drawn does not depend on the device."""
+
+    def __call__(self, batch: Batch) -> Batch:
+        if self.recipe == "none":
+            return batch
+        frames, maskige = batch.frames.float(), batch.maskige.float()
+        labels = batch.labels
+        if self.recipe == "resize-crop-colour-flip":
+            frames, maskige, labels = self._resize_and_crop(frames, maskige, labels)
+        frames, maskige = self._jitter(frames), self._jitter(maskige)
+        flip = (self._uniform(len(frames)) < 0.5).to(frames.device)
+        frames = torch.where(flip[:, None, None, None, None], frames.flip(-1), frames)
+        maskige = torch.where(flip[:, None, None, None, None], maskige.flip(-1), maskige)
+        labels = torch.where(flip[:, None, None, None], labels.flip(-1), labels)
+        return replace(batch, frames=frames, maskige=maskige, labels=labels)
+
+    def _uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator)
+
+    def _resize_and_crop(
+        self, frames: Tensor, maskige: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        height, width = frames.shape[-2:]
+        new_frames = torch.full_like(frames, PADDING)
+        new_maskige = torch.full_like(maskige, PADDING)
+        new_labels = torch.full_like(labels, LABEL_IGNORED)
+        for clip in range(len(frames)):
+            side = SHORT_SIDES[int(self._uniform(1) * len(SHORT_SIDES))]
+            size = (round(height * side / 224), round(width * side / 224))
+            rows, columns = min(height, size[0]), min(width, size[1])
+            top = int(self._uniform(1) * (size[0] - rows + 1))
+            left = int(self._uniform(1) * (size[1] - columns + 1))
+            window = (..., slice(top, top + rows), slice(left, left + columns))
+            to = (clip, ..., slice(0, rows), slice(0, columns))
+            for source, target in ((frames, new_frames), (maskige, new_maskige)):
+                resized = F.interpolate(
+                    source[clip], size, mode="bilinear", align_corners=False, antialias=True
+                )
+                target[to] = resized[window]
+            nearest = F.interpolate(labels[clip][None].float(), size, mode="nearest-exact")[0]
+            new_labels[to] = nearest[window].to(labels.dtype)
+        return new_frames, new_maskige, new_labels
+
+    def _jitter(self, pictures: Tensor) -> Tensor:
+        """SSD's colour jitter, drawn anew for every picture of [B,T,3,H,W] in 0..255."""
+        lead = pictures.shape[:2]
+        flat = pictures.flatten(0, 1)
+
+        def draw(low: float, high: float, neutral: float) -> Tensor:
+            """Uniform in low..high with probability one half, else neutral; [N,1,1,1]."""
+            value = low + (high - low) * self._uniform(len(flat))
+            chosen = torch.where(self._uniform(len(flat)) < 0.5, value, neutral)
+            return chosen.to(flat.device)[:, None, None, None]
+
+        early = (self._uniform(len(flat)) < 0.5).to(flat.device)[:, None, None, None]
+        brightness, contrast = draw(-32, 32, 0), draw(0.5, 1.5, 1)
+        saturation, hue = draw(0.5, 1.5, 1), draw(-36, 36, 0)  # 18 steps of two degrees
+        flat = (flat + brightness).clamp(0, 255)
+        flat = torch.where(early, (flat * contrast).clamp(0, 255), flat)
+        flat = shift_colours(flat, saturation, hue)
+        flat = torch.where(early, flat, (flat * contrast).clamp(0, 255))
+        return flat.unflatten(0, lead)
+
+
+def shift_colours(rgb: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
+    """Scale the saturation and turn the hue in HSV space.
+
+    rgb: [N,3,H,W] in 0..255.  saturation: factor, hue: degrees, both [N,1,1,1].  Returns [N,3,H,W].
+    """
+    value = rgb.amax(1, keepdim=True)
+    chroma = value - rgb.amin(1, keepdim=True)
+    safe = chroma.clamp_min(1e-6)
+    red, green, blue = rgb.unbind(1)
+    sector = torch.stack(
+        (
+            ((green - blue) / safe[:, 0]) % 6,
+            (blue - red) / safe[:, 0] + 2,
+            (red - green) / safe[:, 0] + 4,
+        ),
+        1,
+    ).gather(1, rgb.argmax(1, keepdim=True))
+    angle = sector + hue / 60
+    # HSV -> RGB: channel n is V - C * clamp(min(k, 4 - k), 0, 1) with k = (n + angle) mod 6.
+    chroma = torch.minimum(chroma * saturation, value)
+    offsets = torch.tensor([5.0, 3.0, 1.0], device=rgb.device)[None, :, None, None]
+    k = (offsets + angle) % 6
+    return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)

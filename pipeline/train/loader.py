@@ -1,0 +1,212 @@
+"""Clips from a finished store as batches of tensors, read ahead with tensorstore.
+
+Pictures are read when their batch comes; what is small (sound, which frames are annotated)
+is read once when the split is opened. Reads are asynchronous in tensorstore's own threads, so a few
+batches ahead cost no process, no pickling and no copy between processes.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...model.maskige import colour
+from ..errors import ComboError
+from ..jobs.records import read_finished
+from ..store import VALID, Plan, SplitStore, Variant
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips of a batch. T is the most frames a clip of the data set has.
+
+    frames, maskige: [B, T, 3, H, W] uint8 RGB.  labels: [B, T, H, W] uint8, 255 is ignored.
+    sound: [B, T, 128] float32.  present: [B, T] bool, frames that the clip has.  annotated: [B, T]
+    bool, frames with labels.  clips: names.
+    """
+
+    frames: Tensor
+    maskige: Tensor
+    labels: Tensor
+    sound: Tensor
+    present: Tensor
+    annotated: Tensor
+    clips: tuple[str, ...]
+
+    def to(self, device: torch.device) -> "Batch":
+        """What is large; `present` and `annotated` stay on the CPU, where they cost no wait."""
+        moved = {
+            name: getattr(self, name).to(device, non_blocking=True)
+            for name in ("frames", "maskige", "labels", "sound")
+        }
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The three variants of a split that a run is trained or evaluated on."""
+
+    frames: Variant
+    audio: Variant
+    maskige: Variant
+
+    def fingerprints(self) -> dict[str, str]:
+        return {v.stage: v.fingerprint for v in (self.frames, self.audio, self.maskige)}
+
+
+@dataclass(frozen=True)
+class _Pending:
+    rows: np.ndarray
+    reads: tuple[Any, Any, Any]
+
+
+class ClipReader:
+    """The clips of one finished split that every stage could make.
+
+    left_out: names of clips that failed in a stage, with the reason.
+    Raises ComboError when a variant is not finished or belongs to another list of clips.
+    """
+
+    def __init__(self, split: SplitStore, choice: Choice) -> None:
+        self.split, self.choice = split, choice
+        self.plan: Plan = split.plan()
+        self.left_out: dict[str, str] = {}
+        usable = np.ones(len(self.plan.clips), bool)
+        for variant in (choice.frames, choice.audio, choice.maskige):
+            self.left_out |= _failed(split, variant, self.plan)
+            valid = split.read_array(variant, VALID)[: len(self.plan.clips)]
+            usable &= valid.astype(bool)
+        self.rows = np.flatnonzero(usable)
+        if not len(self.rows):
+            raise ComboError(
+                f"no clip of {split} came through all stages; see: "
+                f"combo status --data {split.data_set} --split {split.split}"
+            )
+        self._sound = torch.from_numpy(split.read_array(choice.audio, "embedding"))
+        self._present = torch.from_numpy(split.read_array(choice.frames, "present").astype(bool))
+        self._annotated = torch.from_numpy(
+            split.read_array(choice.frames, "annotated").astype(bool)
+        )
+        self._palette = torch.tensor(choice.maskige.attributes["palette"], dtype=torch.uint8)
+        self._pictures = tuple(
+            split.reader(variant, name)
+            for variant, name in (
+                (choice.frames, "frames"),
+                (choice.frames, "labels"),
+                (choice.maskige, "label_map"),
+            )
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def ask(self, clips: Sequence[int]) -> _Pending:
+        """Start reading clips, given as positions in `rows`."""
+        rows = self.rows[np.asarray(clips)]
+        frames, labels, label_map = (array[rows].read() for array in self._pictures)
+        return _Pending(rows, (frames, labels, label_map))
+
+    def sound(self, clips: Sequence[int]) -> Tensor:
+        """Sound embeddings of clips, given as positions in `rows`: [B, T, 128]."""
+        return self._sound.index_select(0, torch.from_numpy(self.rows[np.asarray(clips)]))
+
+    def sound_statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each of the 128 numbers over all frames of the split."""
+        rows = torch.from_numpy(self.rows)
+        heard = self._sound[rows][self._present[rows]]
+        return heard.mean(0), heard.std(0, correction=0)
+
+    def take(self, pending: _Pending) -> Batch:
+        """Wait for clips asked for."""
+        frames, labels, label_map = (torch.from_numpy(read.result()) for read in pending.reads)
+        rows = torch.from_numpy(pending.rows)
+        # index_select, since tensor[rows] waits for PyTorch's threads, and the cores are busy.
+        return Batch(
+            frames=frames.permute(0, 1, 4, 2, 3),
+            maskige=colour(label_map, self._palette),
+            labels=labels,
+            sound=self._sound.index_select(0, rows),
+            present=self._present.index_select(0, rows),
+            annotated=self._annotated.index_select(0, rows),
+            clips=tuple(self.plan.clips[row] for row in pending.rows),
+        )
+
+    def read(self, clips: Sequence[int]) -> Batch:
+        return self.take(self.ask(clips))
+
+    def batches(self, order: Iterable[Sequence[int]], ahead: int = 4) -> Iterator[Batch]:
+        """The batches of `order`, with up to `ahead` of them being read meanwhile."""
+        pending: deque[_Pending] = deque()
+        for clips in order:
+            pending.append(self.ask(clips))
+            if len(pending) > ahead:
+                yield self.take(pending.popleft())
+        while pending:
+            yield self.take(pending.popleft())
+
+
+def shuffled(clips: int, batch: int, seed: int, first: int, last: int) -> Iterator[list[int]]:
+    """Batches `first` to `last` - 1 of the endless concatenation of shuffled epochs.
+
+    Depends on (clips, batch, seed) alone, so a run that stopped goes on with the same batches.
+    """
+    order = lru_cache(2)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(clips))
+    for iteration in range(first, last):
+        places = range(iteration * batch, (iteration + 1) * batch)
+        yield [int(order(place // clips)[place % clips]) for place in places]
+
+
+def choose_variants(
+    split: SplitStore,
+    wanted: Mapping[str, Mapping[str, Any]],
+    named: Mapping[str, str] | None = None,
+    weights: Mapping[str, Mapping[str, str]] | None = None,
+) -> Choice:
+    """The variant of each stage with the settings `wanted` (stage -> settings).
+
+    named: stage -> name of the variant to take instead.  weights: stage -> digests, when those
+    must be the same too.  Raises ComboError when a stage has none that fits, or several.
+    """
+    chosen: dict[str, Variant] = {}
+    for stage in ("frames", "audio", "maskige"):
+        variants = split.variants(stage)
+        if named and stage in named:
+            fits = [v for v in variants if v.name == named[stage]]
+        else:
+            fits = [v for v in variants if dict(v.settings) == dict(wanted[stage])]
+        if weights is not None:
+            fits = [v for v in fits if dict(v.weights) == dict(weights[stage])]
+        if len(fits) == 1:
+            chosen[stage] = fits[0]
+            continue
+        there = ", ".join(v.name for v in variants) or "none"
+        if not fits:
+            raise ComboError(
+                f"no {stage} of {split} with these settings in {split.store} (there: {there}); "
+                f"run: combo preprocess {stage} --data {split.data_set} --split {split.split}, "
+                f"or choose one with --variant {stage}=NAME"
+            )
+        raise ComboError(
+            f"several variants of {stage} fit {split}: {', '.join(v.name for v in fits)}; "
+            f"choose one with --variant {stage}=NAME"
+        )
+    return Choice(chosen["frames"], chosen["audio"], chosen["maskige"])
+
+
+def _failed(split: SplitStore, variant: Variant, plan: Plan) -> dict[str, str]:
+    finished = read_finished(split, variant)
+    if (
+        finished is None
+        or finished.plan != plan.fingerprint
+        or finished.fingerprint != variant.fingerprint
+    ):
+        raise ComboError(
+            f"{variant.key} of {split} is not finished; run: "
+            f"combo preprocess {variant.stage} --data {split.data_set} --split {split.split}"
+        )
+    return finished.failed

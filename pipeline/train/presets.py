@@ -1,0 +1,151 @@
+"""Training settings: the paper's by name, each of them one `--set key=value` away from another."""
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ...model.presets import PRESETS as NETWORKS
+from ...model.settings import ComboSettings
+from ..errors import ComboError
+from .augment import Recipe
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How a network is trained. Defaults: the paper (section 4.2) and the public S4 settings."""
+
+    preset: str
+    data: str
+    """Data set of the manifest."""
+    initialisation: str = "imagenet"
+    """`imagenet` (backbones), `random`, or a run folder whose best network to start from."""
+    iterations: int = 90_000
+    batch_size: int = 8
+    """Clips an optimiser step."""
+    micro_batch: int = 8
+    """Clips that are in memory at once; gradients of micro-batches are averaged."""
+    learning_rate: float = 1e-4
+    backbone_lr_factor: float = 0.1
+    weight_decay: float = 0.05
+    clip_norm: float = 0.01
+    """Largest L2 norm of all gradients together."""
+    power: float = 0.9
+    """Of the decay: learning_rate * (1 - i / iterations) ** power at iteration i."""
+    warmup: int = 0
+    """Iterations in which the learning rate rises linearly."""
+    precision: Precision = "fp32"
+    augment: Recipe = "resize-crop-colour-flip"
+    evaluate_every: int = 5_000
+    """Iterations between evaluations on the val split; each also writes a checkpoint."""
+    log_every: int = 20
+    seed: int = 0
+    device: str = "auto"
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
+    threads: int = 0
+    """CPU threads; 0 takes one a core."""
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or self.batch_size < 1 or self.evaluate_every < 1:
+            raise ComboError("iterations, batch_size and evaluate_every are at least 1")
+        if not 1 <= self.micro_batch <= self.batch_size or self.batch_size % self.micro_batch:
+            raise ComboError(
+                f"micro_batch {self.micro_batch} must divide batch_size {self.batch_size}; "
+                f"add --set micro_batch={self.batch_size}"
+            )
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything a run depends on beside its data."""
+
+    train: TrainSettings
+    network: ComboSettings
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "train": dataclasses.asdict(self.train),
+            "network": dataclasses.asdict(self.network),
+        }
+
+
+_OBJECT = {"s4": {}, "ms3": {"iterations": 20_000, "evaluate_every": 400}}
+_SEMANTIC = {"avss": {"precision": "fp16", "augment": "colour-flip"}}
+_SMALL = {
+    "initialisation": "random",
+    "iterations": 600,
+    "batch_size": 4,
+    "micro_batch": 4,
+    "learning_rate": 5e-4,
+    "backbone_lr_factor": 1.0,
+    "clip_norm": 1.0,
+    "warmup": 20,
+    "augment": "none",
+    "evaluate_every": 300,
+}
+
+
+def train_settings(preset: str) -> TrainSettings:
+    """The training settings that belong to a network preset, such as `combo-r50-s4`."""
+    if preset not in NETWORKS:
+        raise ComboError(f"no preset {preset!r}; there are {', '.join(NETWORKS)}")
+    subset = preset.rsplit("-", 1)[1]
+    values: dict[str, Any] = {**_OBJECT, **_SEMANTIC}[subset]
+    if preset.startswith("combo-small"):
+        values = _SMALL
+    return TrainSettings(preset=preset, data=subset, **values)
+
+
+def resolve(preset: str, changes: Sequence[str] = ()) -> RunSettings:
+    """A preset with `key=value` changes, of the training or of the network.
+
+    Raises ComboError for a key that neither has, or a value of another type.
+    """
+    train, network = train_settings(preset), NETWORKS[preset]
+    updates: dict[str, dict[str, Any]] = {"train": {}, "network": {}}
+    for change in changes:
+        key, equals, text = change.partition("=")
+        if not equals:
+            raise ComboError(f"--set {change}: write key=value, such as --set iterations=1000")
+        for part, settings in (("train", train), ("network", network)):
+            hints = typing.get_type_hints(type(settings))
+            if key in hints and key != "preset":
+                updates[part][key] = parse(key, text, hints[key])
+                break
+        else:
+            known = [f.name for s in (train, network) for f in dataclasses.fields(s)]
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+            raise ComboError(f"--set {change}: no such setting{hint}")
+    if "batch_size" in updates["train"] and "micro_batch" not in updates["train"]:
+        updates["train"]["micro_batch"] = updates["train"]["batch_size"]
+    try:
+        return RunSettings(
+            dataclasses.replace(train, **updates["train"]),
+            dataclasses.replace(network, **updates["network"]),
+        )
+    except ValueError as error:
+        raise ComboError(f"--set {' '.join(changes)}: {error}") from error
+
+
+def parse(key: str, text: str, wanted: Any) -> Any:
+    """`text` as the type of a setting. Raises ComboError."""
+    import yaml
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(wanted).validate_python(yaml.safe_load(text))
+    except (ValidationError, yaml.YAMLError) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not a value"
+        raise ComboError(f"--set {key}={text}: {reason}") from None
+
+
+def restore(value: dict[str, Any]) -> RunSettings:
+    """Settings as saved with a run (`RunSettings.as_dict` through JSON)."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(RunSettings).validate_python(value)

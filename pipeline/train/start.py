@@ -1,0 +1,176 @@
+"""From a manifest and a preset to a trainer that is ready to go."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...model import Combo
+from ...model.backbones import Backbone
+from ...model.settings import ComboSettings
+from ..errors import ComboError
+from ..manifest import Manifest
+from ..preprocess.tasks import stage_settings
+from ..store import SplitStore, splits_in
+from ..weights import load_state, resolve
+from . import checkpoint
+from .loader import ClipReader, choose_variants
+from .presets import RunSettings
+from .presets import resolve as resolve_settings
+from .run_folder import RunFolder
+from .trainer import Trainer
+
+IMAGENET = {"resnet50": "resnet50", "pvt_v2_b5": "pvt-v2-b5"}
+"""timm's name of a backbone -> the catalogue's name of its ImageNet weights."""
+
+
+def free_folder(wanted: Path) -> Path:
+    """`wanted`, or `wanted-2`, `wanted-3`, ... when it is taken."""
+    folder, number = wanted, 1
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
+
+
+def start(
+    manifest: Manifest,
+    preset: str,
+    changes: Sequence[str],
+    folder: Path,
+    named: Mapping[str, str] | None = None,
+) -> Trainer:
+    """A new run. changes: `key=value` of the settings.  named: stage -> variant in the store.
+
+    Reads the store only. Raises ComboError for unknown settings, stages that are not finished,
+    missing weights.
+    """
+    settings = resolve_settings(preset, changes)
+    data_set = settings.train.data
+    manifest.choose([data_set])
+    splits = [each.split for each in splits_in(manifest.store_path, [data_set])]
+    if "train" not in splits:
+        raise ComboError(
+            f"{manifest.store_path} holds no split 'train' of data set {data_set!r}; "
+            f"run: combo preprocess all --data {data_set}"
+        )
+    wanted = {split: stage_settings(manifest, data_set, split) for split in splits}
+    train = SplitStore(manifest.store_path, data_set, "train")
+    choice = choose_variants(train, wanted["train"], named)
+    weights = {v.stage: dict(v.weights) for v in (choice.frames, choice.audio, choice.maskige)}
+    readers = {"train": ClipReader(train, choice)}
+    if "val" in splits:
+        val = SplitStore(manifest.store_path, data_set, "val")
+        readers["val"] = ClipReader(val, choose_variants(val, wanted["val"], weights=weights))
+    settings = _fit_to_data(settings, readers["train"])
+    network = _network(settings, manifest)
+    data = {
+        "data_set": data_set,
+        "store": str(manifest.store_path.resolve()),
+        "settings": wanted,
+        "weights": weights,
+        "splits": {name: _described(reader) for name, reader in readers.items()},
+    }
+    run = RunFolder.create(folder, settings, data)
+    return Trainer(run, settings, network, readers)
+
+
+def resume(folder: Path) -> Trainer:
+    """A run that goes on from its last checkpoint.
+
+    Raises ComboError when the store is no longer what the run was started on.
+    """
+    run = RunFolder(folder)
+    settings, data = run.settings(), run.data()
+    readers: dict[str, ClipReader] = {}
+    for name, known in data["splits"].items():
+        split = SplitStore(Path(data["store"]), data["data_set"], name)
+        named = {stage: variant["name"] for stage, variant in known["variants"].items()}
+        readers[name] = ClipReader(split, choose_variants(split, {}, named))
+        if _described(readers[name]) != known:
+            raise ComboError(
+                f"{split} in {split.store} has changed since {folder} was started; "
+                f"begin a new run: combo train --preset {settings.train.preset}"
+            )
+    torch.manual_seed(settings.train.seed)
+    trainer = Trainer(run, settings, Combo(settings.network), readers)
+    trainer.resume()
+    return trainer
+
+
+def _fit_to_data(settings: RunSettings, reader: ClipReader) -> RunSettings:
+    """Classes and image size are the data's."""
+    network = dataclasses.replace(
+        settings.network,
+        classes=len(reader.plan.classes),
+        image_size=reader.choice.frames.settings["size"][0],
+        max_frames=max(settings.network.max_frames, reader.plan.frames_per_clip),
+    )
+    return RunSettings(settings.train, network)
+
+
+def _network(settings: RunSettings, manifest: Manifest) -> Combo:
+    torch.manual_seed(settings.train.seed)
+    start_from, network = settings.train.initialisation, settings.network
+    if start_from == "random":
+        return Combo(network)
+    if start_from == "imagenet":
+        return _imagenet(network, manifest)
+    other = RunFolder(Path(start_from))
+    other.settings()  # says so when it is no run
+    combo = Combo(network)
+    state = checkpoint.load(other.best if other.best.exists() else other.last).network
+    mine = combo.state_dict()
+    # Another number of classes: its classifier starts anew, all else must fit.
+    fits = {k: v for k, v in state.items() if k in mine and v.shape == mine[k].shape}
+    strange = set(state.keys() ^ mine.keys()) | {
+        k for k in state.keys() & mine.keys() if k not in fits and "class" not in k
+    }
+    if strange:
+        raise ComboError(
+            f"{start_from} has another network ({min(strange)} does not fit); "
+            f"give the same settings with --set"
+        )
+    combo.load_state_dict({**mine, **fits})
+    return combo
+
+
+def _imagenet(network: ComboSettings, manifest: Manifest) -> Combo:
+    from ...model.state_dicts import backbone_state
+
+    name = IMAGENET.get(network.backbone)
+    if name is None:
+        try:
+            return Combo(network, pretrained=True)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ComboError(
+                f"timm cannot give ImageNet weights of {network.backbone} ({reason}); "
+                f"train without: --set initialisation=random"
+            ) from error
+    path, _ = resolve(name, manifest)
+    combo, state = Combo(network), load_state(path)
+    kind = "detectron2" if path.suffix == ".pkl" else "timm"
+    encoders = [module for module in combo.modules() if isinstance(module, Backbone)]
+    try:
+        for encoder in encoders:
+            encoder.load_state_dict(backbone_state(state, kind, encoder))
+    except ValueError as error:
+        raise ComboError(f"{path} does not fit {network.backbone}: {error}") from error
+    return combo
+
+
+def _described(reader: ClipReader) -> dict[str, Any]:
+    """What a run notes of a split, and holds against it when it is resumed."""
+    choice = reader.choice
+    return {
+        "plan": reader.plan.fingerprint,
+        "clips": len(reader),
+        "left_out": reader.left_out,
+        "variants": {
+            v.stage: {"name": v.name, "fingerprint": v.fingerprint}
+            for v in (choice.frames, choice.audio, choice.maskige)
+        },
+    }

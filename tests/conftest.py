@@ -1,0 +1,48 @@
+"""What several tests share: a small sample data set, and manifests over it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from combo.pipeline.manifest import Manifest, load_manifest
+from combo.pipeline.sample import write_sample
+
+MANIFEST = """\
+store: {store}
+clips_per_unit: {clips_per_unit}
+data_sets:
+  s4: {{layout: avsbench-s4, root: {root}/AVSBench_object/Single-source}}
+  ms3: {{layout: avsbench-ms3, root: {root}/AVSBench_object/Multi-sources}}
+  avss: {{layout: avsbench-avss, root: {root}/AVSBench_semantic}}
+stages:
+  frames: {{size: 64}}
+  audio: {{encoder: mel-stats}}
+  maskige: {{generator: felzenszwalb, at: stored}}
+"""
+
+WriteManifest = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sample data set in all three layouts; not to be changed."""
+    root = tmp_path_factory.mktemp("sample")
+    write_sample(root, s4=(16, 2, 3), ms3=(4, 2, 2), avss=(3, 2, 2))
+    return root
+
+
+@pytest.fixture
+def manifest_file(tmp_path: Path, sample: Path) -> WriteManifest:
+    """Writes a manifest over the sample (or another root) and a store of this test's own."""
+
+    def write(root: Path = sample, store: str = "store", clips_per_unit: int = 2) -> Path:
+        path = tmp_path / f"{store}.yaml"
+        path.write_text(MANIFEST.format(root=root, store=store, clips_per_unit=clips_per_unit))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def manifest(manifest_file: WriteManifest) -> Manifest:
+    return load_manifest(manifest_file())

@@ -1,0 +1,95 @@
+"""Encoders through timm: four levels whatever the name, and frozen norms that stay frozen."""
+
+import pytest
+import torch
+from combo.model.backbones import Backbone, FrozenNormConv2d
+from torch import nn
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "pvt_v2_b0", "convnext_atto", "test_convnext2", "swin_s3_tiny_224", "resnet10t"],
+)
+def test_any_network_of_timm_gives_four_levels(name: str) -> None:
+    size = 224 if "swin" in name else 64
+    backbone = Backbone(name, size).eval()
+    with torch.inference_mode():
+        features = backbone(torch.randn(1, 3, size, size))
+    assert [feature.shape[1] for feature in features] == backbone.channels
+    assert [feature.shape[2] for feature in features] == [size // s for s in (4, 8, 16, 32)]
+
+
+def test_a_network_with_a_fixed_grid_takes_the_size_in_the_settings() -> None:
+    backbone = Backbone("swin_s3_tiny_224", 128).eval()
+    with torch.inference_mode():
+        features = backbone(torch.randn(1, 3, 128, 128))
+    assert features[0].shape[2:] == (32, 32)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet51"])
+def test_a_network_without_the_four_strides_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        Backbone(name)
+
+
+def shifted_statistics(net: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for buffer in (module.running_mean, module.running_var, module.weight, module.bias):
+                buffer.data.uniform_(0.5, 1.5, generator=generator)
+
+
+def test_a_frozen_norm_in_its_convolution_is_the_same_function() -> None:
+    conv, norm = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(6, eps=1e-3)
+    shifted_statistics(norm)
+    x = torch.randn(2, 4, 9, 9, requires_grad=True)
+    merged = FrozenNormConv2d(conv, norm)
+    ours, expected = merged(x), norm.eval()(conv(x))
+    torch.testing.assert_close(ours, expected)
+    of_ours = torch.autograd.grad(ours.square().sum(), [x, merged.weight])
+    of_expected = torch.autograd.grad(expected.square().sum(), [x, conv.weight])
+    torch.testing.assert_close(of_ours, of_expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet50", "starnet_s050"])
+def test_training_leaves_every_batch_norm_as_it_is(name: str) -> None:
+    backbone = Backbone(name, 64).train()
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        trained = backbone(x)
+        evaluated = backbone.eval()(x)
+    for one, two in zip(trained, evaluated, strict=True):
+        torch.testing.assert_close(one, two)
+    for key, value in backbone.state_dict().items():
+        torch.testing.assert_close(value, before[key], msg=key)
+    assert not any("norm" in name for name, _ in backbone.named_parameters() if "conv" in name)
+
+
+def test_stochastic_depth_grows_to_the_last_block() -> None:
+    with torch.device("meta"):
+        backbone = Backbone("pvt_v2_b5", drop_path=0.1)
+    rates = [m.drop_prob for m in backbone.modules() if type(m).__name__ == "DropPath"]
+    assert len(rates) == 2 * 51
+    assert rates == sorted(rates)
+    assert rates[-1] == pytest.approx(0.1)
+
+
+def test_norms_of_pvt_have_the_published_epsilons() -> None:
+    with torch.device("meta"):
+        backbone = Backbone("pvt_v2_b5")
+    for name, module in backbone.body.named_modules():
+        if isinstance(module, nn.LayerNorm):
+            embedding = "patch_embed" in name or "downsample" in name or "attn" in name
+            assert module.eps == (1e-5 if embedding else 1e-6), name
+
+
+def test_a_shape_of_resnet_50_is_the_published_one() -> None:
+    with torch.device("meta"):
+        backbone = Backbone("resnet50")
+    assert sum(p.numel() for p in backbone.parameters()) == 23_454_912
+    # The stride sits in the 3x3 convolution of the bottleneck.
+    assert backbone.body.get_submodule("layer2.0.conv2").stride == (2, 2)
+    assert backbone.body.get_submodule("layer2.0.conv1").stride == (1, 1)

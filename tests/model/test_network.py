@@ -1,0 +1,325 @@
+"""The network against the public implementation, number for number, and what it promises beside."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from combo.model import Combo, ComboOutput, preset
+from torch import Tensor, nn
+
+Arrays = dict[str, np.ndarray]
+TINY = {
+    "backbone": "test_convnext2", "image_size": 64, "width": 32, "heads": 4, "fusion_heads": 4,
+    "pixel_layers": 1, "pixel_ffn": 32, "audio_dim": 8, "audio_hidden": 16, "query_count": 6,
+    "decoder_layers": 2, "decoder_ffn": 32, "classes": 3, "fusion_dropout": 0.0,
+}  # fmt: skip
+
+
+def tiny(**settings: object) -> Combo:
+    """A seeded network of the reference's kind that runs in milliseconds, in eval mode."""
+    torch.manual_seed(0)
+    net = Combo.from_preset("combo-r50-s4", **{**TINY, **settings}).eval()
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if "gamma" in name:
+                parameter.fill_(20.0)
+    return net
+
+
+def clips(batch: int, frames: int, size: tuple[int, int] = (64, 64), seed: int = 1) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    images = [
+        torch.randint(0, 256, (batch, frames, 3, *size), generator=generator, dtype=torch.uint8)
+        for _ in range(2)
+    ]
+    return [*images, torch.randn(batch, frames, 8, generator=generator)]
+
+
+@pytest.fixture(scope="module")
+def golden_run(network_state: dict[str, Tensor], network_golden: Callable[[str], Arrays]) -> Arrays:
+    """Every array of r50_s4_outputs.npz, as our network makes it."""
+    net = Combo.from_preset("combo-r50-s4").eval()
+    net.load_state_dict(network_state)
+    inputs = {name: torch.from_numpy(a)[None] for name, a in network_golden("inputs").items()}
+    seen: dict[str, object] = {}
+
+    def watch(name: str, module: nn.Module) -> None:
+        module.register_forward_hook(lambda _m, _i, out: seen.__setitem__(name, out))
+
+    encoder = net.siam_encoder
+    watch("image", encoder.frames)
+    watch("maskige", encoder.maskiges)
+    watch("sem_fused", encoder)
+    for number, gate in enumerate(encoder.gates):
+        watch(f"sem_scale.res{number + 2}", gate)
+    watch("pixels", net.pixel_decoder)
+    watch("attention", net.bilateral_fusion.attention)
+    watch("bfm", net.bilateral_fusion)
+    watch("audio_query", net.audio_mlp)
+    with torch.inference_mode():
+        out = net(inputs["images"], inputs["maskige_rgb"], inputs["vggish"])
+        scores = net.scores(out)
+        return {name: a.numpy() for name, a in named_arrays(seen, out, scores)}
+
+
+def named_arrays(
+    seen: dict[str, object], out: ComboOutput, scores: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    for encoder in ("image", "maskige", "sem_fused"):
+        for number, feature in enumerate(seen[encoder]):
+            yield from mean_and_crop(f"{encoder}.res{number + 2}", feature)
+    for level in range(2, 6):
+        yield f"sem_scale.res{level}", seen[f"sem_scale.res{level}"]
+    mask_features, maps = seen["pixels"]
+    yield from mean_and_crop("pixel_decoder.mask_features", mask_features)
+    for number, level in enumerate(maps):
+        yield from mean_and_crop(f"pixel_decoder.multi_scale.{number}", level)
+    to_pixels, to_sound = seen["attention"]
+    yield "bfm.attn_out_visual.crop", to_pixels[:, ::64, :32]
+    yield "bfm.attn_out_audio", to_sound
+    visual, audio = seen["bfm"]
+    yield from mean_and_crop("bfm.visual", visual.transpose(1, 2).unflatten(2, (56, 56)))
+    yield "bfm.audio", audio
+    yield "audio_query", seen["audio_query"]
+    masks = torch.stack([layer.mask_logits[0] for layer in out.layers])
+    yield "pred_logits", torch.stack([layer.class_logits[0] for layer in out.layers])
+    yield "pred_masks.last", masks[-1]
+    yield "pred_masks.last.crop", masks[-1][:, ::10, 20:36, 20:36]
+    yield "pred_masks.aux.mean", masks[:-1].mean(dim=(3, 4))
+    yield "pred_masks.aux.crop", masks[:-1, :, ::10, 20:36, 20:36]
+    yield "sem_seg", scores[0]
+    yield "sem_seg.crop", scores[0, :, :, ::8, ::8]
+    for number, of_layer in enumerate(masks):
+        size = (7, 14, 28)[number % 3]
+        resized = nn.functional.interpolate(of_layer, size=(size, size), mode="bilinear")
+        packed = np.packbits(resized.flatten(2).numpy() < 0, axis=-1)
+        yield f"attn_mask_blocked_packed.{number}", torch.from_numpy(packed)
+
+
+def mean_and_crop(name: str, feature: Tensor) -> Iterator[tuple[str, Tensor]]:
+    yield f"{name}.mean", feature.mean(dim=(2, 3))
+    start = max((feature.shape[2] - 8) // 2, 0)
+    yield f"{name}.crop", feature[:, :16, start : start + 8, start : start + 8]
+
+
+def check_outputs(ours: Arrays, golden: Arrays) -> None:
+    """The README's strict tier: the attention masks agree, so everything else must."""
+    for name in [name for name in golden if name.startswith("attn_mask_blocked")]:
+        np.testing.assert_array_equal(ours[name], golden[name], err_msg=name)
+    for name, expected in golden.items():
+        if name in ("vggish", "attn_mask_margins") or "packed" in name:
+            continue
+        difference, scale = ours[name] - expected, expected.std()
+        assert np.abs(difference).max() <= 1e-4 * scale, name
+        assert np.sqrt((difference**2).mean()) <= 1e-5 * scale, name
+
+
+def test_the_network_gives_the_public_numbers(
+    golden_run: Arrays, network_golden: Callable[[str], Arrays]
+) -> None:
+    check_outputs(golden_run, network_golden("outputs"))
+
+
+def test_the_network_gives_all_the_public_numbers(
+    golden_run: Arrays, whole_outputs: Arrays
+) -> None:
+    assert set(whole_outputs) - set(golden_run) == {"vggish", "attn_mask_margins"}
+    check_outputs(golden_run, whole_outputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "trainable"),
+    [
+        ("combo-r50-s4", {}, 86_761_907),
+        ("combo-r50-avss", {}, 86_779_640),
+        ("combo-pvt-s4", {}, 201_366_019),
+    ],
+)
+def test_networks_have_the_published_number_of_parameters(
+    name: str, settings: dict[str, object], trainable: int
+) -> None:
+    with torch.device("meta"):
+        net = Combo.from_preset(name, **settings)
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == trainable
+
+
+@pytest.mark.parametrize(("sem", "millions"), [("separate", 158.9), ("shared", 135.5)])
+def test_sharing_the_encoders_saves_what_the_paper_says(sem: str, millions: float) -> None:
+    with torch.device("meta"):
+        net = Combo.from_preset("combo-r50-avss", sem=sem)
+    vggish = 72_141_184
+    assert round((sum(p.numel() for p in net.parameters()) + vggish) / 1e6, 1) == millions
+
+
+def test_frames_that_do_not_exist_influence_nothing() -> None:
+    net = tiny()
+    frames, maskige, sound = clips(2, 4)
+    valid = torch.tensor([[True, True, False, False], [True] * 4])
+    others = [clip.clone() for clip in (frames, maskige, sound)]
+    for clip in others:
+        clip[0, 2:] = 99
+    others[2][0, 2:] = torch.nan
+    with torch.inference_mode():
+        one, two = net(frames, maskige, sound, valid), net(*others, valid)
+        assert torch.equal(net.scores(one), net.scores(two))
+        assert not net.scores(one)[0, 2:].any()
+    for a, b in zip(one.layers, two.layers, strict=True):
+        assert torch.equal(a.mask_logits, b.mask_logits)
+        assert torch.equal(a.class_logits, b.class_logits)
+        assert not a.mask_logits[0, 2:].any()
+
+
+def test_valid_frames_are_stacked_as_if_they_were_one_row() -> None:
+    """The public code sees frames only: a 2- and a 4-frame clip are three 2-frame ones to it."""
+    net = tiny()
+    frames, maskige, sound = clips(3, 2)
+    padded = [torch.zeros(2, 4, *clip.shape[2:], dtype=clip.dtype) for clip in (frames, maskige)]
+    padded.append(torch.zeros(2, 4, 8))
+    for mixed, rows in zip(padded, (frames, maskige, sound), strict=True):
+        mixed[0, :2] = rows[0]
+        mixed[1] = rows[1:].flatten(0, 1)
+    valid = torch.tensor([[True, True, False, False], [True] * 4])
+    with torch.inference_mode():
+        rows_out, mixed_out = net(frames, maskige, sound), net(*padded, valid)
+    expected = rows_out.mask_logits.flatten(0, 1)
+    torch.testing.assert_close(mixed_out.mask_logits[0, :2], expected[:2], rtol=0, atol=1e-5)
+    torch.testing.assert_close(mixed_out.mask_logits[1], expected[2:], rtol=0, atol=1e-5)
+
+
+def test_images_of_any_size_come_back_at_their_size() -> None:
+    net = tiny()
+    frames, maskige, sound = clips(1, 2, (50, 70))
+    with torch.inference_mode():
+        out = net(frames, maskige, sound)
+        scores = net.scores(out)
+        whole = [nn.functional.pad(net.normalise(c[0])[..., :50, :70], (0, 26, 0, 14))
+                 for c in (frames, maskige)]  # fmt: skip
+        features = net.siam_encoder(*whole)
+    assert out.mask_logits.shape == (1, 2, 6, 13, 18)
+    assert scores.shape == (1, 2, 3, 50, 70)
+    assert features[0].shape[-2:] == (16, 24)
+
+
+@pytest.mark.parametrize("sem", ["separate", "shared", "off"])
+@pytest.mark.parametrize("fidelity", ["reference", "paper"])
+def test_every_siam_encoder_of_table_4_trains(sem: str, fidelity: str) -> None:
+    net = tiny(sem=sem, fidelity=fidelity)
+    assert_every_parameter_learns(net)
+
+
+@pytest.mark.parametrize("fusion", ["bilateral", "visual", "audio", "none"])
+@pytest.mark.parametrize("fidelity", ["reference", "paper"])
+def test_every_fusion_of_table_5_trains(fusion: str, fidelity: str) -> None:
+    net = tiny(fusion=fusion, fidelity=fidelity)
+    assert_every_parameter_learns(net)
+
+
+@pytest.mark.parametrize("queries", ["add", "all", "none"])
+def test_every_kind_of_queries_of_table_6_trains(queries: str) -> None:
+    net = tiny(queries=queries, fusion="visual")
+    assert_every_parameter_learns(net)
+    if queries != "none":
+        frames, maskige, sound = clips(1, 2)
+        with torch.inference_mode():
+            one, two = (net(frames, maskige, s).class_logits for s in (sound, -sound))
+        assert not torch.allclose(one, two)
+
+
+def assert_every_parameter_learns(net: Combo) -> None:
+    """Nothing is built that no gradient reaches (value gradients that cancel are near zero)."""
+    out = net(*clips(1, 2))
+    sum(
+        (layer.mask_logits.square().mean() + layer.class_logits.square().mean())
+        for layer in out.layers
+    ).backward()
+    silent = [name for name, p in net.named_parameters() if p.grad is None]
+    assert not silent
+
+
+def test_the_network_without_maskiges_looks_at_none() -> None:
+    net = tiny(sem="off")
+    frames, maskige, sound = clips(1, 2)
+    with torch.inference_mode():
+        one, two = net(frames, maskige, sound), net(frames, maskige // 2, sound)
+    assert torch.equal(one.mask_logits, two.mask_logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_nearly_the_same_masks(dtype: torch.dtype) -> None:
+    net = tiny()
+    with torch.inference_mode():
+        exact = net.scores(net(*clips(1, 2)))
+        with torch.autocast("cpu", dtype=dtype):
+            out = net(*clips(1, 2))
+            half = net.scores(out)
+    assert half.dtype == torch.float32
+    assert half.isfinite().all()
+    assert (half - exact).abs().mean() < 0.05 * exact.std()
+
+
+def test_the_pixel_decoder_stays_in_float32_under_autocast() -> None:
+    net = tiny()
+    seen: list[Tensor] = []
+    net.pixel_decoder.register_forward_hook(lambda _m, _i, out: seen.extend([out[0], *out[1]]))
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        net(*clips(1, 2))
+    assert {feature.dtype for feature in seen} == {torch.float32}
+
+
+def test_channels_last_changes_no_number_that_matters() -> None:
+    net = tiny()
+    with torch.inference_mode():
+        exact = net(*clips(1, 2)).mask_logits
+        last = net.to(memory_format=torch.channels_last)(*clips(1, 2)).mask_logits
+    torch.testing.assert_close(last, exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fidelity", ["reference", "paper"])
+def test_the_forward_compiles_into_one_graph(fidelity: str) -> None:
+    net = tiny(fidelity=fidelity, decoder_layers=1)
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    batch = clips(1, 2)
+    with torch.no_grad():
+        out, exact = compiled(*batch), net(*batch)
+    torch.testing.assert_close(out.mask_logits, exact.mask_logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_network_exports() -> None:
+    net = tiny(decoder_layers=1)
+    batch = clips(1, 2)
+    with torch.inference_mode():
+        exact = net(*batch)
+    program = torch.export.export(net, tuple(batch))
+    with torch.inference_mode():
+        out = program.module()(*batch)
+    torch.testing.assert_close(out.mask_logits, exact.mask_logits, rtol=1e-4, atol=1e-4)
+    assert len(out.layers) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"backbones": "resnet18"}, "backbones"),
+        ({"sem": "twice"}, "twice"),
+        ({"width": 30}, "30"),
+        ({"backbone": "resnet51"}, "resnet51"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(change: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Combo.from_preset("combo-small-s4", **change)
+
+
+def test_an_unknown_preset_is_answered_with_those_there_are() -> None:
+    with pytest.raises(ValueError, match="combo-pvt-avss"):
+        preset("combo-r101-s4")
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_arrays_that_do_not_fit_together_are_refused(wrong: int) -> None:
+    net = tiny()
+    batch = clips(1, 2)
+    batch[wrong] = batch[wrong][:, :, :2]
+    with pytest.raises(ValueError, match="not"):
+        net(*batch)

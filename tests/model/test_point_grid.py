@@ -1,0 +1,553 @@
+"""The automatic mask generator: against published post-processing, against segment-anything, and
+what becomes of images that are large, tiny, grey, empty or crowded.
+
+Networks are small, with seeded weights that make masks of many sizes; the numbers of a trained
+network play no part in the rules tested here.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import ndimage
+from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+from torch import Tensor
+
+from combo.model.mask_regions import logit_boxes, mask_boxes, remove_small_regions, stability
+from combo.model.maskige import label_map, merge
+from combo.model.point_grid import PointGrid
+from combo.model.point_prompts import (
+    SAM_SETTINGS,
+    SEMANTIC_SAM_SETTINGS,
+    GridSettings,
+    Upsampling,
+)
+from combo.model.semantic_sam.network import SemanticSam
+from combo.model.semantic_sam.swin import SwinSize
+
+HERE = Path(__file__).parents[1] / "data" / "semantic_sam"
+
+Settings = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def sam() -> Sam:
+    """A SAM with one thin encoder block at 256 pixels; the rest is as large as the real one."""
+    torch.manual_seed(0)
+    side = 256
+    grid = (side // 16, side // 16)
+    made = Sam(
+        ImageEncoderViT(
+            img_size=side,
+            embed_dim=48,
+            depth=1,
+            num_heads=2,
+            out_chans=256,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=14,
+        ),
+        PromptEncoder(
+            embed_dim=256,
+            image_embedding_size=grid,
+            input_image_size=(side, side),
+            mask_in_chans=16,
+        ),
+        MaskDecoder(
+            transformer_dim=256,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=256, num_heads=8, mlp_dim=512),
+        ),
+    )
+    return with_scattered_masks(made.eval(), sparseness=33)
+
+
+def with_scattered_masks(sam: Sam, sparseness: float) -> Sam:
+    """Weights at their random start, moved so that predicted IoUs scatter around 0.8 and masks
+    are blobs of many sizes: logits with a standard deviation of 40 around a negative mean."""
+    decoder: Any = sam.mask_decoder
+    with torch.no_grad():
+        for parameter in sam.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        # One channel of the upscaled embedding becomes a constant that lowers all logits.
+        decoder.output_upscaling[3].bias[0] += 3
+        for network in decoder.output_hypernetworks_mlps:
+            network.layers[2].weight.mul_(600)
+            network.layers[2].weight[0] = 0
+            network.layers[2].bias[0] = -sparseness
+        predictor = SamPredictor(sam)
+        predictor.set_image(picture(64, 64).permute(1, 2, 0).numpy())
+        somewhere = torch.rand(20, 1, 2) * sam.image_encoder.img_size
+        _, ious, _ = predictor.predict_torch(somewhere, torch.ones(20, 1))
+        head = decoder.iou_prediction_head.layers[2]
+        larger = 0.3 / ious.std(dim=0)
+        head.bias[1:] = 0.8 + larger * (head.bias[1:] - ious.mean(dim=0))
+        head.weight[1:] *= larger[:, None]
+    return sam
+
+
+@pytest.fixture(scope="module")
+def semantic() -> SemanticSam:
+    """A Semantic-SAM with a thin backbone."""
+    torch.manual_seed(0)
+    net = SemanticSam(SwinSize(16, depths=(1, 1, 1, 1), heads=(1, 2, 2, 4), window=4))
+    with torch.no_grad():
+        predictor: Any = net.sem_seg_head.predictor
+        predictor.mask_tokens.weight.mul_(3)
+        predictor.mask_embed.layers[2].weight.mul_(40)
+        predictor.iou_prediction_head.layers[2].weight.mul_(4)
+        predictor.iou_prediction_head.layers[2].bias.add_(1.3)
+    return net
+
+
+def picture(height: int, width: int, seed: int = 0) -> Tensor:
+    """A picture of soft blobs, [3, height, width] uint8."""
+    coarse = torch.rand(1, 3, 9, 9, generator=torch.Generator().manual_seed(seed)) * 255
+    smooth = F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=True)
+    return smooth[0].clamp(0, 255).byte()
+
+
+def packages_masks(sam: Sam, image: Tensor, settings: Settings) -> list[dict[str, Any]]:
+    generator = SamAutomaticMaskGenerator(sam, **settings)
+    return generator.generate(image.permute(1, 2, 0).numpy())
+
+
+def assert_same_masks(ours: Sequence[Any], theirs: list[dict[str, Any]]) -> None:
+    """Equal lists; a pixel whose logit is zero but for rounding may differ."""
+    assert len(ours) == len(theirs)
+    for mine, other in zip(ours, theirs, strict=True):
+        pixels = int((mine.segmentation.numpy() != other["segmentation"]).sum())
+        assert pixels <= max(2, 1e-4 * other["area"])
+        assert abs(mine.area - other["area"]) <= pixels
+        assert mine.bbox == other["bbox"]
+        assert mine.point_coords == other["point_coords"]
+        assert mine.crop_box == other["crop_box"]
+        assert mine.predicted_iou == pytest.approx(other["predicted_iou"], abs=1e-5)
+        assert mine.stability_score == pytest.approx(
+            float(other["stability_score"]), abs=1e-4, nan_ok=True
+        )
+
+
+LOOSE: Settings = {
+    "points_per_side": 8,
+    "pred_iou_thresh": 0.5,
+    "stability_score_thresh": 0.6,
+    "box_nms_thresh": 0.9,
+}
+
+
+@pytest.mark.parametrize(
+    ("size", "settings"),
+    [
+        ((135, 180), LOOSE),
+        (
+            (300, 200),
+            {
+                **LOOSE,
+                "box_nms_thresh": 0.3,
+                "stability_score_offset": 4.0,
+                "stability_score_thresh": 0.1,
+            },
+        ),
+        ((40, 256), {**LOOSE, "pred_iou_thresh": 0, "stability_score_thresh": 0}),
+        ((96, 96), {"points_per_side": 8, "points_per_batch": 10, "stability_score_offset": 0.2}),
+        ((700, 900), {**LOOSE, "points_per_side": 3}),
+        ((1, 1), {**LOOSE, "pred_iou_thresh": 0, "stability_score_thresh": 0}),
+    ],
+)
+def test_sam_gives_the_masks_that_segment_anything_gives(
+    sam: Sam, size: tuple[int, int], settings: Settings
+) -> None:
+    image = picture(*size)
+    theirs = packages_masks(sam, image, settings)
+    ours = PointGrid(sam, **settings).records(image)
+    assert len(theirs) > 0
+    assert_same_masks(ours, theirs)
+
+
+@pytest.mark.slow
+def test_the_real_vit_b_gives_the_masks_that_segment_anything_gives() -> None:
+    torch.manual_seed(1)
+    vit_b = sam_model_registry["vit_b"]()
+    # Two of its twelve blocks, one with windows and one without: the others repeat them.
+    vit_b.image_encoder.blocks = vit_b.image_encoder.blocks[1:3]
+    with_scattered_masks(vit_b, sparseness=18)
+    image = picture(224, 224)
+    settings = {**LOOSE, "points_per_side": 3}
+    theirs = packages_masks(vit_b, image, settings)
+    assert len(theirs) > 0
+    assert_same_masks(PointGrid(vit_b, **settings).records(image), theirs)
+
+
+def test_little_memory_makes_smaller_steps_and_the_same_masks(sam: Sam) -> None:
+    image = picture(120, 90)
+    plenty = PointGrid(sam, **LOOSE).records(image)
+    little = PointGrid(sam, **LOOSE, memory_limit=1).records(image)
+    assert len(plenty) > 3
+    assert [r.bbox for r in plenty] == [r.bbox for r in little]
+    for a, b in zip(plenty, little, strict=True):
+        assert int((a.segmentation != b.segmentation).sum()) <= 2
+
+
+def test_the_label_map_is_the_merged_records(sam: Sam, semantic: SemanticSam) -> None:
+    image = picture(120, 90)
+    for grid in (
+        PointGrid(sam, **LOOSE),
+        PointGrid(semantic, **{**LOOSE, "box_nms_thresh": 1.0}, levels=(3, 1)),
+    ):
+        masks = torch.stack([record.segmentation for record in grid.records(image)])
+        assert len(masks) > 3
+        assert torch.equal(grid.label_map(image), label_map(masks))
+        clip = torch.stack([image, picture(120, 90, seed=1)])
+        maps = grid.label_maps(clip)
+        assert maps.shape == (2, 120, 90)
+        assert (maps[0] != grid.label_map(image)).float().mean() < 1e-3
+
+
+def test_both_projects_defaults_come_by_themselves(sam: Sam, semantic: SemanticSam) -> None:
+    assert PointGrid(sam).settings == SAM_SETTINGS
+    assert PointGrid(semantic).settings == SEMANTIC_SAM_SETTINGS
+    assert (SAM_SETTINGS.points_per_batch, SAM_SETTINGS.stability_score_thresh) == (64, 0.95)
+    assert PointGrid(semantic, pred_iou_thresh=0.0).settings.pred_iou_thresh == 0
+    assert PointGrid(sam).internal_levels == ()
+    for wrong in ({"points_per_side": 0}, {"min_mask_region_area": -1}, {"memory_limit": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            PointGrid(sam, **wrong)
+    with pytest.raises(ValueError, match="no levels"):
+        PointGrid(sam, levels=(3,))
+
+
+def test_a_record_is_read_by_attribute_and_by_key(sam: Sam) -> None:
+    record = PointGrid(sam, **LOOSE).records(picture(60, 80))[0]
+    assert record["area"] == record.area == int(record.segmentation.sum())
+    assert set(record) == {
+        "segmentation",
+        "bbox",
+        "area",
+        "predicted_iou",
+        "stability_score",
+        "point_coords",
+        "crop_box",
+    }
+    assert dict(record)["crop_box"] == [0, 0, 80, 60]
+    with pytest.raises(KeyError):
+        record["keys"]
+
+
+def test_segment_anything_is_imported_by_those_who_bring_a_sam_only() -> None:
+    program = (
+        "import sys, combo.model.point_grid, combo.model.semantic_sam; "
+        "sys.exit('segment_anything' in sys.modules or 'cv2' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+# Images of unusual kinds.
+
+
+def test_a_large_photograph_gets_masks_of_its_own_size(sam: Sam) -> None:
+    image = picture(3000, 4000)
+    grid = PointGrid(sam, points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0.1)
+    records = grid.records(image)
+    assert len(records) > 0
+    assert all(record.segmentation.shape == (3000, 4000) for record in records)
+    assert grid.label_map(image).unique().numel() > 1
+
+
+def test_a_single_pixel_is_an_image(semantic: SemanticSam) -> None:
+    # A mask of one pixel has a box without area, which suppresses no other: all points may stay.
+    grid = PointGrid(semantic, points_per_side=3, levels=(3,), pred_iou_thresh=-9.0)
+    records = grid.records(picture(1, 1))
+    assert len(records) <= 9
+    assert all(record.bbox == [0, 0, 0, 0] and record.area == 1 for record in records)
+    assert grid.label_map(picture(1, 1)).tolist() == [[1 if records else 0]]
+
+
+def test_a_grey_image_is_one_with_three_equal_channels(sam: Sam) -> None:
+    grey = picture(60, 80)[:1]
+    grid = PointGrid(sam, **LOOSE)
+    assert torch.equal(grid.label_map(grey), grid.label_map(grey.repeat(3, 1, 1)))
+
+
+def test_an_image_without_a_mask_gives_no_records_and_zeros(
+    sam: Sam, semantic: SemanticSam
+) -> None:
+    for net in (sam, semantic):
+        for nothing in ({"pred_iou_thresh": 99.0}, {"stability_score_thresh": 1.1}):
+            grid = PointGrid(net, points_per_side=2, **nothing)
+            assert grid.records(picture(40, 60)) == []
+            empty = grid.label_map(picture(40, 60))
+            assert empty.shape == (40, 60)
+            assert empty.dtype == torch.uint8
+            assert not empty.any()
+
+
+def test_of_more_than_255_masks_the_smallest_are_merged_and_the_rest_is_counted(sam: Sam) -> None:
+    image = picture(48, 64)
+    grid = PointGrid(
+        sam,
+        points_per_side=10,
+        pred_iou_thresh=0,
+        stability_score_thresh=0,
+        box_nms_thresh=1.0,
+    )
+    records = grid.records(image)
+    assert len(records) == 300
+    merged = grid.merged(image[None])[0]
+    assert merged.left_out == 45
+    expected = merge(torch.stack([record.segmentation for record in records]))
+    assert torch.equal(merged.label_map, expected.label_map)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.zeros(3, 8, 8),
+        torch.zeros(8, 8, 3, dtype=torch.uint8),
+        torch.zeros(8, 8, dtype=torch.uint8),
+        torch.zeros(3, 0, 8, dtype=torch.uint8),
+    ],
+)
+def test_what_is_no_image_is_refused(sam: Sam, image: Tensor) -> None:
+    with pytest.raises(ValueError, match="image"):
+        PointGrid(sam).records(image)
+
+
+def test_half_precision_changes_little(sam: Sam) -> None:
+    image = picture(120, 90)
+    exact = PointGrid(sam, **LOOSE)
+    half = PointGrid(sam, **LOOSE, autocast=torch.bfloat16)
+    covered, also = exact.label_map(image) > 0, half.label_map(image) > 0
+    assert (covered == also).float().mean() > 0.8
+
+
+# Post-processing alone, on logits that a golden run gave to the published generator.
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """Logits [P, h, w] in place of a network's, for a grid of points over an image."""
+
+    ious: Tensor
+    maps: Tensor
+    side: int
+    size: tuple[int, int]
+    most_points: int = 10**9
+    points_interact: bool = True
+    settings: GridSettings = SEMANTIC_SAM_SETTINGS
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    mask_threshold: float = 0.0
+
+    def internal_levels(self, levels: Sequence[int]) -> tuple[int, ...]:
+        return tuple(levels)
+
+    def image_bytes(self, height: int, width: int) -> int:
+        return height * width
+
+    def point_bytes(self, height: int, width: int) -> int:
+        return height * width
+
+    def encode(self, images: Tensor) -> list["Crafted"]:
+        return [self] * len(images)
+
+    @property
+    def upsampling(self) -> Upsampling:
+        return Upsampling(4, self.size, self.size)
+
+    def coordinates(self, points: Tensor) -> Tensor:
+        return F.pad(points, (0, 2), value=0.005)
+
+    def decode(self, points: Tensor, levels: Sequence[int]) -> "CraftedPoints":
+        assert tuple(levels) == (3,)
+        if len(points) > self.most_points:
+            raise torch.OutOfMemoryError("as a device would")
+        cell = (points * self.side).long()
+        number = cell[:, 1] * self.side + cell[:, 0]
+        return CraftedPoints(self.ious[number], self.maps[number])
+
+
+@dataclass(frozen=True)
+class CraftedPoints:
+    ious: Tensor
+    maps: Tensor
+
+    def logits(self, chosen: Tensor) -> Tensor:
+        return self.maps[chosen]
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, NDArray[np.float32]]:
+    with np.load(HERE / "postprocess_only.npz") as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def crafted(golden: dict[str, NDArray[np.float32]], **changes: Any) -> Crafted:
+    height, width = (int(v) for v in golden["image_hw"])
+    maps = torch.from_numpy(golden["lowres_logits"]).float()
+    return Crafted(torch.from_numpy(golden["iou"]), maps, 7, (height, width), **changes)
+
+
+def published_settings(run: str) -> Settings:
+    settings = json.loads((HERE / "generator_configs.json").read_text())
+    chosen = settings["postprocess_only.npz"][run]
+    settings = {k: v for k, v in chosen.items() if k not in ("crop_n_layers", "output_mode")}
+    settings["levels"] = settings.pop("level")
+    return settings
+
+
+RUNS = ["default", "batch9", "minarea0", "minarea200", "nms50", "loose", "offset3"]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_post_processing_is_the_published_one(
+    golden: dict[str, NDArray[np.float32]], run: str
+) -> None:
+    net = crafted(golden)
+    image = torch.zeros(3, *net.size, dtype=torch.uint8)
+    records = PointGrid(net, **published_settings(run)).records(image)
+    assert len(records) == int(golden[f"{run}.n"])
+    assert [r.bbox for r in records] == golden[f"{run}.bbox_xywh"].tolist()
+    assert [r.area for r in records] == golden[f"{run}.area"].tolist()
+    assert [r.crop_box for r in records] == golden[f"{run}.crop_box"].tolist()
+    for ours, theirs in (
+        ([r.predicted_iou for r in records], "predicted_iou"),
+        ([r.stability_score for r in records], "stability_score"),
+        ([r.point_coords[0] for r in records], "point_coords"),
+    ):
+        np.testing.assert_allclose(ours, golden[f"{run}.{theirs}"], rtol=0, atol=1e-6)
+    bits = np.unpackbits(golden[f"{run}.seg_packed"], axis=1)
+    expected = bits[:, : net.size[0] * net.size[1]].reshape(-1, *net.size)
+    np.testing.assert_array_equal(np.stack([r.segmentation for r in records]), expected)
+
+
+def test_running_out_of_memory_halves_the_batch_and_goes_on(
+    golden: dict[str, NDArray[np.float32]],
+) -> None:
+    net = crafted(golden, most_points=5, points_interact=False)
+    image = torch.zeros(3, *net.size, dtype=torch.uint8)
+    settings = {**published_settings("default"), "memory_limit": 2**33}
+    grid = PointGrid(net, **settings)
+    assert len(grid.records(image)) == int(golden["default.n"])
+
+
+def test_points_that_see_each_other_are_never_split_in_silence(
+    golden: dict[str, NDArray[np.float32]],
+) -> None:
+    net = crafted(golden, most_points=5)
+    grid = PointGrid(net, **published_settings("default"))
+    with pytest.raises(MemoryError, match="points_per_batch"):
+        grid.records(torch.zeros(3, *net.size, dtype=torch.uint8))
+
+
+def test_any_other_failure_is_not_taken_for_a_lack_of_memory(
+    golden: dict[str, NDArray[np.float32]],
+) -> None:
+    net = crafted(golden)
+    broken = Crafted(net.ious, net.maps[:, :, :1].expand(-1, -1, 0), 7, net.size)
+    with pytest.raises(RuntimeError, match=r"[Ii]nput"):
+        PointGrid(broken, **published_settings("default")).records(
+            torch.zeros(3, *net.size, dtype=torch.uint8)
+        )
+
+
+# Geometry.
+
+stacks = st.tuples(
+    st.integers(0, 5), st.integers(1, 12), st.integers(1, 12), st.integers(0, 10**6)
+).map(lambda v: np.random.default_rng(v[3]).random(v[:3]) < (v[3] % 9 + 1) / 10)
+
+
+@hypothesis_settings(max_examples=150, deadline=None)
+@given(masks=stacks, min_area=st.integers(1, 30))
+def test_small_regions_go_from_a_stack_as_from_each_mask(
+    masks: NDArray[np.bool_], min_area: int
+) -> None:
+    cleaned, changed = remove_small_regions(torch.from_numpy(masks), min_area)
+    assert cleaned.shape == masks.shape
+    for before, after, flag in zip(masks, cleaned.numpy(), changed.tolist(), strict=True):
+        expected, touched = without_small_regions(before, min_area)
+        np.testing.assert_array_equal(after, expected)
+        assert flag == touched
+
+
+def without_small_regions(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_], bool]:
+    """One region after another, as the public code describes it."""
+    eight = np.ones((3, 3))
+    filled = mask.copy()
+    holes, count = ndimage.label(~mask, eight)
+    small_holes = [i for i in range(1, count + 1) if (holes == i).sum() < min_area]
+    for hole in small_holes:
+        filled[holes == hole] = True
+    islands, count = ndimage.label(filled, eight)
+    regions = [islands == i for i in range(1, count + 1)]
+    large = [region for region in regions if region.sum() >= min_area]
+    if not large and regions:
+        # The first in the order of OpenCV's blocks of two by two pixels.
+        large = [max(regions, key=lambda r: (r.sum(), [-v for v in first_block(r)]))]
+    kept = np.any(large, axis=0) if large else np.zeros_like(mask)
+    return kept, bool(small_holes) or any(r.sum() < min_area for r in regions)
+
+
+def first_block(region: NDArray[np.bool_]) -> tuple[int, int]:
+    return min((int(y) // 2, int(x) // 2) for y, x in np.argwhere(region))
+
+
+def test_of_equally_small_islands_the_one_that_opencv_numbers_first_stays() -> None:
+    mask = torch.zeros(1, 4, 8, dtype=torch.bool)
+    mask[0, 0, 4] = mask[0, 1, 0] = True
+    cleaned, changed = remove_small_regions(mask, 5)
+    assert cleaned[0].nonzero().tolist() == [[1, 0]]
+    assert changed.tolist() == [True]
+
+
+@hypothesis_settings(max_examples=100, deadline=None)
+@given(masks=stacks)
+def test_boxes_hold_the_outermost_pixels(masks: NDArray[np.bool_]) -> None:
+    expected = []
+    for mask in masks:
+        y, x = np.nonzero(mask)
+        expected.append([x.min(), y.min(), x.max(), y.max()] if len(x) else [0, 0, 0, 0])
+    stack = torch.from_numpy(masks)
+    boxes = mask_boxes(stack)
+    assert boxes.tolist() == expected
+    assert torch.equal(logit_boxes(stack.float(), 0.5), boxes)
+
+
+def test_stability_counts_pixels_between_the_cuts_and_is_nan_for_nothing() -> None:
+    logits = torch.tensor([[[2.0, 0.5], [-0.5, -2.0]], [[-3.0, -3.0], [-3.0, -3.0]]])
+    scores = stability(logits, threshold=0.0, offset=1.0)
+    assert scores[0] == pytest.approx(1 / 3)
+    assert scores[1].isnan()
+
+
+@pytest.mark.parametrize(
+    ("cut", "size"),
+    [((96, 128), (96, 128)), ((96, 128), (33, 44)), ((90, 101), (270, 300)), ((3, 128), (1, 40))],
+)
+def test_upsampling_is_enlarging_cutting_and_resizing(
+    cut: tuple[int, int], size: tuple[int, int]
+) -> None:
+    low = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    enlarged = F.interpolate(low[None], size=(128, 128), mode="bilinear")[:, :, : cut[0], : cut[1]]
+    expected = F.interpolate(enlarged, size=size, mode="bilinear")[0]
+    torch.testing.assert_close(Upsampling(4, cut, size)(low), expected, rtol=0, atol=2e-6)

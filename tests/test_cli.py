@@ -1,0 +1,180 @@
+"""The `combo` command as a user meets it: help, exit codes, errors of one line."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from combo.cli import app
+
+ROOT = typer.main.get_command(app)
+
+
+def combo(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", "combo", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **variables},
+    )
+
+
+def commands(group: click.Command = ROOT, path: str = "") -> list[tuple[str, click.Command]]:
+    if not hasattr(group, "commands"):
+        return [(path.strip(), group)]
+    return [
+        leaf
+        for name, command in group.commands.items()
+        for leaf in commands(command, f"{path} {name}")
+    ]
+
+
+@pytest.mark.parametrize(("path", "command"), commands(), ids=lambda value: str(value))
+def test_every_help_ends_with_an_example_that_parses(path: str, command: click.Command) -> None:
+    example = (command.help or "").strip().splitlines()[-1]
+    assert example.startswith(f"Example: combo {path}")
+    parse(example.removeprefix("Example: combo ").split())
+
+
+def parse(arguments: list[str]) -> None:
+    """Raises click's usage errors; runs nothing."""
+    command = ROOT
+    while hasattr(command, "commands"):
+        command = command.commands[arguments.pop(0)]
+    command.make_context("combo", arguments)
+
+
+HOME = Path(__file__).parent.parent
+PAGES = sorted([HOME / "README.md", HOME / "CHANGELOG.md", *HOME.glob("docs/*.md")])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_documentation_exist(page: Path) -> None:
+    blocks = re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        while words and "=" in words[0]:
+            words.pop(0)  # a variable for this command
+        if words and words[0] == "combo":
+            parse(words[1:])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_in_the_documentation_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from combo.cli import app; from typer.testing import CliRunner; "
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0; "
+        "print([m for m in ('torch', 'numpy', 'zarr', 'pydantic', 'dask') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_wrong_usage_is_exit_code_2() -> None:
+    runner = CliRunner()
+    for arguments in (["preprocess", "video"], ["train"], ["evaluate"], ["nonsense"]):
+        assert runner.invoke(app, arguments).exit_code == 2, arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["preprocess", "frames", "--part", "4/3"], "write I/N with 1 <= I <= N"),
+        (["preprocess", "frames", "--data", "nothing"], "no data set 'nothing'"),
+        (["preprocess", "frames", "--data", "s4", "--split", "dev"], "no split dev"),
+        (["preprocess", "maskige", "--data", "s4", "--generator", "sam-vit-b"], "combo weights"),
+        (["preprocess", "maskige", "--data", "s4", "--generator", "x"], "no Maskige generator 'x'"),
+        (["preprocess", "audio", "--data", "s4", "--encoder", "x"], "no sound encoder 'x'"),
+        (["train", "--preset", "combo-r50-s4"], "run: combo preprocess all --data s4"),
+        (["train", "--preset", "combo-r50-s5"], "no preset 'combo-r50-s5'"),
+        (["train", "--preset", "combo-r50-s4", "--set", "iteration=3"], "did you mean iterations?"),
+        (["train", "--preset", "combo-r50-s4", "--set", "iterations=many"], "valid integer"),
+        (["evaluate", "no-such-run"], "is no run folder"),
+        (["train", "--resume", "no-such-run"], "is no run folder"),
+        (["verify"], "run: combo preprocess all"),
+        (["status", "--manifest", "no.yaml"], "no manifest at no.yaml"),
+        (["weights", "fetch", "nothing"], "no weights 'nothing'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_a_user_does_wrong_is_one_line_with_a_way_out(
+    arguments: list[str], says: str, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from combo.pipeline.errors import ComboError
+
+    monkeypatch.setenv("AVSBENCH", str(sample))
+    monkeypatch.setenv("COMBO_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("COMBO_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, ComboError), result.output
+    assert says in str(result.exception)
+    assert "\n" not in str(result.exception)
+    assert not (tmp_path / "store").exists(), "an error before the work leaves nothing behind"
+
+
+def test_the_road_on_the_command_line(tmp_path: Path, manifest_file) -> None:
+    manifest = str(manifest_file())
+    where = ("--data", "s4", "--split", "test", "--manifest", manifest)
+    planned = combo("preprocess", "frames", *where, "--dry-run")
+    assert (planned.returncode, planned.stdout.count("units")) == (0, 1)
+    assert not (tmp_path / "store").exists()
+
+    done = combo("preprocess", "frames", *where, "--json")
+    assert done.returncode == 0
+    (summary,) = json.loads(done.stdout)
+    assert (summary["units_computed"], summary["finished"], summary["failed"]) == (2, True, {})
+
+    states = json.loads(combo("status", "--manifest", manifest, "--json").stdout)
+    assert [(s["stage"], s["done"], s["to_do"]) for s in states] == [("frames", 3, 0)]
+    verified = combo("verify", "--manifest", manifest, "--json")
+    assert json.loads(verified.stdout) == {"units_good": 2, "findings": []}
+    assert verified.returncode == 0
+    assert combo("verify", "--manifest", manifest, "--full").returncode == 1
+
+    missing = combo("doctor", "--manifest", manifest, "--json")
+    assert missing.returncode == 1
+    by_name = {f["what"]: f for f in json.loads(missing.stdout)}
+    assert by_name["s4/test"]["mend"] == "combo preprocess all --data s4 --split test"
+
+
+def test_a_failed_clip_is_exit_code_1_and_named(
+    sample: Path, tmp_path: Path, manifest_file
+) -> None:
+    import shutil
+
+    root = shutil.copytree(sample, tmp_path / "own")
+    sound = next(root.glob("AVSBench_object/Single-source/s4_data/audio_wav/test/*/*.wav"))
+    sound.unlink()
+    where = ("--data", "s4", "--split", "test", "--manifest", str(manifest_file(root)))
+    failed = combo("preprocess", "audio", *where)
+    assert failed.returncode == 1
+    assert sound.name in failed.stderr
+    assert "--retry-failed" in failed.stderr
+
+
+def test_results_go_to_stdout_and_notes_to_stderr(manifest_file) -> None:
+    done = combo("preprocess", "frames", "--data", "ms3", "--manifest", str(manifest_file()))
+    assert "finished" in done.stdout
+    assert "took" in done.stderr
+    quiet = combo(
+        "preprocess", "frames", "--data", "ms3", "--manifest", str(manifest_file()), "--quiet"
+    )
+    assert quiet.stderr == ""
+    assert "\x1b" not in done.stdout + done.stderr
