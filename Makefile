@@ -16,8 +16,11 @@ install: .venv/installed
 demo: install
 	$(BIN)/combo demo --out demo
 
+# One process a core with one thread each: two that want all cores slow each other down.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
 test: install
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 format: install
 	$(BIN)/ruff check --fix .
@@ -27,7 +30,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
-	$(BIN)/python -m pytest
+	$(TESTS)
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -254,6 +254,10 @@ def evaluate(
 @app.command()
 def sample(
     folder: Annotated[Path, typer.Argument(help="Where to write it; empty or a sample already.")],
+    s4: Annotated[str, typer.Option(help="Clips in train, val and test.")] = "24,6,8",
+    ms3: Annotated[str, typer.Option(help="Clips in train, val and test.")] = "24,6,8",
+    avss: Annotated[str, typer.Option(help="Clips in train, val and test.")] = "24,6,8",
+    seed: Annotated[int, typer.Option(help="Another seed, other clips.")] = 0,
     quiet: QuietOption = False,
 ) -> None:
     """Make a small data set in all three AVSBench layouts, so that nothing needs a download.
@@ -262,7 +266,7 @@ def sample(
     """
     from .pipeline.commands import stages
 
-    stages.sample(_output(quiet), folder)
+    stages.sample(_output(quiet), folder, s4, ms3, avss, seed)
 
 
 @app.command()

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -121,7 +121,7 @@ class Files(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
 
     def _pictures(self, folder: Path, name: str) -> Tensor:
         images = [Image.open(folder / f"{name}_{t}.png").convert("RGB") for t in range(FRAMES)]
-        return torch.from_numpy(np.stack([np.asarray(image) for image in images]).swapaxes(1, 3))
+        return torch.from_numpy(np.stack([np.asarray(i) for i in images])).permute(0, 3, 1, 2)
 
 
 @dataclass
@@ -198,24 +198,20 @@ def stored_bytes(reader: ClipReader) -> int:
     )
 
 
-def print_results(roads: Sequence[Road], reader: ClipReader, files: Path) -> None:
+def print_results(turns: Sequence[Road], workers: Road, reader: ClipReader, files: Path) -> None:
+    one, loader, _ = turns
     print(f"{'':46s} {'clips/s':>9} {'best':>9} {'CPU ms':>9}")
-    for road in roads:
+    for road in (one, workers, *turns[1:]):
         print(road.row())
-    loader = np.array(roads[2].rates)
-
-    def times(road: Road) -> str:
-        return f"{np.median(loader / np.array(road.rates)):.1f} times {road.name}"
-
-    print(f"\nthe training loader is {times(roads[0])} (goal: 25)")
-    print(f"                       {times(roads[1])}")
+    ratio = np.median(np.array(loader.rates) / np.array(one.rates))
+    print(f"\nthe training loader is {ratio:.1f} times one process that reads files (goal: 25)")
+    ratio = np.median(loader.rates) / np.median(workers.rates)
+    print(f"                       {ratio:.1f} times as many processes as there are cores")
     clips = len(reader)
     packed = sum(path.stat().st_size for path in files.rglob("*") if path.is_file())
-    print(
-        f"bytes a clip: {stored_bytes(reader) / clips / 1e6:.3f} MB in the store (goal: 1.2)",
-        end="",
-    )
-    print(f", {packed / clips / 1e6:.3f} MB as files")
+    store = stored_bytes(reader)
+    print(f"a clip takes {store / clips / 1e6:.3f} MB in the store (goal: 1.2), ", end="")
+    print(f"{packed / clips / 1e6:.3f} MB in files")
 
 
 def main() -> None:
@@ -224,6 +220,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.5, help="of each turn")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # as in each worker of a DataLoader
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         content = make_media(root / "media", options.clips)
@@ -232,21 +229,21 @@ def main() -> None:
         write_files(reader, root / "files")
         files, cores = Files(root / "files"), os.cpu_count() or 1
         print(f"{len(reader)} clips of {FRAMES} frames at {SIZE}, {content}; {cores} cores\n")
-        roads = [
+        turns = [
             Road("PNG and pickle, one process", by_one_process(files)),
-            Road(
-                f"PNG and pickle, {cores} worker processes",
-                by_worker_processes(files, cores),
-                False,
-            ),
             Road("store, training loader", reader.batches(endless(len(reader)))),
             Road("store, Maskiges left as label maps", label_maps_only(reader)),
         ]
-        measures: list[Callable[[float], None]] = [road.measure for road in roads]
         for _ in range(options.rounds):
-            for measure in measures:
-                measure(options.seconds)
-        print_results(roads, reader, root / "files")
+            for road in turns:
+                road.measure(options.seconds)
+        # On their own, since workers go on to read ahead when their turn is over.
+        workers = Road(
+            f"PNG and pickle, {cores} worker processes", by_worker_processes(files, cores), False
+        )
+        for _ in range(options.rounds):
+            workers.measure(options.seconds)
+        print_results(turns, workers, reader, root / "files")
 
 
 if __name__ == "__main__":

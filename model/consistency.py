@@ -1,6 +1,6 @@
 """Adaptive inter-frame consistency: neighbouring frames' masks should look alike (Eq. 6-7)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,32 +11,38 @@ SUMMED_AT_ONCE = 8192
 """Numbers of a mask per product; 1 - S of alike frames keeps only the last digits of the sums."""
 
 
-def _neighbour_terms(masks: Tensor) -> Tensor:
+def _products(masks: Tensor) -> Tensor:
+    """[B, T, ...] -> [B, T, T] float64."""
+    pieces = masks.float().flatten(2).split(SUMMED_AT_ONCE, dim=2)
+    return torch.stack([piece @ piece.transpose(1, 2) for piece in pieces]).double().sum(dim=0)
+
+
+def _neighbour_terms(masks: Iterable[Tensor]) -> Tensor:
     """(1 - S) exp(S - 1) for S the cosine of frames t and t + 1.
 
-    masks: [L, B, T, ...] -> [L, B, T - 1] float32. The products of all frames are a T x T matrix
-    a clip, so that the forward direction writes no other array of the masks' size.
+    masks: L times [B, T, ...]. Returns [L, B, T - 1] float32. The products of all frames are a
+    T x T matrix a clip, so that the forward direction writes no other array of the masks' size.
     """
-    pieces = masks.float().flatten(3).split(SUMMED_AT_ONCE, dim=3)
-    product = torch.stack([piece @ piece.transpose(2, 3) for piece in pieces]).double().sum(dim=0)
+    product = torch.stack([_products(of_layer) for of_layer in masks])
     norm = product.diagonal(dim1=2, dim2=3) + COSINE_EPS
     distance = 1 - product.diagonal(1, dim1=2, dim2=3) / (norm[..., :-1] * norm[..., 1:]).sqrt()
     return (distance * torch.exp(-distance)).float()
 
 
-def _pairs(masks: Tensor, valid: Tensor | None) -> Tensor:
+def _pairs(masks: Sequence[Tensor], valid: Tensor | None) -> Tensor:
     """[B, T - 1]: 1 where a frame and its successor both exist."""
+    clips, frames = masks[0].shape[:2]
     if valid is None:
-        return masks.new_ones(masks.shape[1], masks.shape[2] - 1, dtype=torch.float32)
+        return masks[0].new_ones(clips, frames - 1, dtype=torch.float32)
     both = valid[:, :-1] & valid[:, 1:]
-    return both.to(masks.device, torch.float32)
+    return both.to(masks[0].device, torch.float32)
 
 
-def reference_consistency(mask_logits: Tensor, valid: Tensor | None) -> Tensor:
+def reference_consistency(mask_logits: Sequence[Tensor], valid: Tensor | None) -> Tensor:
     """Mean over the neighbours inside groups of five frames, of raw logits (SPEC section 7).
 
-    mask_logits: [L, B, T, Q, h, w]; valid: [B, T] bool or None. Returns [L] float32, zeros where
-    no frame has a neighbour.
+    mask_logits: L times [B, T, Q, h, w]; valid: [B, T] bool or None. Returns [L] float32, zeros
+    where no frame has a neighbour.
     """
     group = 5
     pairs = _pairs(mask_logits, valid)
@@ -46,21 +52,22 @@ def reference_consistency(mask_logits: Tensor, valid: Tensor | None) -> Tensor:
     return terms / pairs.sum().clamp(min=1)
 
 
-def paper_consistency(mask_logits: Tensor, valid: Tensor | None) -> Tensor:
+def paper_consistency(mask_logits: Sequence[Tensor], valid: Tensor | None) -> Tensor:
     """Eq. 7: the sum over all neighbours of a clip, of predicted masks in 0..1; mean over clips.
 
     The text calls O^mask "predicted masks" and shows them as heat maps, hence the sigmoid.
     Shapes as in `reference_consistency`.
     """
     pairs = _pairs(mask_logits, valid)
-    return (_neighbour_terms(mask_logits.sigmoid()) * pairs).sum(dim=(1, 2)) / pairs.shape[0]
+    masks = (of_layer.sigmoid() for of_layer in mask_logits)
+    return (_neighbour_terms(masks) * pairs).sum(dim=(1, 2)) / pairs.shape[0]
 
 
 @dataclass(frozen=True)
 class Consistency:
     """One reading of L_ada."""
 
-    loss: Callable[[Tensor, Tensor | None], Tensor]
+    loss: Callable[[Sequence[Tensor], Tensor | None], Tensor]
     initial: bool
     """Whether the prediction before the first decoder layer takes part; the last never does."""
     lambda_object: float

@@ -49,8 +49,10 @@ class Annotated:
 
     class_logits: Tensor
     """[L, n, Q, K + 1] float32."""
-    mask_logits: Tensor
-    """[L, n, Q, h, w]."""
+    mask_logits: list[Tensor]
+    """L times [B * T, Q, h, w], all frames: views, since masks are the largest arrays there are."""
+    index: Tensor
+    """[n] int64: the annotated frames among B * T."""
     targets: Targets
     frames: Tensor
     """[B, T] bool, on the CPU."""
@@ -98,11 +100,13 @@ class Criterion(nn.Module):
         Labels and flags cost no wait for a device when they are on the CPU.
         Raises ValueError for labels of another shape or outside the classes.
         """
-        selected = self.select(out, labels, annotated)
-        matched = self.match(selected, points)
-        losses = self.class_losses(selected, matched)
-        losses.update(self.mask_losses(selected, matched, points))
-        losses.update(self.consistency_losses(out))
+        # Sums over ten thousand points and whole masks are no work for half precision.
+        with torch.autocast(out.mask_logits.device.type, enabled=False):
+            selected = self.select(out, labels, annotated)
+            matched = self.match(selected, points)
+            losses = self.class_losses(selected, matched)
+            losses.update(self.mask_losses(selected, matched, points))
+            losses.update(self.consistency_losses(out))
         return Losses(losses, self.weights)
 
     def select(self, out: ComboOutput, labels: Tensor, annotated: Tensor | None) -> Annotated:
@@ -129,11 +133,11 @@ class Criterion(nn.Module):
         device = out.mask_logits.device
         index = where.to(device, non_blocking=True)
         classes = torch.stack([p.class_logits.flatten(0, 1)[index] for p in out.layers])
-        masks = torch.stack([p.mask_logits.flatten(0, 1)[index] for p in out.layers])
+        masks = [p.mask_logits.flatten(0, 1) for p in out.layers]
         targets = Targets.of(
             labels.flatten(0, 1)[where.to(labels.device)], self.settings.classes, device
         )
-        return Annotated(classes.float(), masks, targets, chosen)
+        return Annotated(classes.float(), masks, index, targets, chosen)
 
     def _annotated(self, out: ComboOutput, labels: Tensor, given: Tensor | None) -> Tensor:
         if given is None:
@@ -148,15 +152,15 @@ class Criterion(nn.Module):
     def match(self, selected: Annotated, points: Tensor | None) -> Tensor:
         """[L, M] int64 on the device: the query of every target, -1 for none."""
         settings = self.settings
-        masks = selected.mask_logits
+        device = selected.index.device
         if points is None:
-            shape = (masks.shape[1], settings.mask_points, 2)
-            points = torch.rand(shape, device=masks.device)
+            points = torch.rand(len(selected.index), settings.mask_points, 2, device=device)
         else:
-            points = points.to(masks.device, torch.float32)[None]
+            points = points.to(device, torch.float32)[None]
         weights = (settings.lambda_cls, settings.lambda_mask, settings.lambda_dice)
+        masks = (of_layer.detach()[selected.index] for of_layer in selected.mask_logits)
         matched = match(selected.class_logits, masks, selected.targets, points, weights)
-        return torch.from_numpy(matched).to(masks.device, non_blocking=True)
+        return torch.from_numpy(matched).to(device, non_blocking=True)
 
     def class_losses(self, selected: Annotated, matched: Tensor) -> dict[str, Tensor]:
         """L_cls: cross entropy over all queries, "no object" for those without a target."""
@@ -190,8 +194,13 @@ class Criterion(nn.Module):
             distributed.all_reduce(number)
             number = number / distributed.get_world_size()
         number = number.clamp(min=1)
-        every = torch.arange(layers, device=matched.device)[:, None]
-        masks = selected.mask_logits[every, targets.frame, matched.clamp(min=0)].float()
+        frame = selected.index[targets.frame]
+        masks = torch.stack(
+            [
+                of_layer[frame, query].float()
+                for of_layer, query in zip(selected.mask_logits, matched.clamp(min=0), strict=True)
+            ]
+        )
         found = (matched >= 0).to(masks.dtype)
 
         flat = masks.flatten(0, 1)[:, None]
@@ -235,7 +244,7 @@ class Criterion(nn.Module):
         sets = out.layers[first:-1]
         if not sets or self.weights["loss_cosine"] == 0:
             return {}
-        loss = self.consistency.loss(torch.stack([p.mask_logits for p in sets]), out.valid)
+        loss = self.consistency.loss([p.mask_logits for p in sets], out.valid)
         return {f"loss_cosine_{first + i}": value for i, value in enumerate(loss.unbind())}
 
 

@@ -10,6 +10,7 @@ masks. Measured on two CPU cores (5 frames of 7, 14 and 28 squared pixels, 8 hea
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,41 +20,143 @@ from torch import Tensor, nn
 Shapes = Sequence[tuple[int, int]]
 
 
-class _WeightedRowSum(torch.autograd.Function):
-    """out[b] = sum over k of weights[b, k] * rows[index[b, k]].
+@dataclass(frozen=True)
+class _Corners:
+    """Where every sampled point falls: the four rows around it, and how far it is from each."""
 
-    PyTorch's own backward of `embedding_bag` adds to the rows one bag after another. Sorting the
-    entries by row first makes the gradient of the rows a second weighted sum of the same kind.
+    index: Tensor
+    """[N, Lq, heads, levels, points, 4] int: upper left, upper right, lower left, lower right."""
+    right: Tensor
+    """[N, Lq, heads, levels, points]: 0 at the left column, 1 at the right one."""
+    lower: Tensor
+    width: Tensor
+    """[levels, 1] pixels."""
+    height: Tensor
+
+    def shares(self, weights: Tensor) -> Tensor:
+        """How much of each corner enters the sum; shape of `index`."""
+        lower = weights * self.lower
+        upper = weights - lower
+        upper_right, lower_right = upper * self.right, lower * self.right
+        return torch.stack(
+            [upper - upper_right, upper_right, lower - lower_right, lower_right], dim=-1
+        )
+
+
+def _starts(shapes: Shapes) -> list[int]:
+    """First row of each level, its border of zeros counted, and the number of rows."""
+    starts = [0]
+    for h, w in shapes:
+        starts.append(starts[-1] + (h + 2) * (w + 2))
+    return starts
+
+
+def _planes(shapes: Shapes, locations: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Width and height [levels, 1], then x and y of every point in pixels of the bordered maps."""
+    sizes = [[float(h), float(w)] for h, w in shapes]
+    size = torch.tensor(sizes, dtype=locations.dtype, device=locations.device)
+    height, width = size[:, 0, None], size[:, 1, None]
+    return width, height, locations[..., 0] * width + 0.5, locations[..., 1] * height + 0.5
+
+
+def _corners(shapes: Shapes, locations: Tensor, shared: bool) -> _Corners:
+    batch, _, heads, _, _, _ = locations.shape
+    device = locations.device
+    width, height, x, y = _planes(shapes, locations)
+    # Beyond the border every share falls on zeros.
+    nothing = torch.zeros((), dtype=locations.dtype, device=device)
+    x, y = x.clamp(nothing, width + 1), y.clamp(nothing, height + 1)
+    # A diverged network's NaN must come out as NaN, not as a row number.
+    left = torch.minimum(x.floor(), width).nan_to_num(0.0)
+    top = torch.minimum(y.floor(), height).nan_to_num(0.0)
+
+    *starts, rows = _starts(shapes)
+    integer = torch.int32 if batch * rows * heads < 2**31 else torch.int64
+    start = torch.tensor(starts, dtype=integer, device=device)[:, None]
+    stride = width.to(integer) + 2
+    row = (top.to(integer) * stride + left.to(integer) + start) * heads
+    row = row + torch.arange(heads, dtype=integer, device=device)[:, None, None]
+    if not shared:
+        clip = torch.arange(batch, dtype=integer, device=device) * (rows * heads)
+        row = row + clip[:, None, None, None, None]
+    below = row + stride * heads
+    index = torch.stack([row, row + heads, below, below + heads], dim=-1)
+    return _Corners(index, x - left, y - top, width, height)
+
+
+def _sum_of_rows(rows: Tensor, index: Tensor, shares: Tensor) -> Tensor:
+    """out[b] = sum over k of shares[b, k] * rows[index[b, k]]."""
+    return F.embedding_bag(index, rows, mode="sum", per_sample_weights=shares)
+
+
+def _gradient_of_rows(grad: Tensor, index: Tensor, shares: Tensor, rows: int) -> Tensor:
+    """The same kind of sum the other way round, once the entries are sorted by row.
+
+    PyTorch's own backward of `embedding_bag` adds one bag after another.
     """
+    by_row, order = index.flatten().sort()
+    every_row = torch.arange(rows, dtype=index.dtype, device=index.device)
+    return F.embedding_bag(
+        order.div(index.shape[1], rounding_mode="trunc"),
+        grad,
+        torch.searchsorted(by_row, every_row),
+        mode="sum",
+        per_sample_weights=shares.flatten().index_select(0, order),
+    )
+
+
+def _gradient_of_shares(grad: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    """[b, k]: product of grad[b] and rows[index[b, k]]."""
+    bags, entries = index.shape
+    bag = torch.arange(bags, dtype=index.dtype, device=index.device)
+    products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        grad, rows, index.flatten(), bag * entries, bag.repeat_interleave(entries), 0
+    )
+    return products.view(bags, entries)
+
+
+class _Sample(torch.autograd.Function):
+    """Weighted bilinear samples; what follows from locations and weights is not kept but redone."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, index, weights)
-        return F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
+    def forward(
+        ctx: Any, rows: Tensor, locations: Tensor, weights: Tensor, shapes: Shapes, shared: bool
+    ) -> Tensor:
+        """rows: [N * S' * heads, d] of the bordered maps. Returns [N * Lq * heads, d]."""
+        ctx.save_for_backward(rows, locations, weights)
+        ctx.shapes, ctx.shared = shapes, shared
+        corners = _corners(shapes, locations, shared)
+        shares = corners.shares(weights)
+        return _sum_of_rows(
+            rows, corners.index.flatten(3).flatten(0, 2), shares.flatten(3).flatten(0, 2)
+        )
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
-        rows, index, weights = ctx.saved_tensors
+    def backward(
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        rows, locations, weights = ctx.saved_tensors
         grad = grads[0].contiguous()
-        bags, entries = index.shape
-        flat = index.flatten()
-        of_rows = of_weights = None
+        corners = _corners(ctx.shapes, locations, ctx.shared)
+        index = corners.index.flatten(3).flatten(0, 2)
+        of_rows = of_locations = of_weights = None
         if ctx.needs_input_grad[0]:
-            by_row, order = flat.sort()
-            every_row = torch.arange(rows.shape[0], dtype=flat.dtype, device=flat.device)
-            of_rows = F.embedding_bag(
-                order.div(entries, rounding_mode="trunc"),
-                grad,
-                torch.searchsorted(by_row, every_row),
-                mode="sum",
-                per_sample_weights=weights.flatten().index_select(0, order),
-            )
-        if ctx.needs_input_grad[2]:
-            bag = torch.arange(bags, dtype=flat.dtype, device=flat.device)
-            of_weights = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-                grad, rows, flat, bag * entries, bag.repeat_interleave(entries), 0
-            ).view_as(weights)
-        return of_rows, None, of_weights
+            shares = corners.shares(weights).flatten(3).flatten(0, 2)
+            of_rows = _gradient_of_rows(grad, index, shares, rows.shape[0])
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            of_shares = _gradient_of_shares(grad, rows, index).view_as(corners.index)
+            upper_left, upper_right, lower_left, lower_right = of_shares.unbind(dim=-1)
+            upper_step, lower_step = upper_right - upper_left, lower_right - lower_left
+            upper = upper_left + corners.right * upper_step
+            down = lower_left + corners.right * lower_step - upper
+            of_weights = upper + corners.lower * down
+            along_x = upper_step + corners.lower * (lower_step - upper_step)
+            width, height, x, y = _planes(ctx.shapes, locations)
+            # Where the border stopped a point, moving it changes nothing.
+            along_x = along_x * weights * width * ((x >= 0) & (x <= width + 1))
+            along_y = down * weights * height * ((y >= 0) & (y <= height + 1))
+            of_locations = torch.stack([along_x, along_y], dim=-1)
+        return of_rows, of_locations, of_weights, None, None
 
 
 def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -68,61 +171,22 @@ def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
     Returns [N, Lq, heads * d] in value's dtype; the sums are made in float32 or better.
     Raises ValueError when S is not the sum of the levels' sizes.
     """
-    if value.shape[1] != sum(h * w for h, w in shapes):
+    sizes = [h * w for h, w in shapes]
+    if value.shape[1] != sum(sizes):
         raise ValueError(f"{value.shape[1]} value rows for levels {list(shapes)}")
     exact = torch.promote_types(value.dtype, torch.float32)
-    batch, queries, heads, _, _, _ = locations.shape
-    depth = value.shape[3]
-
-    levels = value.to(exact).flatten(2).split([h * w for h, w in shapes], dim=1)
-    padded = torch.cat(
+    levels = value.to(exact).flatten(2).split(sizes, dim=1)
+    bordered = torch.cat(
         [
             F.pad(level.unflatten(1, (h, w)), (0, 0, 1, 1, 1, 1)).flatten(1, 2)
             for level, (h, w) in zip(levels, shapes, strict=True)
         ],
         dim=1,
     )
-    rows_a_clip = padded.shape[1]
-
-    # Planes of x and y in padded pixel units; beyond the border every weight falls on zeros.
-    device = value.device
-    size = torch.tensor([[float(h), float(w)] for h, w in shapes], dtype=exact, device=device)
-    height, width = size[:, 0, None], size[:, 1, None]
-    nothing = torch.zeros((), dtype=exact, device=device)
-    x = (locations[..., 0].to(exact) * width + 0.5).clamp(nothing, width + 1)
-    y = (locations[..., 1].to(exact) * height + 0.5).clamp(nothing, height + 1)
-    # A diverged network's NaN must come out as NaN, not as a row number.
-    left = torch.minimum(x.detach().floor(), width).nan_to_num(0.0)
-    top = torch.minimum(y.detach().floor(), height).nan_to_num(0.0)
-    right_part, lower_part = x - left, y - top
-
-    index_type = torch.int32 if batch * rows_a_clip * heads < 2**31 else torch.int64
-    starts, start = [], 0
-    for h, w in shapes:
-        starts.append([start])
-        start += (h + 2) * (w + 2)
-    stride = width.to(index_type) + 2
-    row = top.to(index_type) * stride + left.to(index_type)
-    row = (row + torch.tensor(starts, dtype=index_type, device=device)) * heads
-    row = row + torch.arange(heads, dtype=index_type, device=device)[:, None, None]
-    if value.shape[0] > 1:
-        clip = torch.arange(batch, dtype=index_type, device=device) * (rows_a_clip * heads)
-        row = row + clip[:, None, None, None, None]
-    below = row + stride * heads
-    index = torch.stack([row, row + heads, below, below + heads], dim=-1)
-
-    lower = weights.to(exact) * lower_part
-    upper = weights.to(exact) - lower
-    upper_right, lower_right = upper * right_part, lower * right_part
-    shares = torch.stack(
-        [upper - upper_right, upper_right, lower - lower_right, lower_right], dim=-1
-    )
-    summed = _WeightedRowSum.apply(
-        padded.reshape(-1, depth),
-        index.reshape(batch * queries * heads, -1),
-        shares.reshape(batch * queries * heads, -1),
-    )
-    return summed.reshape(batch, queries, heads * depth).to(value.dtype)
+    rows = bordered.reshape(-1, value.shape[3])
+    shared = value.shape[0] == 1
+    summed = _Sample.apply(rows, locations.to(exact), weights.to(exact), shapes, shared)
+    return summed.reshape(*locations.shape[:2], -1).to(value.dtype)
 
 
 class DeformableAttention(nn.Module):

@@ -4,6 +4,7 @@ Background is a class with its own mask (SPEC section 7): a frame's targets are 
 values of its label map, apart from 255.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,14 +87,14 @@ def sample_rows(maps: Tensor, points: Tensor) -> Tensor:
 @torch.no_grad()
 def match(
     class_logits: Tensor,
-    mask_logits: Tensor,
+    mask_logits: Iterable[Tensor],
     targets: Targets,
     points: Tensor,
     weights: tuple[float, float, float],
 ) -> np.ndarray:
     """The query of every target in every prediction set: least cost, no query twice in a frame.
 
-    class_logits: [L, n, Q, K + 1]; mask_logits: [L, n, Q, h, w].
+    class_logits: [L, n, Q, K + 1]; mask_logits: L times [n, Q, h, w].
     points: [n, P, 2] or [1, P, 2], (x, y) in 0..1, where masks are compared.
     weights: of class probability, binary cross entropy and dice in the cost.
     Returns [L, M] int64; -1 for targets beyond the number of queries. All costs cross to the CPU

@@ -108,11 +108,10 @@ class _Masks:
         return _Masks(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(_Masks)))
 
     @staticmethod
-    def none(size: tuple[int, int]) -> "_Masks":
-        nothing = torch.zeros(0)
-        boxes = torch.zeros(0, 4, dtype=torch.int64)
-        masks = torch.zeros(0, *size, dtype=torch.bool)
-        return _Masks(masks, boxes, nothing, nothing, torch.zeros(0, 2))
+    def none(size: tuple[int, int], device: torch.device) -> "_Masks":
+        nothing = torch.zeros(0, device=device)
+        masks = torch.zeros(0, *size, dtype=torch.bool, device=device)
+        return _Masks(masks, mask_boxes(masks), nothing, nothing, nothing[:, None])
 
 
 class PointGrid:
@@ -167,7 +166,8 @@ class PointGrid:
             raise ValueError("min_mask_region_area must not be negative")
         if memory_limit is not None and memory_limit < 1:
             raise ValueError("memory_limit must be at least 1 byte")
-        self.memory_limit = memory_limit
+        # Found once: later, memory that torch keeps for its next use would seem taken.
+        self.memory_limit = memory_limit or _memory_of(self.net.device)
         self.autocast = autocast
 
     def records(self, image: Tensor) -> list[MaskRecord]:
@@ -208,7 +208,7 @@ class PointGrid:
     def label_maps(self, images: Tensor) -> Tensor:
         """[B, 3 or 1, H, W] uint8 -> [B, H, W] uint8, as `label_map`."""
         if len(images) == 0:
-            return torch.zeros(images.shape[0], *images.shape[-2:], dtype=torch.uint8)
+            return images.new_zeros(0, *images.shape[-2:])
         return torch.stack([merged.label_map for merged in self.merged(images)])
 
     def label_map(self, image: Tensor) -> Tensor:
@@ -221,14 +221,14 @@ class PointGrid:
 
     def _found(self, images: Tensor) -> Iterator[_Masks]:
         """The final masks, bool [K, H, W], of each image."""
-        at_once = self._limit() // self.net.image_bytes(*images.shape[-2:])
+        at_once = self.memory_limit // self.net.image_bytes(*images.shape[-2:])
         for group in _batches(len(images), at_once, lambda part: self._encoded(images[part])):
             for image in group:
                 candidates = self._candidates(image)
                 if candidates:
                     yield self._cleaned(self._distinct(image, _Masks.joined(candidates)))
                 else:
-                    yield _Masks.none(image.upsampling.size)
+                    yield _Masks.none(image.upsampling.size, self.net.device)
 
     def _encoded(self, images: Tensor) -> Sequence[EncodedImage]:
         with self._precision():
@@ -258,7 +258,7 @@ class PointGrid:
         chosen = passing.nonzero()[:, 0]
         places = places.repeat_interleave(len(decoded.ious) // len(points), dim=0)
         upsampling, found = image.upsampling, list[_Masks]()
-        for numbers in chosen.split(max(1, self._limit() // upsampling.small_bytes)):
+        for numbers in chosen.split(max(1, self.memory_limit // upsampling.small_bytes)):
             if len(numbers) == 0:
                 continue
             with self._precision():
@@ -319,17 +319,10 @@ class PointGrid:
         enabled = self.autocast is not None
         return torch.autocast(self.net.device.type, dtype=self.autocast, enabled=enabled)
 
-    def _limit(self) -> int:
-        if self.memory_limit is not None:
-            return self.memory_limit
-        if self.net.device.type == "cuda":
-            return int(torch.cuda.mem_get_info(self.net.device)[0] * GPU_SHARE)
-        return CPU_MEMORY
-
     def _working_set(self) -> int:
         """Bytes that points and full-size masks may take at once."""
         on_cpu = self.net.device.type == "cpu"
-        return min(self._limit(), CPU_WORKING_SET) if on_cpu else self._limit() // 4
+        return min(self.memory_limit, CPU_WORKING_SET) if on_cpu else self.memory_limit // 4
 
 
 def _point_promptable(net: "PointPromptable | Sam") -> PointPromptable:
@@ -339,6 +332,13 @@ def _point_promptable(net: "PointPromptable | Sam") -> PointPromptable:
 
         return SamPoints(cast("Sam", net))
     return cast("PointPromptable", net)
+
+
+def _memory_of(device: torch.device) -> int:
+    """Bytes that are the limit where none is given."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * GPU_SHARE)
+    return CPU_MEMORY
 
 
 def _checked(images: Tensor) -> Tensor:

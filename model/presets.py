@@ -6,11 +6,14 @@ from .settings import ComboSettings
 
 _RESNET = ComboSettings()
 _PVT = ComboSettings(backbone="pvt_v2_b5", drop_path=0.1)
+# Learns from scratch on two cores: an encoder of 0.35 M parameters without batch norm, and each
+# frame's own sound in its queries.
 _SMALL = ComboSettings(
-    backbone="convnext_atto",
+    backbone="test_convnext2",
     fidelity="paper",
     image_size=128,
     width=64,
+    heads=4,
     pixel_layers=2,
     pixel_ffn=128,
     audio_hidden=128,

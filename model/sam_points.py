@@ -1,7 +1,8 @@
 """SAM (the segment-anything package's `Sam`) as a network for `PointGrid`.
 
-Image encoder, prompt encoder and weights are the package's. Its mask decoder runs the two-way
-transformer on a copy of the whole image embedding for every point; the same numbers come cheaper:
+Prompt encoder, weights and the parts of the image encoder are the package's. Its mask decoder runs
+the two-way transformer on a copy of the whole image embedding for every point; the same numbers
+come cheaper:
 
 - Before the first layer all points share one embedding, so what that layer projects from the
   image is computed once an image.
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .point_prompts import SAM_SETTINGS, GridSettings, Upsampling
+from .sam_encoder import encode_images
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -63,11 +65,10 @@ class SamPoints:
         return ()
 
     def image_bytes(self, height: int, width: int) -> int:  # noqa: ARG002 - resized to one size
-        # Attention maps of a global block: each token to each, for every head, three copies.
-        blocks: Any = self.sam.image_encoder.blocks
+        # Of all blocks' tokens the MLP's hidden ones are the most: four times the width, twice.
         rows, columns = self.sam.prompt_encoder.image_embedding_size
-        heads = max(int(block.attn.num_heads) for block in blocks)
-        return 3 * 4 * heads * (rows * columns) ** 2
+        patches: Any = self.sam.image_encoder.patch_embed
+        return 4 * 12 * rows * columns * int(patches.proj.out_channels)
 
     def point_bytes(self, height: int, width: int) -> int:  # noqa: ARG002 - as above
         rows, columns = self.sam.prompt_encoder.image_embedding_size
@@ -85,7 +86,8 @@ class SamPoints:
         pixels = [resize.apply_image(image.permute(1, 2, 0).cpu().numpy()) for image in images]
         resized = torch.stack([torch.from_numpy(array).permute(2, 0, 1) for array in pixels])
         seen = (int(resized.shape[-2]), int(resized.shape[-1]))
-        embeddings = self.sam.image_encoder(self.sam.preprocess(resized.to(self.device)))
+        padded = self.sam.preprocess(resized.to(self.device))
+        embeddings = encode_images(self.sam.image_encoder, padded)
         position = self.sam.prompt_encoder.get_dense_pe()[0].flatten(1).T
         no_mask = self.sam.prompt_encoder.no_mask_embed.weight
         decoder = PointDecoder(self.sam.mask_decoder)

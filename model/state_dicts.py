@@ -104,7 +104,9 @@ def _detectron2_key(key: str) -> str | None:
 def _timm_key(key: str, wanted: State) -> str | None:
     """timm cuts sequences open (stages.0 -> stages_0) where features are taken between."""
     opened = re.sub(r"^(\w+)\.(\d+)\.", r"\1_\2.", key)
-    key = _substitute(_TORCHVISION_RESNET, opened if opened in wanted else key)
+    for candidate in (opened, _substitute(_TORCHVISION_RESNET, key)):
+        if candidate in wanted:
+            return candidate
     # The norm after the last stage is the classifier's.
     if _DEAD.search(key) or (key not in wanted and re.match(r"norm\.", key)):
         return None

@@ -108,21 +108,15 @@ class LogMel(nn.Module):
         if windows.ndim != 2 or windows.shape[1] != WINDOW:
             raise ValueError(f"windows must be [W, {WINDOW}], not {list(windows.shape)}")
         patches = windows.new_empty((len(windows), COLUMNS, BANDS), dtype=torch.float32)
-        # All working memory is taken once: taking it anew for each block costs more than the
-        # arithmetic. The transform is double precision: in single precision the rounding of a loud
-        # low tone spreads over the quiet bands, where ln(mel + 0.01) makes a thousandth of it.
-        shape = (min(at_once, len(windows)), COLUMNS)
-        columns = windows.new_zeros((*shape, FFT), dtype=torch.float64)
-        spectrum = windows.new_empty((*shape, FFT // 2 + 1), dtype=torch.complex128)
-        squares = windows.new_empty((*shape, FFT // 2 + 1, 2), dtype=torch.float32)
-        magnitudes = windows.new_empty((*shape, FFT // 2 + 1), dtype=torch.float32)
+        # The transform is double precision: in single precision the rounding of a loud low tone
+        # spreads over the quiet bands, where ln(mel + 0.01) makes a thousandth of it.
+        room = windows.new_zeros((min(at_once, len(windows)), COLUMNS, FFT), dtype=torch.float64)
         for some, out in zip(windows.split(at_once), patches.split(at_once), strict=True):
-            n = len(some)
-            columns[:n, :, :SPAN].copy_(some.unfold(1, SPAN, HOP)).mul_(self.hann)
-            torch.fft.rfft(columns[:n], out=spectrum[:n])
-            squares[:n].copy_(torch.view_as_real(spectrum[:n])).square_()
-            torch.add(squares[:n, ..., 0], squares[:n, ..., 1], out=magnitudes[:n]).sqrt_()
-            torch.matmul(magnitudes[:n], self.mel, out=out).add_(_OFFSET).log_()
+            columns = room[: len(some)]
+            columns[..., :SPAN].copy_(some.unfold(1, SPAN, HOP)).mul_(self.hann)
+            squares = torch.view_as_real(torch.fft.rfft(columns)).float().square_()
+            magnitudes = (squares[..., 0] + squares[..., 1]).sqrt_()
+            out.copy_((magnitudes @ self.mel).add_(_OFFSET).log_())
         return patches
 
 

@@ -33,7 +33,7 @@ store: store
 data_sets:
   ms3: {layout: avsbench-ms3, root: sample/AVSBench_object/Multi-sources}
 stages:
-  frames: {size: 128}
+  frames: {size: 96}
   audio: {encoder: mel-stats}
   maskige: {generator: felzenszwalb, at: stored}
 """

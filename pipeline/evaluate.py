@@ -76,7 +76,7 @@ def measure(
             scores[frames],
             on_device.labels[0][frames],
             clip.annotated[0][frames],
-            audible=sound in ("right", "swapped"),
+            audible=sound == "right",
         )
         names.append(clip.clips[0])
         on_clip(clip, scores.cpu())

@@ -60,9 +60,11 @@ class FramesSettings(Model):
 
 class AudioSettings(Model):
     encoder: str = "vggish"
-    """`vggish` or `mel-stats`."""
+    """`vggish`, `vggish-pca` or `mel-stats`."""
     windows: Literal["avsbench", "centred"] = "avsbench"
     """Which 0.96 s of sound belong to a frame: the benchmark's rule, or around its time."""
+    resampling: Literal["kaiser_best", "soxr"] = "kaiser_best"
+    """resampy's filter, as the public code's, or SoX's very high quality."""
 
 
 class FelzenszwalbSettings(Model):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.sample import write_sample
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..console import Output, duration
+from ..errors import ComboError
 from ..jobs.run import Options, Summary, parse_part, run_job, settle_plan, units_to_do
 from ..manifest import Manifest, load_manifest
 from ..preprocess.tasks import STAGES, jobs
@@ -113,13 +114,25 @@ def _report(output: Output, summaries: Sequence[Summary], seconds: float) -> Non
     output.note(f"took {duration(seconds)}")
 
 
-def sample(output: Output, folder: Path) -> None:
+def sample(output: Output, folder: Path, s4: str, ms3: str, avss: str, seed: int) -> None:
     """`combo sample`."""
     from ..sample import write_sample
 
-    write_sample(folder)
-    output.result(f"wrote {folder}")
+    counts = {
+        name: _counts(name, text) for name, text in (("s4", s4), ("ms3", ms3), ("avss", avss))
+    }
+    with output.bar("sample data", sum(map(sum, counts.values()))) as bar:
+        new = write_sample(folder, **counts, seed=seed, progress=lambda *_: bar.advance())
+    output.result(f"wrote {folder}" if new else f"{folder} holds this sample already")
     output.note(
         f"try it: AVSBENCH={folder} combo preprocess all "
         "--encoder mel-stats --generator felzenszwalb"
     )
+
+
+def _counts(name: str, text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+        raise ComboError(f"--{name} {text}: write clips in train, val and test, as in 24,6,8")
+    train, val, test = map(int, parts)
+    return train, val, test

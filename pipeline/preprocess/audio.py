@@ -9,6 +9,7 @@ from ..errors import MediaError
 from ..layouts import Clip, SoundRule
 from ..manifest import AudioSettings, Manifest
 from ..media import digest
+from ..resample import Resampling
 from ..sound_files import read_sound
 from ..store import ArraySpec, Variant
 from ..weights import resolve
@@ -35,6 +36,7 @@ class AudioStage:
 
     name: str
     rule: SoundRule
+    resampling: Resampling
     frames_per_clip: int
     weights: Mapping[str, tuple[Path, str]]
     """File and digest by catalogue name."""
@@ -57,14 +59,14 @@ class AudioStage:
         """rule: the layout's; the setting `windows: centred` goes before it."""
         if settings.windows == "centred":
             rule = "centred"
-        return cls(settings.encoder, rule, frames_per_clip, weights)
+        return cls(settings.encoder, rule, settings.resampling, frames_per_clip, weights)
 
     def variant(self) -> Variant:
         return make_variant(
             "audio",
             f"{self.name}-{self.rule}",
             VERSION,
-            {"encoder": self.name, "windows": self.rule},
+            {"encoder": self.name, "windows": self.rule, "resampling": self.resampling},
             (ArraySpec("embedding", (self.frames_per_clip, EMBEDDING), "float32"),),
             weights={name: digest for name, (_, digest) in self.weights.items()},
         )
@@ -111,7 +113,7 @@ class AudioStage:
 
         if clip.problem is not None or clip.sound is None:
             raise MediaError(clip.name, clip.problem or "no sound file and no video")
-        sound = read_sound(clip.sound)
+        sound = read_sound(clip.sound, longest=self._longest(), resampling=self.resampling)
         waveform = torch.from_numpy(sound.waveform)
         try:
             if self.rule == "centred":
@@ -125,6 +127,10 @@ class AudioStage:
         except ValueError as error:
             raise MediaError(clip.sound, str(error)) from None
         return windows, combined_digest([digest(clip.sound)])
+
+    def _longest(self) -> float | None:
+        """Seconds of sound that fit the rule, with some to spare for the exact count of windows."""
+        return None if self.rule == "centred" else self.frames_per_clip + 1.0
 
     def _pad(self, patches: "Tensor") -> "Tensor":
         from ...model.vggish import PADDINGS, pad_zeros

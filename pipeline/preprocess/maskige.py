@@ -23,7 +23,7 @@ class MaskigeStage:
 
     Masks are made on the frame at its own size, and the label map then goes the labels' way
     (nearest) to the stored size; or on the frame at the stored size (`at: stored`).
-    Arrays a clip: label_map [T,H,W] uint8; masks, left_out [T] uint16: how many masks a frame had,
+    Arrays a clip: label_map [T,H,W] uint8; masks, left_out [T] uint32: how many masks a frame had,
     and how many of them beyond the smallest 255 have no place in the map.
     """
 
@@ -64,8 +64,8 @@ class MaskigeStage:
             },
             (
                 ArraySpec("label_map", shape, "uint8"),
-                ArraySpec("masks", (self.frames_per_clip,), "uint16"),
-                ArraySpec("left_out", (self.frames_per_clip,), "uint16"),
+                ArraySpec("masks", (self.frames_per_clip,), "uint32"),
+                ArraySpec("left_out", (self.frames_per_clip,), "uint32"),
             ),
             weights={} if own.weights is None else {own.weights: self.digest},
             attributes={"palette": reference_palette().tolist()},
@@ -86,8 +86,8 @@ class MaskigeStage:
         found = generate(frames)
         arrays = {
             "label_map": np.zeros((self.frames_per_clip, *self.size), np.uint8),
-            "masks": np.zeros(self.frames_per_clip, np.uint16),
-            "left_out": np.zeros(self.frames_per_clip, np.uint16),
+            "masks": np.zeros(self.frames_per_clip, np.uint32),
+            "left_out": np.zeros(self.frames_per_clip, np.uint32),
         }
         for t, each in enumerate(found):
             arrays["label_map"][t] = fit_label(each.label_map, self.size, self.fit)

@@ -36,14 +36,21 @@ class Augment:
         if self.recipe == "none":
             return batch
         frames, maskige = batch.frames.float(), batch.maskige.float()
-        labels = batch.labels
+        labels = batch.labels.clone()
+        sizes = [(frames.shape[-2], frames.shape[-1])] * len(frames)
         if self.recipe == "resize-crop-colour-flip":
-            frames, maskige, labels = self._resize_and_crop(frames, maskige, labels)
+            frames, maskige, labels, sizes = self._resize_and_crop(frames, maskige, labels)
         frames, maskige = self._jitter(frames), self._jitter(maskige)
-        flip = (self._uniform(len(frames)) < 0.5).to(frames.device)
-        frames = torch.where(flip[:, None, None, None, None], frames.flip(-1), frames)
-        maskige = torch.where(flip[:, None, None, None, None], maskige.flip(-1), maskige)
-        labels = torch.where(flip[:, None, None, None], labels.flip(-1), labels)
+        flip = (self._uniform(len(frames)) < 0.5).tolist()
+        for clip, (rows, columns) in enumerate(sizes):
+            # Padding comes last: always right and below, and its grey is never jittered.
+            for pictures, padding in (
+                (frames[clip], PADDING), (maskige[clip], PADDING), (labels[clip], LABEL_IGNORED),
+            ):  # fmt: skip
+                if flip[clip]:
+                    pictures[..., :columns] = pictures[..., :columns].flip(-1)
+                pictures[..., rows:, :] = padding
+                pictures[..., columns:] = padding
         return replace(batch, frames=frames, maskige=maskige, labels=labels)
 
     def _uniform(self, *shape: int) -> Tensor:
@@ -51,15 +58,16 @@ class Augment:
 
     def _resize_and_crop(
         self, frames: Tensor, maskige: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, list[tuple[int, int]]]:
+        """Resized pictures, the crop in the upper left corner, and each clip's crop in pixels."""
         height, width = frames.shape[-2:]
-        new_frames = torch.full_like(frames, PADDING)
-        new_maskige = torch.full_like(maskige, PADDING)
-        new_labels = torch.full_like(labels, LABEL_IGNORED)
+        new_frames, new_maskige = torch.zeros_like(frames), torch.zeros_like(maskige)
+        new_labels, crops = torch.zeros_like(labels), list[tuple[int, int]]()
         for clip in range(len(frames)):
             side = SHORT_SIDES[int(self._uniform(1) * len(SHORT_SIDES))]
             size = (round(height * side / 224), round(width * side / 224))
             rows, columns = min(height, size[0]), min(width, size[1])
+            crops.append((rows, columns))
             top = int(self._uniform(1) * (size[0] - rows + 1))
             left = int(self._uniform(1) * (size[1] - columns + 1))
             window = (..., slice(top, top + rows), slice(left, left + columns))
@@ -71,7 +79,7 @@ class Augment:
                 target[to] = resized[window]
             nearest = F.interpolate(labels[clip][None].float(), size, mode="nearest-exact")[0]
             new_labels[to] = nearest[window].to(labels.dtype)
-        return new_frames, new_maskige, new_labels
+        return new_frames, new_maskige, new_labels, crops
 
     def _jitter(self, pictures: Tensor) -> Tensor:
         """SSD's colour jitter, drawn anew for every picture of [B,T,3,H,W] in 0..255."""

@@ -5,10 +5,12 @@ is read once when the split is opened. Reads are asynchronous in tensorstore's o
 batches ahead cost no process, no pickling and no copy between processes.
 """
 
+import contextlib
+import ctypes
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from ...model.maskige import colour
 from ..errors import ComboError
-from ..jobs.records import read_finished
+from ..jobs.records import Finished, read_finished
 from ..store import VALID, Plan, SplitStore, Variant
 
 
@@ -68,17 +70,22 @@ class _Pending:
 class ClipReader:
     """The clips of one finished split that every stage could make.
 
-    left_out: names of clips that failed in a stage, with the reason.
+    left_out: names of clips that failed in a stage, with the reason.  outputs: digest of all that
+    each stage wrote, stage -> SHA-256.
     Raises ComboError when a variant is not finished or belongs to another list of clips.
     """
 
     def __init__(self, split: SplitStore, choice: Choice) -> None:
+        _keep_freed_memory()
         self.split, self.choice = split, choice
         self.plan: Plan = split.plan()
         self.left_out: dict[str, str] = {}
+        self.outputs: dict[str, str] = {}
         usable = np.ones(len(self.plan.clips), bool)
         for variant in (choice.frames, choice.audio, choice.maskige):
-            self.left_out |= _failed(split, variant, self.plan)
+            finished = _finished(split, variant, self.plan)
+            self.left_out |= finished.failed
+            self.outputs[variant.stage] = finished.outputs
             valid = split.read_array(variant, VALID)[: len(self.plan.clips)]
             usable &= valid.astype(bool)
         self.rows = np.flatnonzero(usable)
@@ -198,7 +205,7 @@ def choose_variants(
     return Choice(chosen["frames"], chosen["audio"], chosen["maskige"])
 
 
-def _failed(split: SplitStore, variant: Variant, plan: Plan) -> dict[str, str]:
+def _finished(split: SplitStore, variant: Variant, plan: Plan) -> Finished:
     finished = read_finished(split, variant)
     if (
         finished is None
@@ -209,4 +216,18 @@ def _failed(split: SplitStore, variant: Variant, plan: Plan) -> dict[str, str]:
             f"{variant.key} of {split} is not finished; run: "
             f"combo preprocess {variant.stage} --data {split.data_set} --split {split.split}"
         )
-    return finished.failed
+    return finished
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let the memory of one batch serve the next, in this process, where the C library is glibc.
+
+    It would hand the memory of large arrays back to the system at once, and to have that mapped
+    again costs nearly half as much as reading and decoding a clip.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # glibc's malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        allocator = ctypes.CDLL(None)
+        allocator.mallopt(mmap_threshold, 32 << 20)  # the most that it accepts
+        allocator.mallopt(trim_threshold, 256 << 20)

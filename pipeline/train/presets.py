@@ -1,5 +1,6 @@
 """Training settings: the paper's by name, each of them one `--set key=value` away from another."""
 
+import contextlib
 import dataclasses
 import difflib
 import typing
@@ -50,8 +51,9 @@ class TrainSettings:
     """CPU threads; 0 takes one a core."""
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or self.batch_size < 1 or self.evaluate_every < 1:
-            raise ComboError("iterations, batch_size and evaluate_every are at least 1")
+        for name in ("iterations", "batch_size", "evaluate_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ComboError(f"{name} is {getattr(self, name)}, but must be at least 1")
         if not 1 <= self.micro_batch <= self.batch_size or self.batch_size % self.micro_batch:
             raise ComboError(
                 f"micro_batch {self.micro_batch} must divide batch_size {self.batch_size}; "
@@ -77,15 +79,15 @@ _OBJECT = {"s4": {}, "ms3": {"iterations": 20_000, "evaluate_every": 400}}
 _SEMANTIC = {"avss": {"precision": "fp16", "augment": "colour-flip"}}
 _SMALL = {
     "initialisation": "random",
-    "iterations": 600,
-    "batch_size": 4,
-    "micro_batch": 4,
-    "learning_rate": 5e-4,
+    "iterations": 800,
+    "batch_size": 2,
+    "micro_batch": 2,
+    "learning_rate": 1e-3,
     "backbone_lr_factor": 1.0,
     "clip_norm": 1.0,
     "warmup": 20,
     "augment": "none",
-    "evaluate_every": 300,
+    "evaluate_every": 400,
 }
 
 
@@ -137,8 +139,12 @@ def parse(key: str, text: str, wanted: Any) -> Any:
     import yaml
     from pydantic import TypeAdapter, ValidationError
 
+    adapter = TypeAdapter(wanted)
+    with contextlib.suppress(ValidationError):
+        # Text where text is wanted stays as it is: YAML would read `off` as False.
+        return adapter.validate_python(text, strict=True)
     try:
-        return TypeAdapter(wanted).validate_python(yaml.safe_load(text))
+        return adapter.validate_python(yaml.safe_load(text))
     except (ValidationError, yaml.YAMLError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not a value"
         raise ComboError(f"--set {key}={text}: {reason}") from None

@@ -88,6 +88,7 @@ def versions() -> dict[str, Any]:
 
     return {
         **{name: metadata.version(name) for name in PACKAGES},
+        "torch": str(torch.__version__),  # which build it is, too
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpus": os.cpu_count(),

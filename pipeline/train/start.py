@@ -169,6 +169,7 @@ def _described(reader: ClipReader) -> dict[str, Any]:
         "plan": reader.plan.fingerprint,
         "clips": len(reader),
         "left_out": reader.left_out,
+        "outputs": reader.outputs,
         "variants": {
             v.stage: {"name": v.name, "fingerprint": v.fingerprint}
             for v in (choice.frames, choice.audio, choice.maskige)

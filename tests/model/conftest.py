@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from combo.model.state_dicts import published_combo
 from torch import Tensor
+
+from combo.model.state_dicts import published_combo
 
 DATA = Path(__file__).parent.parent / "data" / "network"
 SHARED = Path(__file__).parents[3] / "shared" / "golden" / "combo"

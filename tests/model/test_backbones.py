@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from combo.model.backbones import Backbone, FrozenNormConv2d
 from torch import nn
+
+from combo.model.backbones import Backbone, FrozenNormConv2d
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from combo.model import Combo, ComboOutput, Criterion, Prediction, parameter_groups
-from combo.model.matching import Targets, match, sample_rows
-from combo.model.state_dicts import combo_key
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+
+from combo.model import Combo, ComboOutput, Criterion, Prediction, parameter_groups
+from combo.model.matching import Targets, match, sample_rows
+from combo.model.state_dicts import combo_key
 
 Arrays = dict[str, np.ndarray]
 OPTIM = Path(__file__).parent.parent / "data" / "network" / "r50_s4_optim.json"
@@ -190,6 +191,16 @@ def test_the_losses_are_what_the_words_say() -> None:
     for name, value in expected.items():
         assert losses[name].item() == pytest.approx(value, rel=1e-4), name
     assert set(losses) - set(expected) == {"loss_cosine_0", "loss_cosine_1"}
+
+
+def test_losses_are_computed_in_float32_under_autocast() -> None:
+    out, labels, points = predictions(), labelled(), grid_points()
+    criterion = Criterion.from_preset("combo-r50-ms3", **SMALL)
+    exact = criterion(out, labels, points=points)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = criterion(out, labels, points=points)
+    for name in exact:
+        torch.testing.assert_close(half[name], exact[name])
 
 
 def test_the_order_of_queries_means_nothing() -> None:

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from combo.model.deformable_attention import DeformableAttention, sample_levels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+
+from combo.model.deformable_attention import DeformableAttention, sample_levels
 
 SHAPES = [(3, 5), (6, 4)]
 
@@ -56,9 +57,10 @@ def test_all_levels_at_once_equal_one_after_another(
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
-    tensors = [tensor.requires_grad_() for tensor in problem(SHAPES)]
+    shapes = [(2, 3), (1, 2)]
+    tensors = [tensor[:, :8].requires_grad_() for tensor in problem(shapes)]
     assert torch.autograd.gradcheck(
-        lambda value, locations, weights: sample_levels(value, SHAPES, locations, weights), tensors
+        lambda value, locations, weights: sample_levels(value, shapes, locations, weights), tensors
     )
 
 

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
-from combo.model import Combo, ComboOutput, preset
 from torch import Tensor, nn
+
+from combo.model import Combo, ComboOutput, preset
 
 Arrays = dict[str, np.ndarray]
 TINY = {

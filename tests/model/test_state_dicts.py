@@ -4,10 +4,11 @@ import pytest
 import timm
 import torch
 import torchvision
+from torch import Tensor, nn
+
 from combo.model import Combo
 from combo.model.backbones import Backbone
 from combo.model.state_dicts import StateDictError, backbone_state, combo_key, published_combo
-from torch import Tensor, nn
 
 Shapes = dict[str, tuple[int, ...]]
 

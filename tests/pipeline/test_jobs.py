@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from combo.pipeline import durable
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs import records

@@ -1,0 +1,162 @@
+"""Training augmentation: what moves together, what is drawn apart, and what it may never do."""
+
+import colorsys
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from combo.pipeline.store import LABEL_IGNORED
+from combo.pipeline.train.augment import PADDING, SHORT_SIDES, Augment, Recipe, shift_colours
+from combo.pipeline.train.loader import Batch
+
+SIZE = 64
+RECIPES: tuple[Recipe, ...] = ("colour-flip", "resize-crop-colour-flip")
+
+
+def shapes(clips: int = 4, frames: int = 2, seed: int = 0) -> Batch:
+    """White blobs on black whose labels are the blobs; every frame and Maskige shows its labels."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand((clips, frames, 4, 4), generator=generator) < 0.5
+    labels = coarse.repeat_interleave(SIZE // 4, 2).repeat_interleave(SIZE // 4, 3).to(torch.uint8)
+    pictures = (labels * 255)[:, :, None].expand(-1, -1, 3, -1, -1)
+    return Batch(
+        frames=pictures,
+        maskige=pictures.clone(),
+        labels=labels,
+        sound=torch.rand((clips, frames, 128), generator=generator),
+        present=torch.ones(clips, frames, dtype=torch.bool),
+        annotated=torch.ones(clips, frames, dtype=torch.bool),
+        clips=tuple(f"clip{i}" for i in range(clips)),
+    )
+
+
+def augmented(batch: Batch, recipe: Recipe, seed: int) -> Batch:
+    return Augment(recipe, torch.Generator().manual_seed(seed))(batch)
+
+
+def white(pictures: Tensor) -> Tensor:
+    """Jitter leaves black below 48 and white above 111."""
+    return pictures.mean(2) > 80
+
+
+def test_no_augmentation_gives_the_batch_itself() -> None:
+    batch = shapes()
+    assert augmented(batch, "none", 0) is batch
+
+
+def even(labels: Tensor) -> Tensor:
+    """Where all labels two pixels around are the same, and count."""
+    near = F.pad(labels.float(), (2, 2, 2, 2), value=LABEL_IGNORED).unfold(2, 5, 1).unfold(3, 5, 1)
+    low, high = near.amin((-1, -2)), near.amax((-1, -2))
+    return (low == high) & (high != LABEL_IGNORED)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_same_draws_give_the_same_batch_and_others_another(recipe: Recipe) -> None:
+    once, again, other = (augmented(shapes(), recipe, seed) for seed in (3, 3, 4))
+    for name in ("frames", "maskige", "labels"):
+        assert torch.equal(getattr(once, name), getattr(again, name))
+    assert not torch.equal(once.frames, other.frames)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_batch_that_came_in_and_what_is_no_picture_stay_as_they_are(recipe: Recipe) -> None:
+    batch, before = shapes(), shapes()
+    after = augmented(batch, recipe, 1)
+    for name in ("frames", "maskige", "labels"):
+        assert torch.equal(getattr(batch, name), getattr(before, name))
+    for name in ("sound", "present", "annotated", "clips"):
+        assert getattr(after, name) is getattr(batch, name)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@given(seed=st.integers(0, 2**31))
+@settings(deadline=None, max_examples=20)
+def test_labels_go_where_frames_and_maskiges_go(recipe: Recipe, seed: int) -> None:
+    batch = augmented(shapes(seed=seed), recipe, seed)
+    # At a blob's edge the frame blends and the label does not.
+    plain = even(batch.labels)
+    assert plain.float().mean() > 0.1
+    for pictures in (batch.frames, batch.maskige):
+        assert pictures.min() >= 0
+        assert pictures.max() <= 255
+        assert torch.equal(white(pictures)[plain], batch.labels[plain] == 1)
+
+
+@given(seed=st.integers(0, 2**31))
+@settings(deadline=None, max_examples=20)
+def test_padding_lies_right_and_below_in_grey_with_labels_that_do_not_count(seed: int) -> None:
+    batch = augmented(shapes(), "resize-crop-colour-flip", seed)
+    for clip in range(4):
+        ignored = (batch.labels[clip] == LABEL_IGNORED).all(0)
+        rows = int((~ignored).any(1).sum())
+        columns = int((~ignored).any(0).sum())
+        assert (rows, columns) in {
+            (min(SIZE, round(SIZE * side / 224)),) * 2 for side in SHORT_SIDES
+        }
+        inside = torch.zeros_like(ignored)
+        inside[:rows, :columns] = True
+        assert torch.equal(ignored, ~inside)
+        for pictures in (batch.frames, batch.maskige):
+            assert (pictures[clip][..., ~inside] == PADDING).all()
+
+
+def test_sizes_and_crops_vary_from_clip_to_clip_but_not_inside_a_clip() -> None:
+    batch = augmented(shapes(clips=24, frames=3), "resize-crop-colour-flip", 0)
+    sizes = [
+        {int((batch.labels[clip, t] != LABEL_IGNORED).sum()) for t in range(3)}
+        for clip in range(24)
+    ]
+    assert all(len(each) == 1 for each in sizes)
+    assert len({size for each in sizes for size in each}) > 3
+
+
+def test_about_half_of_the_clips_are_mirrored_as_a_whole() -> None:
+    batch = shapes(clips=64, frames=2)
+    after = augmented(batch, "colour-flip", 0)
+    mirrored = [
+        torch.equal(after.labels[clip], batch.labels[clip].flip(-1))
+        and not torch.equal(after.labels[clip], batch.labels[clip])
+        for clip in range(64)
+    ]
+    same = [torch.equal(after.labels[clip], batch.labels[clip]) for clip in range(64)]
+    assert all(a or b for a, b in zip(mirrored, same, strict=True))
+    assert 18 < sum(mirrored) < 46
+
+
+def test_every_frame_and_every_maskige_gets_colours_of_its_own() -> None:
+    batch = shapes(clips=1, frames=8)
+    grey = torch.full_like(batch.frames, 100)
+    after = augmented(replace(batch, frames=grey, maskige=grey), "colour-flip", 0)
+    values = torch.cat((after.frames, after.maskige), 1)[0, :, :, 0, 0]
+    assert len(values.unique(dim=0)) > 8
+
+
+rgb = st.tuples(*[st.integers(0, 255)] * 3)
+
+
+def one_pixel(colour: tuple[int, ...], saturation: float, hue: float) -> list[float]:
+    picture = torch.tensor(colour, dtype=torch.float32)[None, :, None, None]
+    factors = (torch.full((1, 1, 1, 1), value) for value in (saturation, hue))
+    return shift_colours(picture, *factors).flatten().tolist()
+
+
+@given(colour=rgb, saturation=st.floats(0.5, 1.5), hue=st.floats(-36, 36))
+def test_colours_shift_as_hsv_says(
+    colour: tuple[int, int, int], saturation: float, hue: float
+) -> None:
+    h, s, v = colorsys.rgb_to_hsv(*(value / 255 for value in colour))
+    wanted = colorsys.hsv_to_rgb((h + hue / 360) % 1, min(1.0, s * saturation), v)
+    assert one_pixel(colour, saturation, hue) == pytest.approx(
+        [value * 255 for value in wanted], abs=0.05
+    )
+
+
+@given(colour=rgb, turns=st.integers(-1, 1))
+def test_a_whole_turn_of_the_hue_changes_nothing(colour: tuple[int, int, int], turns: int) -> None:
+    assert one_pixel(colour, 1.0, 360.0 * turns) == pytest.approx(colour, abs=0.05)

@@ -1,0 +1,128 @@
+"""Settings by name: the paper's numbers, each one change away from another, saved and read back."""
+
+import json
+
+import pytest
+
+from combo.model.presets import PRESETS
+from combo.pipeline.errors import ComboError
+from combo.pipeline.train.presets import TrainSettings, parse, resolve, restore, train_settings
+
+PUBLISHED = [f"combo-{network}-{data}" for network in ("r50", "pvt") for data in ("s4", "ms3")]
+SEMANTIC = ["combo-r50-avss", "combo-pvt-avss"]
+
+
+@pytest.mark.parametrize("preset", PUBLISHED + SEMANTIC)
+def test_a_published_preset_trains_as_the_paper_says(preset: str) -> None:
+    settings = train_settings(preset)
+    assert settings.data == preset.split("-")[2]
+    assert settings.iterations == (20_000 if "ms3" in preset else 90_000)
+    assert settings.evaluate_every == (400 if "ms3" in preset else 5_000)
+    assert (settings.batch_size, settings.learning_rate, settings.weight_decay) == (8, 1e-4, 0.05)
+    assert (settings.backbone_lr_factor, settings.clip_norm, settings.power) == (0.1, 0.01, 0.9)
+    assert settings.warmup == 0
+    assert settings.initialisation == "imagenet"
+
+
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_objects_are_trained_in_full_precision_with_crops(preset: str) -> None:
+    settings = train_settings(preset)
+    assert (settings.precision, settings.augment) == ("fp32", "resize-crop-colour-flip")
+
+
+@pytest.mark.parametrize("preset", SEMANTIC)
+def test_classes_are_trained_in_half_precision_without_crops(preset: str) -> None:
+    settings = train_settings(preset)
+    assert (settings.precision, settings.augment) == ("fp16", "colour-flip")
+
+
+def test_the_small_presets_need_no_weights_for_any_data_set() -> None:
+    for data in ("s4", "ms3", "avss"):
+        settings = resolve(f"combo-small-{data}")
+        assert settings.train.initialisation == "random"
+        assert settings.train.data == data
+        assert settings.network.classes == PRESETS[f"combo-r50-{data}"].classes
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "value"),
+    [
+        ("sem=off", "sem", "off"),
+        ("sem=shared", "sem", "shared"),
+        ("fusion=none", "fusion", "none"),
+        ("fusion=visual", "fusion", "visual"),
+        ("fusion=audio", "fusion", "audio"),
+        ("queries=all", "queries", "all"),
+        ("lambda_ada=0", "lambda_ada", 0.0),
+        ("lambda_ada=20", "lambda_ada", 20.0),
+        ("backbone=pvt_v2_b5", "backbone", "pvt_v2_b5"),
+    ],
+)
+def test_every_ablation_of_the_paper_is_one_change(change: str, name: str, value: object) -> None:
+    plain, changed = resolve("combo-r50-s4"), resolve("combo-r50-s4", [change])
+    assert getattr(changed.network, name) == value != getattr(plain.network, name)
+    assert changed.train == plain.train
+
+
+def test_changes_take_the_settings_types() -> None:
+    changes = ["iterations=50", "learning_rate=3e-4", "precision=bf16", "data=mine", "width=128"]
+    settings = resolve("combo-r50-s4", changes)
+    assert settings.train.iterations == 50
+    assert settings.train.learning_rate == 3e-4
+    assert settings.train.precision == "bf16"
+    assert settings.train.data == "mine"
+    assert settings.network.width == 128
+
+
+def test_another_batch_is_taken_at_once_unless_said_otherwise() -> None:
+    assert resolve("combo-r50-s4", ["batch_size=4"]).train.micro_batch == 4
+    settings = resolve("combo-r50-s4", ["batch_size=4", "micro_batch=2"]).train
+    assert (settings.batch_size, settings.micro_batch) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("iteration=5", "did you mean iterations"),
+        ("qqq=5", "there are preset, data,"),
+        ("preset=combo-pvt-s4", "no such setting"),
+        ("iterations", "write key=value"),
+        ("iterations=many", "iterations=many: .*integer"),
+        ("iterations=2.5", "iterations=2.5: .*integer"),
+        ("learning_rate=[1", "learning_rate=.* not a value"),
+        ("precision=fp8", "precision=fp8: .*'fp32', 'bf16' or 'fp16'"),
+        ("fusion=both", "fusion=both"),
+        ("width=30", "width=30: .*width 30 is not a multiple of 4"),
+        ("iterations=0", "iterations is 0, but must be at least 1"),
+        ("log_every=0", "log_every is 0, but must be at least 1"),
+        ("micro_batch=3", "micro_batch 3 must divide batch_size 8; add --set micro_batch=8"),
+        ("learning_rate=!!python/object/apply:os.getcwd []", "not a value"),
+    ],
+)
+def test_a_senseless_change_is_one_line_that_says_what_fits(change: str, says: str) -> None:
+    with pytest.raises(ComboError, match=says) as caught:
+        resolve("combo-r50-s4", [change])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_preset_names_those_there_are() -> None:
+    with pytest.raises(ComboError, match=r"no preset 'combo-r101-s4'.*combo-pvt-avss"):
+        resolve("combo-r101-s4")
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_saved_settings_come_back_the_same(preset: str) -> None:
+    settings = resolve(preset, ["seed=5", "lambda_ada=1.5"])
+    assert restore(json.loads(json.dumps(settings.as_dict()))) == settings
+
+
+def test_a_value_is_read_as_its_setting_wants_it() -> None:
+    assert parse("lambda_ada", "null", float | None) is None
+    assert parse("pixel_mean", "[1, 2, 3]", tuple[float, float, float]) == (1.0, 2.0, 3.0)
+    assert parse("learning_rate", "1e-4", float) == 1e-4
+    assert parse("data", "1234", str) == "1234"
+    assert parse("sem", "off", str) == "off"
+
+
+def test_the_defaults_are_the_papers() -> None:
+    assert TrainSettings("combo-r50-s4", "s4") == train_settings("combo-r50-s4")
