@@ -54,12 +54,10 @@ class BilateralAttention(nn.Module):
         split = (self.heads, -1)
         key = self.a_proj(sound + sound_position).unflatten(1, split)
         key = key * key.shape[2] ** -0.5
-        query = self.v_proj.weight.unflatten(0, split)
+        query = torch.einsum("fhd,hdc->fhc", key, self.v_proj.weight.unflatten(0, split))
         constant = (key * self.v_proj.bias.unflatten(0, split)).sum(dim=2)
-        scores = torch.einsum(
-            "fhc,fpc->fhp", torch.einsum("fhd,hdc->fhc", key, query), pixels + positions
-        )
-        scores = (scores + constant[:, :, None]).clamp(-SCORE_LIMIT, SCORE_LIMIT)
+        scores = query @ pixels.transpose(1, 2) + query @ positions.T + constant[:, :, None]
+        scores = scores.clamp(-SCORE_LIMIT, SCORE_LIMIT)
         probability = scores.softmax(dim=2)
 
         to_pixels = to_sound = None

@@ -79,7 +79,8 @@ class Trainer:
                 self.settings.learning_rate,
                 self.settings.weight_decay,
                 self.settings.backbone_lr_factor,
-            )
+            ),
+            fused=True,
         )
         for group in self.optimiser.param_groups:
             group["initial_lr"] = group["lr"]

@@ -155,6 +155,14 @@ def test_colouring_is_a_product_with_the_palette(shape: list[int], seed: int) ->
     assert torch.equal(colour(labels, palette).long(), product)
 
 
+def test_a_part_of_a_label_map_is_coloured_as_in_the_whole() -> None:
+    labels = torch.arange(254, dtype=torch.uint8).view(2, 127)
+    whole = colour(labels, reference_palette())
+    for rows, columns in ((slice(1, 2), slice(0, 127)), (slice(0, 2), slice(3, 100, 5))):
+        part = colour(labels[rows, columns], reference_palette())
+        assert torch.equal(part, whole[:, rows, columns])
+
+
 @given(
     labels=arrays.arrays(np.uint8, st.tuples(st.integers(1, 90), st.integers(1, 90))),
     size=st.tuples(st.integers(1, 120), st.integers(1, 120)),
