@@ -65,7 +65,10 @@ def start(
         val = SplitStore(manifest.store_path, data_set, "val")
         readers["val"] = ClipReader(val, choose_variants(val, wanted["val"], weights=weights))
     settings = _fit_to_data(settings, readers["train"])
-    network = _network(settings, manifest)
+    try:
+        network = _network(settings, manifest)
+    except ValueError as error:
+        raise ComboError(f"no network has these settings ({error}); change --set") from error
     data = {
         "data_set": data_set,
         "store": str(manifest.store_path.resolve()),

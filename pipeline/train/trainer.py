@@ -122,7 +122,9 @@ class Trainer:
                 losses = self._step(batch)
                 self.iteration += 1
                 last = self.iteration == settings.iterations
-                if self.iteration % settings.log_every == 0 or last:
+                evaluate = self.iteration % settings.evaluate_every == 0 or last
+                # An evaluation writes a checkpoint, which must not hold a network gone NaN.
+                if self.iteration % settings.log_every == 0 or evaluate:
                     values = {name: float(value) for name, value in losses.items()}
                     if not math.isfinite(values["total"]):
                         raise ComboError(
@@ -140,7 +142,7 @@ class Trainer:
                         )
                     )
                     since, logged = time.perf_counter(), self.iteration
-                if self.iteration % settings.evaluate_every == 0 or last:
+                if evaluate:
                     self._evaluate(board)
                     since, logged = time.perf_counter(), self.iteration
 
