@@ -37,6 +37,7 @@ class Clip:
     labels: one entry a frame, None where the frame is not annotated.
     subset, category: as the data set says, or "".
     times: seconds, one a frame; the middle of the sound that belongs to the frame.
+    log_mel: where AVSBench-object keeps the clip's log-mel patches as a pickle.
     problem: why the listing already knows that the clip cannot be read; then it has no frames.
     """
 
@@ -47,6 +48,7 @@ class Clip:
     subset: str = ""
     category: str = ""
     times: tuple[float, ...] = ()
+    log_mel: Path | None = None
     problem: str | None = None
 
 
@@ -180,6 +182,7 @@ class _SingleSource(_AVSBench):
             ),
             category=category,
             times=_seconds(self.frames_per_clip),
+            log_mel=data / "audio_log_mel" / split / category / f"{name}.pkl",
         )
 
 
@@ -196,6 +199,7 @@ class _MultiSources(_AVSBench):
             sound=data / "audio_wav" / split / f"{name}.wav",
             labels=tuple(data / "gt_masks" / split / name / f"{name}_{n}.png" for n in numbers),
             times=_seconds(self.frames_per_clip),
+            log_mel=data / "audio_log_mel" / split / f"{name}.pkl",
         )
 
 

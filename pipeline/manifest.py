@@ -63,6 +63,10 @@ class AudioSettings(Model):
     """`vggish`, `vggish-pca` or `mel-stats`."""
     windows: Literal["avsbench", "centred"] = "avsbench"
     """Which 0.96 s of sound belong to a frame: the benchmark's rule, or around its time."""
+    source: Literal["sound", "log-mel"] = "sound"
+    """Sound files, or AVSBench-object's `audio_log_mel/*.pkl` where only those are left."""
+    stream: int | None = Field(default=None, ge=0)
+    """Which of a file's sound streams, counted from 0; the first by default."""
     resampling: Literal["kaiser_best", "soxr"] = "kaiser_best"
     """resampy's filter, as the public code's, or SoX's very high quality."""
 

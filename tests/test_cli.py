@@ -154,6 +154,16 @@ def test_the_road_on_the_command_line(tmp_path: Path, manifest_file) -> None:
     assert by_name["s4/test"]["mend"] == "combo preprocess all --data s4 --split test"
 
 
+def test_a_sample_brings_a_manifest_that_reads_it(tmp_path: Path) -> None:
+    where = tmp_path / "sample"
+    counts = ["--s4", "0,0,0", "--ms3", "1,1,1", "--avss", "0,0,0"]
+    for _ in range(2):  # the second finds it done
+        assert CliRunner().invoke(app, ["sample", str(where), *counts]).exit_code == 0
+    manifest = str(where / "data_manifest.yaml")
+    done = combo("preprocess", "all", "--data", "ms3", "--manifest", manifest, "--json")
+    assert [stage["finished"] for stage in json.loads(done.stdout)] == [True] * 9
+
+
 def test_a_failed_clip_is_exit_code_1_and_named(
     sample: Path, tmp_path: Path, manifest_file
 ) -> None:

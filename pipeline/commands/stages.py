@@ -5,11 +5,25 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from .. import durable
 from ..console import Output, duration
 from ..errors import ComboError
 from ..jobs.run import Options, Summary, parse_part, run_job, settle_plan, units_to_do
-from ..manifest import Manifest, load_manifest
+from ..manifest import FILE_NAME, Manifest, load_manifest
 from ..preprocess.tasks import STAGES, jobs
+
+SAMPLE_MANIFEST = """\
+# Written by `combo sample`: needs no weights, and is small enough for two CPU cores.
+store: store
+data_sets:
+  s4: {layout: avsbench-s4, root: AVSBench_object/Single-source}
+  ms3: {layout: avsbench-ms3, root: AVSBench_object/Multi-sources}
+  avss: {layout: avsbench-avss, root: AVSBench_semantic}
+stages:
+  frames: {size: 96}
+  audio: {encoder: mel-stats}
+  maskige: {generator: felzenszwalb, at: stored}
+"""
 
 SHOWN = 20
 """Failed clips named in a summary before "and N more"."""
@@ -123,11 +137,11 @@ def sample(output: Output, folder: Path, s4: str, ms3: str, avss: str, seed: int
     }
     with output.bar("sample data", sum(map(sum, counts.values()))) as bar:
         new = write_sample(folder, **counts, seed=seed, progress=lambda *_: bar.advance())
+    manifest = folder / FILE_NAME
+    if not manifest.exists():
+        durable.write_bytes(manifest, SAMPLE_MANIFEST.encode())
     output.result(f"wrote {folder}" if new else f"{folder} holds this sample already")
-    output.note(
-        f"try it: AVSBENCH={folder} combo preprocess all "
-        "--encoder mel-stats --generator felzenszwalb"
-    )
+    output.note(f"try it: combo preprocess all --manifest {manifest}")
 
 
 def _counts(name: str, text: str) -> tuple[int, int, int]:

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import MediaError
+from ..errors import ComboError, MediaError
 from ..layouts import Clip, SoundRule
 from ..manifest import AudioSettings, Manifest
 from ..media import digest
-from ..resample import Resampling
-from ..sound_files import read_sound
+from ..sound_files import read_log_mel_pickle, read_sound
 from ..store import ArraySpec, Variant
 from ..weights import resolve
 from .encoders import encoder
@@ -28,15 +27,14 @@ EMBEDDING = 128
 
 @dataclass(frozen=True)
 class AudioStage:
-    """Sound -> windows -> log-mel patches -> embeddings, all clips of a unit together.
+    """Sound -> windows -> log-mel patches -> embeddings, the embeddings of a unit together.
 
     rule: `avsbench` (consecutive windows, the last repeated), `zeros` (AVSS: zeros to the end) or
     `centred` (one window around each frame's time). Arrays a clip: embedding [T,128] float32.
     """
 
-    name: str
+    settings: AudioSettings
     rule: SoundRule
-    resampling: Resampling
     frames_per_clip: int
     weights: Mapping[str, tuple[Path, str]]
     """File and digest by catalogue name."""
@@ -59,14 +57,19 @@ class AudioStage:
         """rule: the layout's; the setting `windows: centred` goes before it."""
         if settings.windows == "centred":
             rule = "centred"
-        return cls(settings.encoder, rule, settings.resampling, frames_per_clip, weights)
+        if rule == "centred" and settings.source == "log-mel":
+            raise ComboError(
+                "stages.audio: log-mel patches are cut already; `source: log-mel` goes with the "
+                "layouts of AVSBench and `windows: avsbench`"
+            )
+        return cls(settings, rule, frames_per_clip, weights)
 
     def variant(self) -> Variant:
         return make_variant(
             "audio",
-            f"{self.name}-{self.rule}",
+            f"{self.settings.encoder}-{self.rule}",
             VERSION,
-            {"encoder": self.name, "windows": self.rule, "resampling": self.resampling},
+            {**self.settings.model_dump(mode="json"), "windows": self.rule},
             (ArraySpec("embedding", (self.frames_per_clip, EMBEDDING), "float32"),),
             weights={name: digest for name, (_, digest) in self.weights.items()},
         )
@@ -78,65 +81,65 @@ class AudioStage:
 
         torch.set_num_threads(threads)
         log_mel = LogMel()
-        encode = encoder(self.name).open({name: path for name, (path, _) in self.weights.items()})
+        files = {name: path for name, (path, _) in self.weights.items()}
+        encode = encoder(self.settings.encoder).open(files)
         return lambda clips: self._run(clips, log_mel, encode)
 
     def _run(self, clips: Sequence[Clip], log_mel: "LogMel", encode: "Encode") -> list[Outcome]:
         import torch
 
-        heard: list[Tensor] = []
+        padded: list[Tensor] = []
         outcomes: list[Outcome | str] = []  # a digest stands for a clip whose embedding comes below
         for clip in clips:
             try:
-                windows, inputs = self._windows(clip)
+                patches, inputs = self._patches(clip, log_mel)
             except MediaError as error:
                 outcomes.append(Outcome(None, str(error)))
             else:
-                heard.append(windows)
+                padded.append(patches)
                 outcomes.append(inputs)
-        counts = [len(windows) for windows in heard]
-        patches = log_mel(torch.cat(heard)) if heard else torch.empty(0)
-        padded = [self._pad(some) for some in patches.split(counts)] if heard else []
-        embeddings = iter(
-            encode(torch.cat(padded)).split([len(some) for some in padded]) if padded else ()
-        )
+        embeddings = iter(encode(torch.cat(padded)).split(self.frames_per_clip) if padded else ())
         return [
-            outcome if isinstance(outcome, Outcome) else self._outcome(next(embeddings), outcome)
+            outcome
+            if isinstance(outcome, Outcome)
+            else Outcome({"embedding": next(embeddings).numpy()}, inputs=outcome)
             for outcome in outcomes
         ]
 
-    def _windows(self, clip: Clip) -> "tuple[Tensor, str]":
-        """Windows of the clip's sound [P, 15600] and the digest of what was read."""
+    def _patches(self, clip: Clip, log_mel: "LogMel") -> "tuple[Tensor, str]":
+        """Log-mel patches of a clip, padded to [T, 96, 64], and the digest of what was read."""
+        from ...model.vggish import PADDINGS, pad_zeros
+
+        file = clip.log_mel if self.settings.source == "log-mel" else clip.sound
+        if clip.problem is not None or file is None:
+            wanted = "log-mel patches" if self.settings.source == "log-mel" else "sound"
+            raise MediaError(clip.name, clip.problem or f"no file with its {wanted}")
+        try:
+            if self.settings.source == "log-mel":
+                patches = read_log_mel_pickle(file)[:, 0]
+            else:
+                patches = log_mel(self._windows(file, clip.times))
+            # A centred clip has a patch for each of its frames; those it does not have get zeros.
+            pad = PADDINGS.get(self.rule, pad_zeros)
+            return pad(patches, self.frames_per_clip), combined_digest([digest(file)])
+        except ValueError as error:
+            raise MediaError(file, str(error)) from None
+
+    def _windows(self, file: Path, times: Sequence[float]) -> "Tensor":
+        """Windows of a sound, [P, 15600]. Raises MediaError, and ValueError for a rule broken."""
         import torch
 
         from ...model.vggish import centred, consecutive
 
-        if clip.problem is not None or clip.sound is None:
-            raise MediaError(clip.name, clip.problem or "no sound file and no video")
-        sound = read_sound(clip.sound, longest=self._longest(), resampling=self.resampling)
+        # Reading stops where the sound is too long for the rule, and an hour costs no memory.
+        longest = None if self.rule == "centred" else self.frames_per_clip + 1.0
+        sound = read_sound(
+            file,
+            stream=self.settings.stream,
+            longest=longest,
+            resampling=self.settings.resampling,
+        )
         waveform = torch.from_numpy(sound.waveform)
-        try:
-            if self.rule == "centred":
-                windows = centred(waveform, [time - sound.start for time in clip.times])
-            else:
-                windows = consecutive(waveform)
-            if len(windows) > self.frames_per_clip:
-                raise ValueError(
-                    f"{len(windows)} windows of sound, more than {self.frames_per_clip}"
-                )
-        except ValueError as error:
-            raise MediaError(clip.sound, str(error)) from None
-        return windows, combined_digest([digest(clip.sound)])
-
-    def _longest(self) -> float | None:
-        """Seconds of sound that fit the rule, with some to spare for the exact count of windows."""
-        return None if self.rule == "centred" else self.frames_per_clip + 1.0
-
-    def _pad(self, patches: "Tensor") -> "Tensor":
-        from ...model.vggish import PADDINGS, pad_zeros
-
-        # A centred clip has a window for each of its frames; the frames it does not have get zeros.
-        return PADDINGS.get(self.rule, pad_zeros)(patches, self.frames_per_clip)
-
-    def _outcome(self, embedding: "Tensor", inputs: str) -> Outcome:
-        return Outcome({"embedding": embedding.numpy()}, inputs=inputs)
+        if self.rule == "centred":
+            return centred(waveform, [time - sound.start for time in times])
+        return consecutive(waveform)

@@ -1,0 +1,63 @@
+"""Sound from elsewhere than one sound file: published log-mel pickles, a video's second stream."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from combo.model.vggish import LogMel, consecutive
+from combo.pipeline.errors import ComboError
+from combo.pipeline.layouts import Clip
+from combo.pipeline.manifest import AudioSettings, Manifest
+from combo.pipeline.preprocess.audio import AudioStage
+from combo.pipeline.preprocess.tasks import make_job
+from combo.pipeline.sound_files import read_sound
+
+VIDEO = Path(__file__).parents[3] / "shared" / "real" / "videos" / "nasa_13013.mp4"
+
+
+def embedding(stage: AudioStage, clip: Clip) -> np.ndarray:
+    (outcome,) = stage.open(1)([clip])
+    assert outcome.arrays is not None, outcome.reason
+    return outcome.arrays["embedding"]
+
+
+def test_log_mel_pickles_give_what_their_sounds_give(manifest: Manifest, tmp_path: Path) -> None:
+    clip = make_job(manifest, "ms3", "val", "audio").clips[0]
+    assert clip.sound is not None
+    assert clip.log_mel is not None
+    assert clip.log_mel.parts[-3:] == ("audio_log_mel", "val", f"{clip.name}.pkl")
+    patches = LogMel()(consecutive(torch.from_numpy(read_sound(clip.sound).waveform)))
+    file = tmp_path / "patches.pkl"
+    file.write_bytes(pickle.dumps(patches[:, None]))
+    only_pickle = Clip(clip.name, log_mel=file, times=clip.times)
+    plain = AudioSettings(encoder="mel-stats")
+    pickled = AudioSettings(encoder="mel-stats", source="log-mel")
+    expected = embedding(AudioStage.of(plain, "avsbench", 5, {}), clip)
+    assert np.array_equal(
+        embedding(AudioStage.of(pickled, "avsbench", 5, {}), only_pickle), expected
+    )
+    (missing,) = AudioStage.of(pickled, "avsbench", 5, {}).open(1)([clip])
+    assert "No such file" in missing.reason
+
+
+def test_log_mel_pickles_cannot_be_cut_around_frames() -> None:
+    settings = AudioSettings(encoder="mel-stats", source="log-mel", windows="centred")
+    with pytest.raises(ComboError, match="windows: avsbench"):
+        AudioStage.of(settings, "avsbench", 5, {})
+
+
+@pytest.mark.skipif(not VIDEO.exists(), reason="needs the video beside the repository")
+def test_a_videos_second_sound_stream_can_be_chosen() -> None:
+    clip = Clip("nasa", sound=VIDEO, times=(0.5, 1.5, 2.5))
+    heard = [
+        embedding(
+            AudioStage.of(AudioSettings(encoder="mel-stats", stream=n), "centred", 5, {}), clip
+        )
+        for n in (None, 0, 1)
+    ]
+    assert np.array_equal(heard[0], heard[1])
+    assert not np.array_equal(heard[0], heard[2])
+    assert not heard[0][3:].any(), "frames that the clip does not have"
