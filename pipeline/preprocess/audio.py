@@ -112,8 +112,8 @@ class AudioStage:
 
         file = clip.log_mel if self.settings.source == "log-mel" else clip.sound
         if clip.problem is not None or file is None:
-            wanted = "log-mel patches" if self.settings.source == "log-mel" else "sound"
-            raise MediaError(clip.name, clip.problem or f"no file with its {wanted}")
+            missing = {"sound": "no sound file and no video", "log-mel": "no log-mel patches"}
+            raise MediaError(clip.name, clip.problem or missing[self.settings.source])
         try:
             if self.settings.source == "log-mel":
                 patches = read_log_mel_pickle(file)[:, 0]
