@@ -17,7 +17,7 @@ demo: install
 	$(BIN)/combo demo --out demo
 
 # One process a core with one thread each: two that want all cores slow each other down.
-TESTS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 test: install
 	$(TESTS)

@@ -4,7 +4,6 @@ Exit codes: 0 done, 1 done with failures or failed, 2 wrong usage. Everything he
 the command that needs it, so that `combo --help` is there at once.
 """
 
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -371,10 +370,6 @@ def _output(quiet: bool = False, as_json: bool = False) -> "Output":
 def main() -> None:
     """Run the command line."""
     from .pipeline.errors import ComboError
-
-    # PyTorch's threads otherwise spin while they wait for one another, which on cores that others
-    # use too makes a step ten times slower. Read when torch is loaded, here and in our workers.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     try:
         app()

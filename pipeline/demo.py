@@ -15,7 +15,7 @@ from .jobs.run import Options
 from .manifest import load_manifest
 from .report import Panel, contact_sheet, panel
 from .sample import write_sample
-from .train.loader import Batch
+from .train.loader import StoredBatch
 from .train.run_folder import RunFolder
 from .train.start import resume, start
 from .train.trainer import choose_device
@@ -109,7 +109,7 @@ def _evaluate(output: Output, run: RunFolder, sound: Sound, panels: list[Panel])
 
     with output.bar(f"test, {sound} sound", len(reader)) as bar:
 
-        def on_clip(clip: Batch, scores: Tensor) -> None:
+        def on_clip(clip: StoredBatch, scores: Tensor) -> None:
             bar.advance()
             if len(panels) < SHOWN:
                 panels.append(panel(clip.clips[0], clip, scores))

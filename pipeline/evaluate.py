@@ -15,7 +15,7 @@ from ..model.metrics import ObjectMetrics, SemanticMetrics
 from .errors import ComboError
 from .store import SplitStore
 from .train import checkpoint
-from .train.loader import Batch, ClipReader, choose_variants
+from .train.loader import ClipReader, StoredBatch, choose_variants
 from .train.run_folder import RunFolder
 
 Sound = Literal["right", "swapped", "silent", "noise"]
@@ -47,7 +47,7 @@ def measure(
     device: torch.device,
     dtype: torch.dtype | None = None,
     sound: Sound = "right",
-    on_clip: Callable[[Batch, Tensor], None] = lambda *_: None,
+    on_clip: Callable[[StoredBatch, Tensor], None] = lambda *_: None,
 ) -> Evaluation:
     """Run a network over a split, one clip at a time (results of COMBO depend on the batch).
 
@@ -104,7 +104,7 @@ def other_clips(count: int) -> np.ndarray:
     return (np.arange(count) + count // 2) % count
 
 
-def _noise(reader: ClipReader, clip: Batch, generator: torch.Generator) -> Tensor:
+def _noise(reader: ClipReader, clip: StoredBatch, generator: torch.Generator) -> Tensor:
     """Normal numbers with the mean and deviation of the split's embeddings."""
     mean, deviation = reader.sound_statistics()
     return mean + deviation * torch.randn(clip.sound.shape, generator=generator)

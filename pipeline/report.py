@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..model.maskige import reference_palette
+from ..model.maskige import colour, reference_palette
 from . import durable
 from .media import Pixels
 from .store import LABEL_IGNORED
-from .train.loader import Batch
+from .train.loader import StoredBatch
 
 ROWS = ("frame", "Maskige", "truth", "prediction")
 TITLE, GAP = 16, 4
@@ -27,11 +27,11 @@ class Panel:
     rows: tuple[Pixels, Pixels, Pixels, Pixels]
 
 
-def panel(title: str, clip: Batch, scores: Tensor) -> Panel:
+def panel(title: str, clip: StoredBatch, scores: Tensor) -> Panel:
     """A clip of a batch of one. scores: [T, K, H, W] class scores, zeros where no frame is."""
     there = clip.present[0]
     frames = _pictures(clip.frames[0][there])
-    maskige = _pictures(clip.maskige[0][there])
+    maskige = _pictures(colour(clip.label_map[0][there], clip.palette))
     truth = clip.labels[0][there].numpy()
     predicted = scores[there].argmax(1).numpy().astype(np.uint8)
     return Panel(title, (frames, maskige, _overlay(frames, truth), _overlay(frames, predicted)))

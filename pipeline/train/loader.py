@@ -25,11 +25,11 @@ from ..store import VALID, Plan, SplitStore, Variant
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips of a batch. T is the most frames a clip of the data set has.
+    """Clips of a batch on a device. T is the most frames a clip of the data set has.
 
     frames, maskige: [B, T, 3, H, W] uint8 RGB.  labels: [B, T, H, W] uint8, 255 is ignored.
     sound: [B, T, 128] float32.  present: [B, T] bool, frames that the clip has.  annotated: [B, T]
-    bool, frames with labels.  clips: names.
+    bool, frames with labels; these two stay on the CPU, where they cost no wait.  clips: names.
     """
 
     frames: Tensor
@@ -40,13 +40,39 @@ class Batch:
     annotated: Tensor
     clips: tuple[str, ...]
 
-    def to(self, device: torch.device) -> "Batch":
-        """What is large; `present` and `annotated` stay on the CPU, where they cost no wait."""
-        moved = {
-            name: getattr(self, name).to(device, non_blocking=True)
-            for name in ("frames", "maskige", "labels", "sound")
-        }
-        return replace(self, **moved)
+
+@dataclass(frozen=True)
+class StoredBatch:
+    """Clips as the store has them: a `Batch`, but Maskiges are label maps, [B, T, H, W] uint8.
+
+    They are painted where the network is: a third of the bytes go there.
+    """
+
+    frames: Tensor
+    label_map: Tensor
+    labels: Tensor
+    sound: Tensor
+    present: Tensor
+    annotated: Tensor
+    clips: tuple[str, ...]
+    palette: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device, its Maskiges painted."""
+        return Batch(
+            frames=self.frames.to(device, non_blocking=True),
+            maskige=colour(self.label_map.to(device, non_blocking=True), self.palette),
+            labels=self.labels.to(device, non_blocking=True),
+            sound=self.sound.to(device, non_blocking=True),
+            present=self.present,
+            annotated=self.annotated,
+            clips=self.clips,
+        )
+
+    def part(self, first: int, last: int) -> "StoredBatch":
+        """Clips `first` to `last` - 1."""
+        names = ("frames", "label_map", "labels", "sound", "present", "annotated", "clips")
+        return replace(self, **{name: getattr(self, name)[first:last] for name in names})
 
 
 @dataclass(frozen=True)
@@ -128,25 +154,27 @@ class ClipReader:
         heard = self._sound[rows][self._present[rows]]
         return heard.mean(0), heard.std(0, correction=0)
 
-    def take(self, pending: _Pending) -> Batch:
+    def take(self, pending: _Pending) -> StoredBatch:
         """Wait for clips asked for."""
         frames, labels, label_map = (torch.from_numpy(read.result()) for read in pending.reads)
         rows = torch.from_numpy(pending.rows)
         # index_select, since tensor[rows] waits for PyTorch's threads, and the cores are busy.
-        return Batch(
+        return StoredBatch(
             frames=frames.permute(0, 1, 4, 2, 3),
-            maskige=colour(label_map, self._palette),
+            label_map=label_map,
             labels=labels,
             sound=self._sound.index_select(0, rows),
             present=self._present.index_select(0, rows),
             annotated=self._annotated.index_select(0, rows),
             clips=tuple(self.plan.clips[row] for row in pending.rows),
+            palette=self._palette,
         )
 
-    def read(self, clips: Sequence[int]) -> Batch:
+    def read(self, clips: Sequence[int]) -> StoredBatch:
+        """Clips, given as positions in `rows`."""
         return self.take(self.ask(clips))
 
-    def batches(self, order: Iterable[Sequence[int]], ahead: int = 4) -> Iterator[Batch]:
+    def batches(self, order: Iterable[Sequence[int]], ahead: int = 4) -> Iterator[StoredBatch]:
         """The batches of `order`, with up to `ahead` of them being read meanwhile."""
         pending: deque[_Pending] = deque()
         for clips in order:

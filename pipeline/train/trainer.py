@@ -1,6 +1,5 @@
 """The training loop: batch, forward, loss, backward, step; now and then an evaluation."""
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +17,7 @@ from ..evaluate import measure
 from . import checkpoint
 from .augment import Augment
 from .checkpoint import Checkpoint
-from .loader import Batch, ClipReader, shuffled
+from .loader import ClipReader, StoredBatch, shuffled
 from .presets import RunSettings, TrainSettings
 from .run_folder import RunFolder
 
@@ -146,7 +145,7 @@ class Trainer:
                     self._evaluate(board)
                     since, logged = time.perf_counter(), self.iteration
 
-    def _step(self, batch: Batch) -> dict[str, Tensor]:
+    def _step(self, batch: StoredBatch) -> dict[str, Tensor]:
         """One optimiser step; returns the losses, averaged over micro-batches."""
         settings = self.settings
         factor = learning_rate_factor(settings, self.iteration)
@@ -154,8 +153,9 @@ class Trainer:
             group["lr"] = group["initial_lr"] * factor
         parts = settings.batch_size // settings.micro_batch
         sums: dict[str, Tensor] = {}
-        for clips in torch.arange(settings.batch_size).chunk(parts):
-            part = self.augment(_rows(batch, clips).to(self.device))
+        for first in range(0, settings.batch_size, settings.micro_batch):
+            stored = batch.part(first, first + settings.micro_batch)
+            part = self.augment(stored.to(self.device))
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 out = self.network(part.frames, part.maskige, part.sound, part.present)
             losses = self.criterion(out, part.labels, annotated=part.annotated)
@@ -203,12 +203,3 @@ class Trainer:
                 random=checkpoint.random_states(self.augment.generator),
             ),
         )
-
-
-def _rows(batch: Batch, rows: Tensor) -> Batch:
-    values = {
-        field.name: getattr(batch, field.name)[rows]
-        for field in dataclasses.fields(batch)
-        if field.name != "clips"
-    }
-    return Batch(**values, clips=tuple(batch.clips[int(row)] for row in rows))
