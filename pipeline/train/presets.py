@@ -77,8 +77,8 @@ class RunSettings:
 
 _OBJECT = {"s4": {}, "ms3": {"iterations": 20_000, "evaluate_every": 400}}
 _SEMANTIC = {"avss": {"precision": "fp16", "augment": "colour-flip"}}
-# One thread: two are half as fast again when they have the cores to themselves, and ten times slower
-# when they wait for one another on cores that others use too.
+# One thread: two are half as fast again on cores of their own, and ten times slower when they wait
+# for one another on cores that others use too.
 _SMALL = {
     "threads": 1,
     "initialisation": "random",

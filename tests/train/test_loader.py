@@ -93,9 +93,20 @@ def test_batches_that_are_kept_do_not_change_when_more_are_read(
     assert same(kept, before)
 
 
-def test_moving_to_the_device_keeps_everything(finished: Manifest, open_split) -> None:
-    batch = open_split(finished).read([1, 2])
-    assert same(batch.to(torch.device("cpu")), batch)
+def test_what_is_on_the_device_is_what_was_stored(finished: Manifest, open_split) -> None:
+    stored = open_split(finished).read([1, 2])
+    batch = stored.to(torch.device("cpu"))
+    for name in ("frames", "labels", "sound", "present", "annotated"):
+        assert torch.equal(getattr(batch, name), getattr(stored, name))
+    assert torch.equal(batch.maskige, colour(stored.label_map, stored.palette))
+    assert batch.clips == stored.clips
+
+
+def test_parts_of_a_batch_are_its_clips_in_order(finished: Manifest, open_split) -> None:
+    reader = open_split(finished)
+    batch = reader.read([4, 1, 2, 7])
+    assert same(batch.part(0, 2), reader.read([4, 1]))
+    assert same(batch.part(2, 4), reader.read([2, 7]))
 
 
 orders = st.tuples(st.integers(1, 30), st.integers(1, 9), st.integers(0, 3))
