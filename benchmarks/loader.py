@@ -10,7 +10,8 @@ that whatever else the machine does falls on all of them alike.
 Clips of 5 frames at 224 from photographs where ../shared/ holds them, else from `combo sample`.
 Goals: at least 25 times the speed of one reading process, at most 1.2 MB a clip.
 
-The loader leaves Maskiges as label maps; they are painted on the network's device.
+The loader leaves Maskiges as label maps; they are painted on the network's device. Last seen: see
+docs/measurements.md.
 """
 
 import argparse
