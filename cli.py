@@ -1,7 +1,8 @@
 """The `combo` command: options in, tables and exit codes out.
 
-Exit codes: 0 done, 1 done with failures or failed, 2 wrong usage. Everything heavy is imported by
-the command that needs it, so that `combo --help` is there at once.
+Exit codes: 0 done, 1 done with failures or failed, 2 wrong usage, 75 told to stop (SIGTERM,
+SIGUSR1) before the end, 130 interrupted. Everything heavy is imported by the command that needs it,
+so that `combo --help` is there at once.
 """
 
 import sys
@@ -53,6 +54,13 @@ DataOption = Annotated[
 SplitOption = Annotated[
     list[str] | None, typer.Option("--split", "-s", help="Split; may be repeated. Default: all.")
 ]
+SbatchOption = Annotated[
+    list[str] | None,
+    typer.Option(help="Option for sbatch, as --sbatch-arg=--partition=gpu; may be repeated."),
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Go on although the disk looks too small.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 
@@ -91,9 +99,32 @@ def preprocess(
     part: Annotated[
         str, typer.Option(help="I/N: only the I-th of N parts, for job arrays.")
     ] = "1/1",
-    workers: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Processes on this machine, or Dask workers; default 1, or one a GPU."
+        ),
+    ] = None,
+    workers_per_device: Annotated[
+        int, typer.Option(min=1, help="Processes on each GPU, where --workers is not given.")
+    ] = 1,
+    device: Annotated[str, typer.Option(help="Of networks: auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dask: Annotated[
+        str | None,
+        typer.Option(help="Run on Dask: local, slurm, or a scheduler's address."),
+    ] = None,
+    lifetime: Annotated[
+        str | None,
+        typer.Option(help="With --dask slurm: when a worker leaves, as 55m; default: in time."),
+    ] = None,
+    sbatch_arg: SbatchOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+        bool, typer.Option("--dry-run", help="Say what would be done and needed; write nothing.")
+    ] = False,
+    force: ForceOption = False,
+    requeue: Annotated[
+        bool,
+        typer.Option("--requeue", help="In a Slurm job: told to stop, queue this job again."),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Compute again what is done.")
@@ -121,11 +152,99 @@ def preprocess(
         encoder=encoder,
         generator=generator,
         memory_limit=memory_limit,
-        part=part,
-        workers=workers,
+        options=stages.parse_options(part, overwrite, retry_failed, force),
+        computers=stages.Computers(
+            workers, workers_per_device, device, dask, lifetime, tuple(sbatch_arg or ())
+        ),
         dry_run=dry_run,
-        overwrite=overwrite,
+        requeue=requeue,
+    )
+
+
+@app.command()
+def submit(
+    stage: Annotated[StageName, typer.Argument(help="Which stage, or all.")],
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks of the job array.")],
+    slurm: Annotated[bool, typer.Option("--slurm", help="As a Slurm job array.")] = False,
+    data: DataOption = None,
+    split: SplitOption = None,
+    manifest: ManifestOption = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Sound encoder, instead of the manifest's.")
+    ] = None,
+    generator: Annotated[
+        str | None, typer.Option(help="Maskige generator, instead of the manifest's.")
+    ] = None,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="Most tasks that run at the same time.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes of a task; default 1, or one a GPU.")
+    ] = None,
+    sbatch_arg: SbatchOption = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Compute units with failed clips again.")
+    ] = False,
+    force: ForceOption = False,
+    print_only: Annotated[
+        bool, typer.Option("--print", help="Print the job scripts; submit and write nothing.")
+    ] = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Preprocess as a job array on a cluster; submit again to go on.
+
+    The scripts and logs are in the store's folder `jobs`. A dependent job closes the split.
+
+    Example: combo submit maskige --slurm --tasks 64 --sbatch-arg=--gres=gpu:1
+    """
+    if not slurm:
+        raise typer.BadParameter("give --slurm, the one kind of cluster there is")
+    from .pipeline.commands import clusters
+
+    clusters.submit(
+        _output(quiet, json),
+        manifest,
+        stage.value,
+        data or [],
+        split or [],
+        encoder=encoder,
+        generator=generator,
+        tasks=tasks,
+        at_once=at_once,
+        workers=workers,
+        sbatch=sbatch_arg or [],
         retry_failed=retry_failed,
+        force=force,
+        print_only=print_only,
+    )
+
+
+@app.command()
+def finalise(
+    stage: Annotated[StageName, typer.Argument(help="Which stage, or all.")],
+    data: DataOption = None,
+    split: SplitOption = None,
+    manifest: ManifestOption = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="Sound encoder, instead of the manifest's.")
+    ] = None,
+    generator: Annotated[
+        str | None, typer.Option(help="Maskige generator, instead of the manifest's.")
+    ] = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Close splits whose units are all done, or say what is missing.
+
+    The last part of a job array does this itself; here it can be asked for.
+
+    Example: combo finalise maskige --data avss
+    """
+    from .pipeline.commands import clusters
+
+    clusters.finalise(
+        _output(quiet, json), manifest, stage.value, data or [], split or [], encoder, generator
     )
 
 
@@ -151,8 +270,10 @@ def verify(
     split: SplitOption = None,
     manifest: ManifestOption = None,
     repair: Annotated[
-        bool,
-        typer.Option("--repair", help="Mark what is wrong as not done, so the next run makes it."),
+        bool, typer.Option("--repair", help="Compute what is wrong again, and only that.")
+    ] = False,
+    inputs: Annotated[
+        bool, typer.Option("--inputs", help="Read the data sets' files too: have they changed?")
     ] = False,
     full: Annotated[
         bool, typer.Option("--full", help="A data set with fewer clips than published is an error.")
@@ -166,7 +287,7 @@ def verify(
     """
     from .pipeline.commands import stores
 
-    stores.verify(_output(quiet, json), manifest, data or [], split or [], repair, full)
+    stores.verify(_output(quiet, json), manifest, data or [], split or [], repair, inputs, full)
 
 
 @app.command()
@@ -370,12 +491,16 @@ def _output(quiet: bool = False, as_json: bool = False) -> "Output":
 def main() -> None:
     """Run the command line."""
     from .pipeline.errors import ComboError
+    from .pipeline.jobs.stopping import EXIT_CODE, Stopped
 
     try:
         app()
     except ComboError as error:
         _output().warn(f"combo: {error}")
         sys.exit(1)
+    except Stopped:
+        _output().warn("combo: told to stop; the same command goes on where this one was")
+        sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         _output().warn("combo: stopped; the same command goes on where this one was")
         sys.exit(130)

@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from combo.model.maskige import reference_palette
+from combo.pipeline.jobs.local import LocalRunner
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.preprocess.tasks import make_job
@@ -69,7 +70,7 @@ def make_store(manifest: Manifest) -> ClipReader:
     for stage in ("frames", "audio", "maskige"):
         job = make_job(manifest, "ms3", "train", stage)
         settle_plan(split, job.plan, Options())
-        summary = run_job(job, Options(workers=os.cpu_count() or 1))
+        summary = run_job(job, Options(), LocalRunner(os.cpu_count() or 1))
         assert summary.finished is not None, summary
         assert not summary.failed, summary.failed
     variants = {variant.stage: variant for variant in split.variants()}

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from . import durable
 from .commands.runs import run_trainer
-from .commands.stages import run_stages
+from .commands.stages import Computers, run_stages
 from .console import Output, duration
+from .devices import choose_device
 from .errors import ComboError
 from .evaluate import Evaluation, Sound, as_json, measure, open_run, open_split
 from .jobs.run import Options
@@ -18,7 +19,6 @@ from .sample import write_sample
 from .train.loader import StoredBatch
 from .train.run_folder import RunFolder
 from .train.start import resume, start
-from .train.trainer import choose_device
 
 CLIPS = (100, 8, 24)
 """Clips in train, val and test."""
@@ -58,7 +58,7 @@ def run_demo(output: Output, folder: Path) -> None:
         write_sample(
             folder / "sample", none, CLIPS, none, progress=lambda _done, _total: bar.advance()
         )
-    if not run_stages(output, manifest, "all", [SUBSET], [], Options(workers=2)):
+    if not run_stages(output, manifest, "all", [SUBSET], [], Options(), Computers(workers=2)):
         raise ComboError(f"a clip of the sample failed; remove {folder} and run the demo again")
 
     run = RunFolder(folder / "run")

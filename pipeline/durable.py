@@ -3,7 +3,8 @@
 A file is written under a temporary name in its own folder, flushed to the disk, renamed into place,
 and the folder is flushed: after a crash at any instruction the old file, or the new one, or none is
 there, never a part of one. The temporary name carries host and process, so that what a killed
-process left behind can be told from what a living one is writing.
+process left behind can be told from what a living one is writing; what another host left is told by
+its age. Ages are measured by the file system's own clock, which all hosts share.
 """
 
 import contextlib
@@ -11,17 +12,23 @@ import json
 import os
 import secrets
 import socket
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 PARTIAL = ".partial"
 
+ABANDONED = 3600.0
+"""Seconds after which a temporary file of another host has no writer any more: a shard takes
+seconds to write."""
+
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Generator[BinaryIO]:
+def replacing(path: Path, lasting: bool = True) -> Generator[BinaryIO]:
     """A file to write into that becomes `path`, whole, when the block ends without an error.
 
+    lasting: False for what need not outlive a crash of the machine; nothing is flushed then.
     Raises OSError. Whatever is raised in the block, no temporary file is left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,24 +37,26 @@ def replacing(path: Path) -> Generator[BinaryIO]:
     try:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    _flush_folder(path.parent)
+    if lasting:
+        _flush_folder(path.parent)
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
+def write_bytes(path: Path, data: bytes | memoryview, lasting: bool = True) -> None:
     """Write `data` to `path`, all or nothing."""
-    with replacing(path) as file:
+    with replacing(path, lasting) as file:
         file.write(data)
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+def write_json(path: Path, value: Any, lasting: bool = True) -> None:
+    write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), lasting)
 
 
 def remove(path: Path) -> None:
@@ -60,15 +69,50 @@ def remove(path: Path) -> None:
 
 
 def leftovers(folder: Path) -> Iterator[Path]:
-    """Temporary files below `folder` whose writer is dead: of this host, and no such process."""
-    host = socket.gethostname()
-    for path in folder.rglob(f".*{PARTIAL}"):
+    """Temporary files below `folder` whose writer is dead.
+
+    One of this host is dead when no such process runs; one of another host when its file is old.
+    """
+    found = sorted(folder.rglob(f".*{PARTIAL}"))
+    if not found:
+        return
+    host, now = socket.gethostname(), clock(folder)
+    for path in found:
         owner, pid, _ = path.name.removesuffix(PARTIAL).rsplit(".", 2)
-        if owner.endswith(f".{host}") and pid.isdigit() and not _alive(int(pid)):
+        if owner.endswith(f".{host}"):
+            dead = pid.isdigit() and not alive(int(pid))
+        else:
+            dead = (age(path, now) or 0.0) > ABANDONED
+        if dead:
             yield path
 
 
-def _alive(pid: int) -> bool:
+def clock(folder: Path) -> float:
+    """What time it is where `folder` is stored, in seconds: the time a file written now gets.
+
+    On a folder that cannot be written, this host's time.
+    """
+    probe = folder / f".clock.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}{PARTIAL}"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+
+
+def age(path: Path, now: float) -> float | None:
+    """Seconds since a file was written, by `clock`; None when it is gone."""
+    try:
+        return now - path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+
+
+def alive(pid: int) -> bool:
+    """Whether this host runs a process of that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""data_manifest.yaml as validated, frozen models: data sets, store, stages' settings, weights.
+"""data_manifest.yaml as validated, frozen models: data sets, store, stages, cluster, weights.
 
 Paths may hold `${NAME}` and `${NAME:-value}`, filled from the environment when the path is used, so
 that a manifest may name data sets that this machine does not have. A relative path is relative to
@@ -129,6 +129,23 @@ class Stages(Model):
     maskige: MaskigeSettings = MaskigeSettings()
 
 
+class ClusterSettings(Model):
+    """What a job of `combo submit --slurm`, or a worker of `--dask slurm`, asks the cluster for."""
+
+    cores: int | None = Field(default=None, ge=1)
+    """CPU cores a task."""
+    memory: ByteSize | None = None
+    """Memory a task, such as 16GB."""
+    walltime: str | None = Field(default=None, pattern=r"^(\d+-)?\d{1,2}:\d{2}(:\d{2})?$")
+    """Time limit a task, as 04:00:00. When it is near, the task queues itself again."""
+    sbatch: tuple[str, ...] = ()
+    """Options of sbatch, such as --partition=gpu or --gres=gpu:1."""
+
+    def with_sbatch(self, options: Sequence[str]) -> "ClusterSettings":
+        """A copy with more options of sbatch."""
+        return self.model_copy(update={"sbatch": (*self.sbatch, *options)})
+
+
 class WeightFile(Model):
     path: str | None = None
     sha256: str | None = None
@@ -141,6 +158,7 @@ class Manifest(Model):
     """Clips a unit of work: what one task computes and writes at once, the most a kill loses."""
     data_sets: dict[str, DataSet]
     stages: Stages = Stages()
+    cluster: ClusterSettings = ClusterSettings()
     weights: dict[str, WeightFile] = Field(default_factory=dict)
 
     folder: Path = Path()
@@ -168,6 +186,20 @@ class Manifest(Model):
 
     def root(self, data_set: str) -> Path:
         return self.path(self.data_sets[data_set].root, f"data_sets.{data_set}.root")
+
+    def environment(self) -> dict[str, str]:
+        """The variables that this manifest's paths name, and the weights folder's, where set."""
+        texts = [
+            self.store,
+            *(data_set.root for data_set in self.data_sets.values()),
+            *(weights.path or "" for weights in self.weights.values()),
+        ]
+        names = {match.group(1) for text in texts for match in _VARIABLE.finditer(text)}
+        return {
+            name: os.environ[name]
+            for name in sorted(names | {"COMBO_WEIGHTS"})
+            if os.environ.get(name)
+        }
 
     def weight_paths(self) -> dict[str, Path]:
         """The weights that this manifest gives a path for."""

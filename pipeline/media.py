@@ -107,6 +107,13 @@ def read_frames(
     return ordered
 
 
+def frame_files(sources: Sequence[FrameSource]) -> list[Path]:
+    """The files that `read_frames` reads, each once: images in order, then videos."""
+    images = [source for source in sources if not isinstance(source, VideoFrame)]
+    videos = [source.path for source in sources if isinstance(source, VideoFrame)]
+    return list(dict.fromkeys([*images, *videos]))
+
+
 def read_label(
     path: Path,
     rule: LabelRule,

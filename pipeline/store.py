@@ -3,6 +3,7 @@
     STORE/<data set>/<split>/plan.json                   the clips, in the order of the first axis
     STORE/<data set>/<split>/tensors.zarr/<stage>/<variant>/<array>
     STORE/<data set>/<split>/records/<stage>/<variant>/  what is done: read and written by jobs/
+    STORE/jobs/<submission>/                            scripts and logs of cluster jobs
 
 The first axis of every array is the clip. One inner chunk is one clip and one shard is one unit of
 work, so whoever computes a unit writes whole files that nobody else writes. The axis is padded to
@@ -303,6 +304,18 @@ def splits_in(store: Path, data_sets: Sequence[str] | None = None) -> list[Split
     found = sorted(store.glob("*/*/plan.json"))
     splits = [SplitStore(store, p.parent.parent.name, p.parent.name) for p in found]
     return [s for s in splits if data_sets is None or s.data_set in data_sets]
+
+
+def new_jobs_folder(store: Path, name: str) -> Path:
+    """A new folder for the scripts and logs of a submission: STORE/jobs/<name>-001, -002, ..."""
+    for number in range(1, 100_000):
+        folder = store / "jobs" / f"{name}-{number:03d}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise ComboError(f"{store / 'jobs'} is full; remove old folders there")
 
 
 @cache

@@ -144,7 +144,7 @@ def test_the_road_on_the_command_line(tmp_path: Path, manifest_file) -> None:
     states = json.loads(combo("status", "--manifest", manifest, "--json").stdout)
     assert [(s["stage"], s["done"], s["to_do"]) for s in states] == [("frames", 3, 0)]
     verified = combo("verify", "--manifest", manifest, "--json")
-    assert json.loads(verified.stdout) == {"units_good": 2, "findings": []}
+    assert json.loads(verified.stdout) == {"units_good": 2, "findings": [], "repaired": []}
     assert verified.returncode == 0
     assert combo("verify", "--manifest", manifest, "--full").returncode == 1
 

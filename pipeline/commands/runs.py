@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..console import Output, duration
+from ..devices import choose_device
 from ..errors import ComboError
 from ..evaluate import Sound, as_json, measure, open_run, open_split
 from ..manifest import load_manifest
 from ..train.run_folder import RunFolder
 from ..train.start import free_folder, start
 from ..train.start import resume as go_on
-from ..train.trainer import Step, Trainer, choose_device
+from ..train.trainer import Step, Trainer
 
 
 def train(

@@ -2,13 +2,20 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from .. import durable
 from ..console import Output, duration
 from ..errors import ComboError
-from ..jobs.run import Options, Summary, parse_part, run_job, settle_plan, units_to_do
+from ..jobs import slurm
+from ..jobs.estimate import Estimate, estimate, size_text
+from ..jobs.local import LocalRunner
+from ..jobs.run import Options, Runner, Summary, parse_part, run_job, settle_plan, units_to_do
+from ..jobs.stopping import Stop, Stopped, listening
+from ..jobs.unit import Job
 from ..manifest import FILE_NAME, Manifest, load_manifest
 from ..preprocess.tasks import STAGES, jobs
 
@@ -29,6 +36,48 @@ SHOWN = 20
 """Failed clips named in a summary before "and N more"."""
 
 
+@dataclass(frozen=True)
+class Computers:
+    """What computes: processes of this machine, or workers of a Dask cluster.
+
+    dask: `local`, `slurm` or an address; None for none.  lifetime, sbatch: of Slurm workers.
+    """
+
+    workers: int | None = None
+    per_device: int = 1
+    device: str = "auto"
+    dask: str | None = None
+    lifetime: str | None = None
+    sbatch: tuple[str, ...] = ()
+
+    @property
+    def local(self) -> LocalRunner:
+        return LocalRunner(self.workers, self.device, self.per_device)
+
+    @contextmanager
+    def runner(self, output: Output, manifest: Manifest) -> Generator[Runner]:
+        """What runs the units, for as long as the block lasts."""
+        if self.dask is None:
+            yield self.local
+            return
+        from ..jobs.dask_cluster import dask_runner
+
+        with dask_runner(
+            self.dask,
+            workers=self.workers,
+            device=self.device,
+            cluster=manifest.cluster.with_sbatch(self.sbatch),
+            lifetime=self.lifetime,
+            logs=manifest.store_path / "jobs" / "dask",
+        ) as (runner, dashboard):
+            output.note(f"dask: up to {runner.workers} workers; dashboard: {dashboard}")
+            yield runner
+
+
+def parse_options(part: str, overwrite: bool, retry_failed: bool, force: bool) -> Options:
+    return Options(parse_part(part), overwrite, retry_failed, force)
+
+
 def preprocess(
     output: Output,
     manifest_file: Path | None,
@@ -36,19 +85,26 @@ def preprocess(
     data: Sequence[str],
     splits: Sequence[str],
     *,
+    options: Options,
+    computers: Computers,
     encoder: str | None = None,
     generator: str | None = None,
     memory_limit: str | None = None,
-    part: str = "1/1",
-    workers: int = 1,
     dry_run: bool = False,
-    overwrite: bool = False,
-    retry_failed: bool = False,
+    requeue: bool = False,
 ) -> None:
     """`combo preprocess`: plan, run and finalise stages; exits with 1 when clips failed."""
     manifest = load_manifest(manifest_file).with_stages(encoder, generator, memory_limit)
-    options = Options(parse_part(part), workers, overwrite, retry_failed)
-    if not run_stages(output, manifest, stage, data, splits, options, dry_run):
+    with listening() as stop:
+        try:
+            good = run_stages(
+                output, manifest, stage, data, splits, options, computers, stop, dry_run
+            )
+        except Stopped:
+            if requeue and (said := slurm.requeue()):
+                output.warn(f"combo: {said}")
+            raise
+    if not good:
         sys.exit(1)
 
 
@@ -59,36 +115,66 @@ def run_stages(
     data: Sequence[str],
     splits: Sequence[str],
     options: Options,
+    computers: Computers,
+    stop: Stop | None = None,
     dry_run: bool = False,
 ) -> bool:
     """Run stages over splits and print what came of it; False when a clip or a unit failed."""
-    stages = STAGES if stage == "all" else (stage,)
+    asked = jobs(manifest, stages_of(stage), manifest.choose(data), splits)
+    if dry_run:
+        for job in asked:
+            _foretell(output, job, options, computers)
+        return True
     summaries: list[Summary] = []
     started = time.monotonic()
-    for job in jobs(manifest, stages, manifest.choose(data), splits):
-        title = f"{job.split} {job.variant.stage}"
-        if dry_run:
-            todo = len(units_to_do(job, options))
-            output.result(
-                f"{title}: {todo} units of {job.plan.clips_per_unit} clips to do "
-                f"({len(job.plan.clips)} clips, {job.variant.key})"
-            )
-            continue
-        settle_plan(job.split, job.plan, options)
-        todo = units_to_do(job, options)
-        with output.bar(title, sum(len(job.plan.members(unit)) for unit in todo)) as bar:
-            summaries.append(
-                run_job(
-                    job,
-                    options,
-                    on_unit=lambda record, bar=bar: bar.advance(
-                        len(record.clips), f"{len(record.failed)} failed" if record.failed else ""
-                    ),
-                )
-            )
-    if not dry_run:
-        _report(output, summaries, time.monotonic() - started)
+    with computers.runner(output, manifest) as runner:
+        for job in asked:
+            settle_plan(job.split, job.plan, options)
+            summaries.append(_run(output, job, options, runner, stop))
+    _report(output, summaries, time.monotonic() - started)
     return not any(s.failed or s.lost for s in summaries)
+
+
+def stages_of(name: str) -> Sequence[str]:
+    """The stages that `name` stands for: itself, or `all`."""
+    return STAGES if name == "all" else (name,)
+
+
+def needs(estimate: Estimate) -> str:
+    """An estimate in words."""
+    free = f"{size_text(estimate.free)} free"
+    if estimate.seconds is None:
+        return f"at most {size_text(estimate.bytes)} ({free}); time not known before one is done"
+    return f"about {duration(estimate.seconds)} and {size_text(estimate.bytes)} ({free})"
+
+
+def _foretell(output: Output, job: Job, options: Options, computers: Computers) -> None:
+    todo = len(units_to_do(job, options))
+    processes = (
+        computers.local.processes(job, todo) if computers.dask is None else (computers.workers or 1)
+    )
+    output.result(
+        f"{job.split} {job.variant.stage}: {todo} units of {job.plan.clips_per_unit} clips to do "
+        f"({len(job.plan.clips)} clips, {job.variant.key}); "
+        f"{needs(estimate(job, todo, processes))}"
+    )
+
+
+def _run(output: Output, job: Job, options: Options, runner: Runner, stop: Stop | None) -> Summary:
+    title = f"{job.split} {job.variant.stage}"
+    todo = units_to_do(job, options)
+    with output.bar(title, sum(len(job.plan.members(unit)) for unit in todo)) as bar:
+        return run_job(
+            job,
+            options,
+            runner,
+            stop,
+            units=todo,
+            on_estimate=lambda e: output.note(f"{title}: {e.units} units to do, {needs(e)}"),
+            on_unit=lambda record: bar.advance(
+                len(record.clips), f"{len(record.failed)} failed" if record.failed else ""
+            ),
+        )
 
 
 def _report(output: Output, summaries: Sequence[Summary], seconds: float) -> None:
@@ -101,7 +187,7 @@ def _report(output: Output, summaries: Sequence[Summary], seconds: float) -> Non
                     "stage": s.variant.stage,
                     "variant": s.variant.name,
                     "units": s.units,
-                    "units_computed": s.todo - len(s.lost),
+                    "units_computed": s.computed,
                     "units_lost": s.lost,
                     "failed": s.failed,
                     "finished": s.finished is not None,
@@ -114,9 +200,9 @@ def _report(output: Output, summaries: Sequence[Summary], seconds: float) -> Non
         failed = f", {len(s.failed)} clips failed" if s.failed else ""
         state = "finished" if s.finished else "not finished: other parts are still to do"
         if s.lost:
-            state = f"NOT finished: units {s.lost} killed their process {len(s.lost)} times over"
+            state = f"NOT finished: units {s.lost} killed their process every time they were tried"
         output.result(
-            f"{s.split} {s.variant.key}: {s.todo} of {s.units} units computed{failed}; {state}"
+            f"{s.split} {s.variant.key}: {s.computed} of {s.units} units computed{failed}; {state}"
         )
         names = list(s.failed.items())
         for name, reason in names[:SHOWN]:

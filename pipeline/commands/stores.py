@@ -8,8 +8,9 @@ from pathlib import Path
 from ..console import Output, duration
 from ..errors import ComboError
 from ..jobs.status import progress
-from ..jobs.verify import Finding, count_findings, verify_variant
+from ..jobs.verify import Finding, count_findings, repair_variant, verify_variant
 from ..manifest import load_manifest
+from ..preprocess.tasks import job_of
 from ..store import splits_in
 
 
@@ -42,6 +43,38 @@ def status(
             for s in states
         ),
     )
+    at_work = [(s, part) for s in states if not s.finished for part in s.parts]
+    if at_work:
+        output.table(
+            (
+                "data set",
+                "split",
+                "stage",
+                "part",
+                "units",
+                "done",
+                "clips/s",
+                "host",
+                "job",
+                "state",
+            ),
+            (
+                (
+                    s.data_set,
+                    s.split,
+                    s.stage,
+                    f"{part.part} of {part.parts}",
+                    part.units,
+                    part.units_done,
+                    part.clips_per_second,
+                    f"{part.host} {part.pid}",
+                    part.job,
+                    part.state,
+                )
+                for s, part in at_work
+            ),
+            title="parts of what is open",
+        )
 
 
 def verify(
@@ -50,9 +83,10 @@ def verify(
     data: Sequence[str],
     splits: Sequence[str],
     repair: bool,
+    inputs: bool,
     full: bool,
 ) -> None:
-    """`combo verify`; exits with 1 when something is wrong."""
+    """`combo verify`; exits with 1 when something is wrong and was not repaired."""
     manifest = load_manifest(manifest_file)
     found = [
         split
@@ -62,23 +96,43 @@ def verify(
     if not found:
         raise ComboError(f"nothing in {manifest.store_path} to verify; run: combo preprocess all")
     findings: list[Finding] = []
+    repaired: list[Finding] = []
     checked = 0
     for split in found:
         findings += count_findings(split) if full else ()
         for variant in split.variants():
+            wrong: list[Finding] = []
+            job = job_of(manifest, split, variant) if inputs else None
             with output.bar(f"{split} {variant.stage}", split.plan().units) as bar:
-                for each in verify_variant(split, variant, repair):
+                for each in verify_variant(split, variant, job):
                     if isinstance(each, Finding):
-                        findings.append(each)
+                        wrong.append(each)
                     else:
                         checked += 1
                         bar.advance()
+            if repair and any(finding.unit is not None for finding in wrong):
+                with output.bar(f"{split} {variant.stage} again", len(wrong)) as bar:
+                    done = repair_variant(
+                        job or job_of(manifest, split, variant), wrong, lambda _: bar.advance()
+                    )
+                repaired += [finding for finding in wrong if finding in done]
+                wrong = [finding for finding in wrong if finding not in done]
+            findings += wrong
     if output.as_json:
-        output.json({"units_good": checked, "findings": [dataclasses.asdict(f) for f in findings]})
+        output.json(
+            {
+                "units_good": checked,
+                "findings": [dataclasses.asdict(f) for f in findings],
+                "repaired": [dataclasses.asdict(f) for f in repaired],
+            }
+        )
     else:
+        for finding in repaired:
+            output.result(f"{finding.where}: {finding.problem}; computed again")
         for finding in findings:
             output.result(f"{finding.where}: {finding.problem}; {finding.mend}")
-        output.result(f"{checked} units good, {len(findings)} findings")
+        again = f", {len(repaired)} repaired" if repaired else ""
+        output.result(f"{checked} units good{again}, {len(findings)} findings")
     if findings:
         sys.exit(1)
 

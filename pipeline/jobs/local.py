@@ -1,7 +1,6 @@
 """Runs units in this process, or in several processes on this machine that may die at any time."""
 
 import multiprocessing as mp
-import os
 import signal
 import sys
 import traceback
@@ -12,9 +11,11 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, NoReturn
 
+from ..devices import cores, devices
 from ..errors import ComboError
-from .records import UnitRecord
-from .unit import Job
+from ..preprocess.stage import Place
+from .stopping import Stop
+from .unit import Busy, Done, Job, Units
 
 ATTEMPTS = 3
 """How often a unit may take its process down with it before it is given up."""
@@ -28,37 +29,82 @@ class Lost:
     exit_code: int
 
 
+@dataclass(frozen=True)
+class LocalRunner:
+    """Units on this machine.
+
+    workers: processes; 1 computes in this one; None: one, or `per_device` on each GPU for a stage
+    with a network.  device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+    """
+
+    workers: int | None = None
+    device: str = "auto"
+    per_device: int = 1
+
+    def places(self, job: Job, units: int) -> list[Place]:
+        """Where each process for `units` units computes. Raises ComboError."""
+        on = devices(self.device) if job.stage.has_network else ["cpu"]
+        there = 1 if on == ["cpu"] else len(on) * self.per_device
+        count = max(1, min(self.workers or there, units))
+        threads = max(1, cores() // count)
+        return [Place(threads, on[i % len(on)]) for i in range(count)]
+
+    def processes(self, job: Job, units: int) -> int:
+        """How many compute at once, for estimates."""
+        return len(self.places(job, units))
+
+    def run(self, job: Job, units: Sequence[int], again: bool, stop: Stop) -> Iterator[Done | Lost]:
+        """Compute and commit `units`; yields each as it is committed, in any order.
+
+        again: compute units that have a record, too.  stop: when it is asked, no unit is begun and
+        those in hand are finished. A process that dies (killed, out of memory) is replaced and its
+        unit tried again. A unit that somebody else is computing is asked for again at the end.
+        """
+        places = self.places(job, len(units)) if units else []
+        if len(places) == 1:
+            yield from _run_here(job, units, places[0], again, stop)
+        elif places:
+            yield from _run_in_processes(job, units, places, again, stop)
+
+
+def _run_here(
+    job: Job, units: Sequence[int], place: Place, again: bool, stop: Stop
+) -> Iterator[Done]:
+    run = job.open(place, again)
+    try:
+        waiting = deque(units)
+        while waiting and not stop.asked:
+            unit = waiting.popleft()
+            answer = run(unit)
+            if isinstance(answer, Busy):
+                waiting.append(unit)
+            else:
+                yield answer
+    finally:
+        run.close()
+
+
 @dataclass
 class _Process:
+    place: Place
     process: SpawnProcess
     pipe: Any
     unit: int | None = None
 
 
-def run_units(job: Job, units: Sequence[int], workers: int) -> Iterator[UnitRecord | Lost]:
-    """Compute and commit `units`; yields each unit's record as it is committed.
-
-    workers: 1 computes in this process; more start that many, each with the stage loaded once. A
-    process that dies (killed, out of memory) is replaced and its unit tried again.
-    """
-    if workers == 1 or len(units) < 2:
-        if units:
-            run = job.open(os.cpu_count() or 1)
-            yield from (run(unit) for unit in units)
-        return
-    yield from _run_in_processes(job, units, min(workers, len(units)))
-
-
-def _run_in_processes(job: Job, units: Sequence[int], workers: int) -> Iterator[UnitRecord | Lost]:
-    threads = max(1, (os.cpu_count() or 1) // workers)
+def _run_in_processes(
+    job: Job, units: Sequence[int], places: Sequence[Place], again: bool, stop: Stop
+) -> Iterator[Done | Lost]:
     waiting, deaths = deque(units), Counter[int]()
-    pool = [_start(job, threads) for _ in range(workers)]
+    pool = [_start(job, place, again) for place in places]
     try:
         for member in pool:
             _assign(member, waiting)
         while any(member.unit is not None for member in pool):
             ready = wait([member.pipe for member in pool if member.unit is not None])
-            for place, member in enumerate(pool):
+            if stop.asked:
+                waiting.clear()
+            for number, member in enumerate(pool):
                 if member.pipe not in ready or member.unit is None:
                     continue
                 try:
@@ -70,12 +116,17 @@ def _run_in_processes(job: Job, units: Sequence[int], workers: int) -> Iterator[
                         waiting.appendleft(member.unit)
                     else:
                         yield Lost(member.unit, member.process.exitcode or 0)
-                    pool[place] = member = _start(job, threads)
+                    if stop.asked:
+                        waiting.clear()
+                    else:
+                        pool[number] = member = _start(job, member.place, again)
                 else:
-                    member.unit = None
                     if isinstance(answer, BaseException):
                         raise answer
-                    yield answer
+                    if isinstance(answer, Busy):
+                        waiting.append(answer.unit)
+                    else:
+                        yield answer
                 _assign(member, waiting)
     except BaseException:
         for member in pool:
@@ -88,13 +139,13 @@ def _run_in_processes(job: Job, units: Sequence[int], workers: int) -> Iterator[
             member.process.join()
 
 
-def _start(job: Job, threads: int) -> _Process:
+def _start(job: Job, place: Place, again: bool) -> _Process:
     context = mp.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_work, args=(there, job, threads), daemon=True)
+    process = context.Process(target=_work, args=(there, job, place, again), daemon=True)
     process.start()
     there.close()
-    return _Process(process, here)
+    return _Process(place, process, here)
 
 
 def _assign(member: _Process, waiting: deque[int]) -> None:
@@ -112,20 +163,21 @@ def _stop(_signal: int, _frame: object) -> NoReturn:
     sys.exit(1)
 
 
-def _work(pipe: Any, job: Job, threads: int) -> None:
+def _work(pipe: Any, job: Job, place: Place, again: bool) -> None:
     # SIGTERM unwinds the stack, so that a half-written temporary file is removed. The terminal's
-    # SIGINT is for the parent, which then sends SIGTERM.
+    # SIGINT and a scheduler's SIGUSR1 are for the parent, which then says what to do.
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    run = None
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    run: Units | None = None
     while True:
         try:
             unit = pipe.recv()
         except (EOFError, OSError):
             return  # the parent is gone
         try:
-            run = run or job.open(threads)
-            answer: UnitRecord | ComboError = run(unit)
+            run = run or job.open(place, again)
+            answer: Done | Busy | ComboError = run(unit)
         except ComboError as error:
             answer = ComboError(str(error))
         except Exception as error:

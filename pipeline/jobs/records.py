@@ -1,11 +1,13 @@
 """Completion records: a unit is done when its record says so, never because a file exists.
 
-A record is one small JSON file a unit, `records/<stage>/<variant>/000012.json`, and `finished.json`
-beside them closes a variant of a split. Both are written whole (see `durable`), the record after
-the shards it speaks of; what stands in the middle of a kill is a unit that is not done.
+A record is one small JSON file a unit, `records/<stage>/<variant>/000012.json`
+(`000012.failed.json` when some of its clips failed), and `finished.json` beside them closes a
+variant of a split. Both are written whole (see `durable`), the record after the shards it speaks
+of; what stands in the middle of a kill is a unit that is not done.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -43,6 +45,8 @@ class UnitRecord:
     compute_seconds: float
     write_seconds: float
     finished_at: float
+    """By the clock of the host, for people; nothing depends on it."""
+    device: str = "cpu"
 
     @property
     def failed(self) -> tuple[ClipRecord, ...]:
@@ -62,49 +66,92 @@ class Finished:
     """SHA-256 over the outputs of all units."""
 
 
-def record_path(split: SplitStore, variant: Variant, unit: int) -> Path:
-    return split.records(variant) / f"{unit:06d}.json"
+def record_path(
+    split: SplitStore, variant: Variant, unit: int, with_failures: bool = False
+) -> Path:
+    """Where a unit's record stands; one with failed clips shows it in its name."""
+    ending = ".failed.json" if with_failures else ".json"
+    return split.records(variant) / f"{unit:06d}{ending}"
 
 
-def read_record(path: Path) -> UnitRecord | None:
-    """A record, or None when it is missing or not one (the unit is then not done)."""
+def read_record(split: SplitStore, variant: Variant, unit: int) -> UnitRecord | None:
+    """A unit's record, or None when there is none, or none that can be read."""
+    path = _present(split, variant, unit)
     try:
-        return _adapter(UnitRecord).validate_json(path.read_bytes())
+        return None if path is None else _adapter(UnitRecord).validate_json(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
 
 
+def has_record(split: SplitStore, variant: Variant, unit: int) -> bool:
+    """Whether a record stands there, readable or not."""
+    return _present(split, variant, unit) is not None
+
+
 def commit(split: SplitStore, variant: Variant, record: UnitRecord) -> None:
-    durable.write_json(record_path(split, variant, record.unit), asdict(record))
+    """Make a unit done. An older record of it must have been withdrawn, before the shards were
+    written."""
+    path = record_path(split, variant, record.unit, with_failures=bool(record.failed))
+    durable.write_json(path, asdict(record))
 
 
 def withdraw(split: SplitStore, variant: Variant, unit: int) -> None:
     """Make a unit not done, and with it the variant not finished."""
     durable.remove(split.records(variant) / FINISHED)
-    durable.remove(record_path(split, variant, unit))
+    for with_failures in (False, True):
+        durable.remove(record_path(split, variant, unit, with_failures))
 
 
-def done_units(split: SplitStore, variant: Variant, plan: Plan) -> Iterator[UnitRecord]:
+def listing(split: SplitStore, variant: Variant) -> dict[int, bool]:
+    """Which units have a record, and whether with failed clips, read from the names alone.
+
+    One look at a folder, where reading each of many thousand records on a cluster's file system
+    takes minutes. The folder belongs to one fingerprint, and a new plan clears it, so a name tells
+    how far a job is; what training relies on is `finalise`, which opens every record.
+    """
+    try:
+        names = os.listdir(split.records(variant))  # noqa: PTH208  (100,000 names, no paths)
+    except FileNotFoundError:
+        return {}
+    found: dict[int, bool] = {}
+    for name in names:
+        number, _, ending = name.partition(".")
+        if number.isdigit() and ending in ("json", "failed.json"):
+            found[int(number)] = ending == "failed.json"
+    return found
+
+
+def done_units(
+    split: SplitStore, variant: Variant, plan: Plan, units: Iterable[int] | None = None
+) -> Iterator[UnitRecord]:
     """The records that speak of this plan and these settings, in order of units.
 
-    A record with other fingerprints is of no use: its unit is not done.
+    units: only these.  A record with other fingerprints is of no use: its unit is not done.
     """
-    for path in sorted(split.records(variant).glob("[0-9]*.json")):
-        record = read_record(path)
-        if (
-            record is not None
-            and record.plan == plan.fingerprint
-            and record.fingerprint == variant.fingerprint
-            and record.unit < plan.units
-        ):
+    there = listing(split, variant)
+    for unit in sorted(there) if units is None else units:
+        record = read_record(split, variant, unit) if unit in there else None
+        if record is not None and speaks_of(record, variant, plan):
             yield record
+
+
+def speaks_of(record: UnitRecord, variant: Variant, plan: Plan) -> bool:
+    """Whether a record is about this variant and this list of clips."""
+    return (
+        record.plan == plan.fingerprint
+        and record.fingerprint == variant.fingerprint
+        and record.unit < plan.units
+    )
 
 
 def finalise(split: SplitStore, variant: Variant, plan: Plan) -> Finished | None:
     """Write the manifest of a variant whose units are all done; None when some are not.
 
-    Whoever sees the last unit done may call this; two who do write the same bytes.
+    Whoever sees the last unit done may call this; two who do write the same bytes. While units are
+    missing it costs one look at a folder.
     """
+    if len(listing(split, variant)) < plan.units:
+        return None
     records = list(done_units(split, variant, plan))
     if len(records) < plan.units:
         return None
@@ -128,6 +175,14 @@ def read_finished(split: SplitStore, variant: Variant) -> Finished | None:
         return _adapter(Finished).validate_json((split.records(variant) / FINISHED).read_bytes())
     except (FileNotFoundError, ValueError):
         return None
+
+
+def _present(split: SplitStore, variant: Variant, unit: int) -> Path | None:
+    for with_failures in (False, True):
+        path = record_path(split, variant, unit, with_failures)
+        if path.exists():
+            return path
+    return None
 
 
 @cache

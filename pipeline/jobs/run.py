@@ -1,26 +1,43 @@
-"""plan -> run -> finalise, for any stage."""
+"""prepare -> run -> finalise, for any stage."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ..errors import ComboError
 from ..layouts import Clip
 from ..store import Plan, SplitStore, Variant
 from . import records
-from .local import Lost, run_units
+from .estimate import Estimate, check, estimate
+from .local import LocalRunner, Lost
+from .parts import telling
 from .records import Finished, UnitRecord
-from .unit import Job, storing
+from .stopping import Stop, Stopped
+from .unit import Done, Job, storing
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to go about a run."""
+    """What a run is to do."""
 
     part: tuple[int, int] = (1, 1)
     """(I, N): the I-th of N parts of the units, counted from 1."""
-    workers: int = 1
     overwrite: bool = False
     retry_failed: bool = False
+    force: bool = False
+    """Go on although the disk looks too small."""
+
+
+class Runner(Protocol):
+    """Something that computes units: processes of this machine, a cluster's workers."""
+
+    def processes(self, job: Job, units: int) -> int:
+        """How many compute at once, for estimates."""
+        ...
+
+    def run(self, job: Job, units: Sequence[int], again: bool, stop: Stop) -> Iterator[Done | Lost]:
+        """Compute and commit units; see `LocalRunner.run`."""
+        ...
 
 
 @dataclass
@@ -32,7 +49,9 @@ class Summary:
     units: int
     """Units of this part."""
     todo: int
-    """Units that this run had to compute."""
+    """Units that this run found not done."""
+    computed: int = 0
+    """Units that it computed itself; others may have done the rest meanwhile."""
     failed: dict[str, str] = field(default_factory=dict)
     """Clips of this part that failed, in this run or an earlier one: name -> reason."""
     lost: list[int] = field(default_factory=list)
@@ -92,42 +111,93 @@ def units_of_part(plan: Plan, part: tuple[int, int]) -> list[int]:
 
 
 def units_to_do(job: Job, options: Options) -> list[int]:
-    """The units of this part that a run would compute."""
+    """The units of this part that a run would compute. Opens the records of this part alone."""
     mine = units_of_part(job.plan, options.part)
-    done = {r.unit: r for r in records.done_units(job.split, job.variant, job.plan)}
     if options.overwrite:
         return mine
+    done = {r.unit: r for r in records.done_units(job.split, job.variant, job.plan, mine)}
     return [
         unit for unit in mine if unit not in done or (options.retry_failed and done[unit].failed)
     ]
 
 
+def prepare(job: Job, options: Options) -> None:
+    """Write the plan and the empty arrays of a job, once, before anybody computes a unit.
+
+    Raises ComboError when the store holds another plan, or cannot be written.
+    """
+    settle_plan(job.split, job.plan, options)
+    with storing(job.split):
+        job.split.create(job.variant, job.plan)
+
+
 def run_job(
     job: Job,
     options: Options,
+    runner: Runner | None = None,
+    stop: Stop | None = None,
+    *,
+    units: Sequence[int] | None = None,
     on_start: Callable[[int], None] = lambda _: None,
+    on_estimate: Callable[[Estimate], None] = lambda _: None,
     on_unit: Callable[[UnitRecord], None] = lambda _: None,
 ) -> Summary:
-    """Compute what is not done of this part of a split, and finalise when all of it is.
+    """Compute what is not done of this part of a planned job, and finalise when all of it is.
 
-    on_start gets the number of units to do, on_unit each record as it is committed. Raises
-    ComboError when nothing can go on (disk full, missing weights); what is committed stays.
+    units: these, instead of what is found not done.  runner: this process, when none is given.
+    on_start gets the number of units to do, on_estimate what they need (again after the first unit,
+    when none had been measured), on_unit each record as it is committed.
+    Raises ComboError when nothing can go on (disk full or too small, missing weights), and Stopped
+    when `stop` is asked before the end; what is committed stays.
     """
     split, variant, plan = job.split, job.variant, job.plan
+    runner, stop = runner or LocalRunner(workers=1), stop or Stop()
     with storing(split):
         split.create(variant, plan)
-    todo = units_to_do(job, options)
     mine = units_of_part(plan, options.part)
+    todo = list(units_to_do(job, options) if units is None else units)
     summary = Summary(split, variant, len(mine), len(todo))
     on_start(len(todo))
-    for result in run_units(job, todo, options.workers):
-        if isinstance(result, Lost):
-            summary.lost.append(result.unit)
-        else:
-            on_unit(result)
-    for record in records.done_units(split, variant, plan):
-        if record.unit in mine:
-            summary.failed |= {clip.name: clip.reason for clip in record.failed}
+
+    def look_ahead(left: int) -> bool:
+        needed = estimate(job, left, runner.processes(job, left))
+        on_estimate(needed)
+        if not options.force:
+            check(job, needed)
+        return needed.measured
+
+    left = len(todo)
+    with telling(split, variant, options.part, len(mine), len(mine) - left) as teller:
+        measured = not todo or look_ahead(left)
+        again = options.overwrite or options.retry_failed
+        for result in runner.run(job, todo, again, stop):
+            left -= 1
+            if isinstance(result, Lost):
+                summary.lost.append(result.unit)
+                continue
+            summary.computed += result.computed
+            teller.unit(len(result.record.clips) if result.computed else 0)
+            on_unit(result.record)
+            if left and not measured:
+                measured = look_ahead(left)
+        if left and stop.asked:
+            raise Stopped
+    return _closed(summary, job, mine)
+
+
+def close(job: Job) -> Summary:
+    """Finalise a job whose units are all done; `todo` counts those that are not."""
+    missing = units_to_do(job, Options())
+    summary = Summary(job.split, job.variant, job.plan.units, len(missing))
+    return _closed(summary, job, range(job.plan.units))
+
+
+def _closed(summary: Summary, job: Job, mine: Sequence[int]) -> Summary:
+    split, variant, plan = job.split, job.variant, job.plan
+    there = records.listing(split, variant)
+    failed = [unit for unit in mine if there.get(unit)]
+    for record in records.done_units(split, variant, plan, failed):
+        summary.failed |= {clip.name: clip.reason for clip in record.failed}
     with storing(split):
         summary.finished = records.finalise(split, variant, plan)
     return summary

@@ -1,4 +1,5 @@
-"""How far a store is: read from its records alone, while others write or after they died."""
+"""How far a store is: read from names of records and signs of life, while others write or after
+they died."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +7,7 @@ from pathlib import Path
 
 from ..store import SplitStore, Variant, splits_in
 from . import records
-from .records import UnitRecord
-
-RECENT = 50
-"""Units whose times the rate is measured over."""
+from .parts import Part, read_parts
 
 
 @dataclass(frozen=True)
@@ -27,11 +25,15 @@ class Progress:
     units: int
     units_done: int
     clips_per_second: float | None
-    """Over the last units, all writers together; None before there are two."""
+    """Of all parts that run, together; of those that ran, when none does; None when nothing is
+    known."""
     seconds_left: float | None
+    """At that speed; None when nothing is running or left."""
     finished: bool
     failures: dict[str, str]
     """Clip name -> reason."""
+    parts: tuple[Part, ...]
+    """Who works, or worked, on it."""
 
 
 def progress(
@@ -48,10 +50,20 @@ def progress(
 
 def _progress(split: SplitStore, variant: Variant) -> Progress:
     plan = split.plan()
-    done = list(records.done_units(split, variant, plan))
-    clips = sum(len(record.clips) for record in done)
-    failures = {clip.name: clip.reason for record in done for clip in record.failed}
-    rate = _rate(done)
+    there = {
+        unit: bad for unit, bad in records.listing(split, variant).items() if unit < plan.units
+    }
+    clips = sum(len(plan.members(unit)) for unit in there)
+    bad = sorted(unit for unit, with_failures in there.items() if with_failures)
+    failures = {
+        clip.name: clip.reason
+        for record in records.done_units(split, variant, plan, bad)
+        for clip in record.failed
+    }
+    parts = read_parts(split, variant)
+    running = [part for part in parts if part.state == "running"]
+    rates = [part.clips_per_second or 0.0 for part in running or parts]
+    rate = round(sum(rates), 3) or None
     to_do = len(plan.clips) - clips
     return Progress(
         data_set=split.data_set,
@@ -63,20 +75,15 @@ def _progress(split: SplitStore, variant: Variant) -> Progress:
         failed=len(failures),
         to_do=to_do,
         units=plan.units,
-        units_done=len(done),
+        units_done=len(there),
         clips_per_second=rate,
-        seconds_left=round(to_do / rate, 1) if rate and to_do else None,
-        finished=records.read_finished(split, variant) is not None and to_do == 0,
+        seconds_left=round(to_do / rate, 1) if rate and to_do and running else None,
+        finished=to_do == 0 and _is_finished(split, variant),
         failures=failures,
+        parts=tuple(parts),
     )
 
 
-def _rate(done: Sequence[UnitRecord]) -> float | None:
-    """Clips a second from the first to the last of the newest units' completion times."""
-    newest = sorted(done, key=lambda record: record.finished_at)[-RECENT:]
-    if len(newest) < 2:
-        return None
-    seconds = newest[-1].finished_at - newest[0].finished_at
-    if seconds <= 0:
-        return None
-    return round(sum(len(record.clips) for record in newest[1:]) / seconds, 3)
+def _is_finished(split: SplitStore, variant: Variant) -> bool:
+    finished = records.read_finished(split, variant)
+    return finished is not None and finished.fingerprint == variant.fingerprint

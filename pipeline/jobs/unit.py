@@ -1,12 +1,12 @@
 """One unit of work, from clips to a committed record.
 
-Ownership is what makes repair and resume simple: a unit owns whole shards, nobody else writes them,
-so a unit may be computed again at any time, by anybody, and twice at once.
+Ownership is what makes repair and resume simple: a unit owns whole shards and nobody else writes
+them, so it may be computed again at any time, by anybody.
 """
 
 import errno
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,10 +14,14 @@ import numpy as np
 
 from ..errors import ComboError
 from ..layouts import Clip
-from ..preprocess.stage import Outcome, Stage, Worker
+from ..preprocess.stage import Outcome, Place, Stage, Worker
 from ..store import VALID, Plan, SplitStore, Variant
 from . import records
+from .claims import Claims
 from .records import ClipRecord, UnitRecord
+
+BUSY_PAUSE = 0.2
+"""Seconds to wait before a unit that another process has is given back."""
 
 
 @dataclass(frozen=True)
@@ -30,59 +34,131 @@ class Job:
     plan: Plan
     clips: tuple[Clip, ...]
 
-    def open(self, threads: int = 1) -> Callable[[int], UnitRecord]:
-        """Load the stage; the function returned computes and commits one unit."""
-        worker = self.stage.open(threads)
-        return lambda unit: self._run(worker, unit)
+    def open(self, place: Place, again: bool = False) -> "Units":
+        """Load the stage in this process. again: compute units that have a record, too."""
+        return Units(self, place, again)
 
-    def _run(self, worker: Worker, unit: int) -> UnitRecord:
-        started = time.perf_counter()
-        outcomes = worker([self.clips[i] for i in self.plan.members(unit)])
+
+@dataclass(frozen=True)
+class Done:
+    """A unit that is committed. computed: by this process, just now."""
+
+    record: UnitRecord
+    computed: bool
+
+
+@dataclass(frozen=True)
+class Busy:
+    """A unit that another process is computing."""
+
+    unit: int
+
+
+class Units:
+    """Computes and commits units of a job, one call a unit, in the process that opened it.
+
+    Raises ComboError: the store cannot be written, or the plan was replaced by another.
+    """
+
+    def __init__(self, job: Job, place: Place, again: bool) -> None:
+        self.job, self._again = job, again
+        self._plan_file = _signature(job.split)
+        self._device = place.device if job.stage.has_network else "cpu"
+        with storing(job.split):
+            self._claims = Claims(job.split.records(job.variant))
+        self._work: Worker = job.stage.open(place)
+
+    def close(self) -> None:
+        self._claims.close()
+
+    def __call__(self, unit: int) -> Done | Busy:
+        job = self.job
+        with storing(job.split):
+            free = self._claims.take(unit)
+        if not free:
+            time.sleep(BUSY_PAUSE)
+            return Busy(unit)
+        try:
+            # Looked for under the claim: whoever had it before may have finished the unit.
+            record = None if self._again else records.read_record(job.split, job.variant, unit)
+            if record is not None and records.speaks_of(record, job.variant, job.plan):
+                return Done(record, computed=False)
+            return Done(self._compute(unit), computed=True)
+        finally:
+            self._claims.release(unit)
+
+    def _compute(self, unit: int) -> UnitRecord:
+        job, started = self.job, time.perf_counter()
+        outcomes = self._work([job.clips[i] for i in job.plan.members(unit)])
         arrays, clips = self._gather(unit, outcomes)
         computed = time.perf_counter()
 
-        with storing(self.split):
+        self._check_plan()
+        with storing(job.split):
             # In this order: a kill between any two steps leaves a unit that is not done.
-            records.withdraw(self.split, self.variant, unit)
-            outputs = self.split.write_unit(self.variant, self.plan, unit, arrays)
+            if records.has_record(job.split, job.variant, unit):
+                records.withdraw(job.split, job.variant, unit)
+            outputs = job.split.write_unit(job.variant, job.plan, unit, arrays)
             written = time.perf_counter()
             record = UnitRecord(
                 unit=unit,
-                plan=self.plan.fingerprint,
-                fingerprint=self.variant.fingerprint,
+                plan=job.plan.fingerprint,
+                fingerprint=job.variant.fingerprint,
                 clips=clips,
                 outputs=outputs,
                 compute_seconds=round(computed - started, 4),
                 write_seconds=round(written - computed, 4),
                 finished_at=round(time.time(), 3),
+                device=self._device,
             )
-            records.commit(self.split, self.variant, record)
+            records.commit(job.split, job.variant, record)
         return record
+
+    def _check_plan(self) -> None:
+        """Raises ComboError when the arrays now belong to another list of clips."""
+        split, signature = self.job.split, _signature(self.job.split)
+        if signature == self._plan_file:
+            return
+        if split.read_plan() != self.job.plan:
+            raise ComboError(
+                f"the plan of {split} in {split.store} was replaced while this job ran; "
+                "run the same command again"
+            )
+        self._plan_file = signature  # the same plan, written by another task of the array
 
     def _gather(
         self, unit: int, outcomes: list[Outcome]
     ) -> tuple[dict[str, np.ndarray], tuple[ClipRecord, ...]]:
-        variant = self.variant
-        rows = self.plan.clips_per_unit
+        plan, variant = self.job.plan, self.job.variant
+        rows = plan.clips_per_unit
         arrays = {
             spec.name: np.full((rows, *spec.shape), spec.fill, spec.dtype)
             for spec in variant.all_arrays
         }
         clips: list[ClipRecord] = []
-        for row, (index, outcome) in enumerate(zip(self.plan.members(unit), outcomes, strict=True)):
+        for row, (index, outcome) in enumerate(zip(plan.members(unit), outcomes, strict=True)):
             if outcome.arrays is not None:
                 arrays[VALID][row] = 1
                 for spec in variant.arrays:
                     arrays[spec.name][row] = outcome.arrays[spec.name]
             clips.append(
                 ClipRecord(
-                    name=self.plan.clips[index],
+                    name=plan.clips[index],
                     failed=outcome.arrays is None,
                     reason=outcome.reason,
                     inputs=outcome.inputs,
                 )
             )
         return arrays, tuple(clips)
+
+
+def _signature(split: SplitStore) -> tuple[int, int, int] | None:
+    """Tells one plan file from the next without reading it: a new plan is a new file."""
+    try:
+        found = split.plan_path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 @contextmanager

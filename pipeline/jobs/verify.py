@@ -1,24 +1,32 @@
 """Reads a store back and says what is wrong: records, digests, shapes, leftovers."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .. import durable
+from ..errors import MediaError
 from ..layouts import layout
+from ..media import digest
+from ..preprocess.stage import combined_digest
 from ..store import VALID, Plan, SplitStore, StoreDamaged, Variant, array_digest
 from . import records
 from .records import UnitRecord
+from .run import Options, run_job
+from .unit import Job, storing
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is not as a record says. mend: the command that makes it right."""
+    """Something that is not as a record says. mend: the command that makes it right.
+    unit: the unit that must be computed again for it; None when that would not help.
+    """
 
     where: str
     problem: str
     mend: str
+    unit: int | None = None
 
 
 def count_findings(split: SplitStore) -> Iterator[Finding]:
@@ -35,29 +43,35 @@ def count_findings(split: SplitStore) -> Iterator[Finding]:
 
 
 def verify_variant(
-    split: SplitStore, variant: Variant, repair: bool = False
+    split: SplitStore, variant: Variant, job: Job | None = None
 ) -> Iterator[Finding | UnitRecord]:
     """Check one variant of a split: yields each good unit's record, and a Finding for all else.
 
-    repair: make a broken unit "not done", so that the next run computes it again.
+    job: the job that makes this variant, to hold the input files against the records too.
     """
     plan = split.plan()
     where = f"{split}/{variant.key}"
     again = f"run: combo preprocess {variant.stage} --data {split.data_set} --split {split.split}"
-    mend = again if repair else f"run: combo verify --repair, then {again.removeprefix('run: ')}"
+    mend = f"run: combo verify --repair --data {split.data_set} --split {split.split}"
     for unit in range(plan.units):
-        path = records.record_path(split, variant, unit)
-        record = records.read_record(path)
-        if record is None:
-            damaged = path.exists()
-            problem = "its record is damaged" if damaged else "is not done"
-            yield Finding(f"{where} unit {unit}", problem, again)
-        elif problem := _problem(split, variant, plan, record):
-            if repair:
-                records.withdraw(split, variant, unit)
-            yield Finding(f"{where} unit {unit}", problem, mend)
-        else:
+        record = records.read_record(split, variant, unit)
+        if record is None and not records.has_record(split, variant, unit):
+            yield Finding(f"{where} unit {unit}", "is not done", again)
+        elif problem := (
+            "its record is damaged"
+            if record is None
+            else _problem(split, variant, plan, record) or _changed_input(job, record)
+        ):
+            yield Finding(f"{where} unit {unit}", problem, mend, unit)
+        elif record is not None:
             yield record
+    yield from verify_finish(split, variant)
+
+
+def verify_finish(split: SplitStore, variant: Variant) -> Iterator[Finding]:
+    """What is wrong with a variant as a whole, whatever its units are."""
+    plan, where = split.plan(), f"{split}/{variant.key}"
+    again = f"run: combo preprocess {variant.stage} --data {split.data_set} --split {split.split}"
     finished = records.read_finished(split, variant)
     if finished is None:
         yield Finding(where, "is not finished", again)
@@ -65,6 +79,43 @@ def verify_variant(
         yield Finding(where, "was finished for other settings", again)
     for path in durable.leftovers(split.root):
         yield Finding(where, f"left over by a killed process: {path}", again)
+
+
+def repair_variant(
+    job: Job, findings: Sequence[Finding], on_unit: Callable[[UnitRecord], None] = lambda _: None
+) -> list[Finding]:
+    """Compute the units that findings name again, these alone; which findings that mended.
+
+    job: the job that makes the variant.  Units that were never done are left to `preprocess`.
+    """
+    broken = sorted({finding.unit for finding in findings if finding.unit is not None})
+    with storing(job.split):
+        for unit in broken:
+            records.withdraw(job.split, job.variant, unit)
+    summary = run_job(job, Options(), units=broken, on_unit=on_unit)
+    mended = [f for f in findings if f.unit is not None and f.unit not in summary.lost]
+    if summary.finished:
+        still = list(verify_finish(job.split, job.variant))
+        mended += [f for f in findings if f.unit is None and f not in still]
+    return mended
+
+
+def _changed_input(job: Job | None, record: UnitRecord) -> str | None:
+    """A clip whose files are not those it was made from. Failed clips have no digest."""
+    if job is None:
+        return None
+    clips = {clip.name: clip for clip in job.clips}
+    for made in record.clips:
+        if made.failed:
+            continue
+        try:
+            files = job.stage.inputs(clips[made.name])
+            now = combined_digest([digest(file) for file in files])
+        except MediaError as error:
+            return f"an input of clip {made.name} is gone ({error})"
+        if now != made.inputs:
+            return f"the input files of clip {made.name} have changed"
+    return None
 
 
 def _problem(split: SplitStore, variant: Variant, plan: Plan, record: UnitRecord) -> str | None:

@@ -13,7 +13,7 @@ from ..sound_files import read_log_mel_pickle, read_sound
 from ..store import ArraySpec, Variant
 from ..weights import resolve
 from .encoders import encoder
-from .stage import Outcome, Worker, combined_digest, make_variant
+from .stage import Outcome, Place, Worker, combined_digest, make_variant
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,15 +74,26 @@ class AudioStage:
             weights={name: digest for name, (_, digest) in self.weights.items()},
         )
 
-    def open(self, threads: int) -> Worker:
+    @property
+    def has_network(self) -> bool:
+        return bool(encoder(self.settings.encoder).weights)
+
+    def inputs(self, clip: Clip) -> list[Path]:
+        file = self._file(clip)
+        return [] if file is None else [file]
+
+    def _file(self, clip: Clip) -> Path | None:
+        return clip.log_mel if self.settings.source == "log-mel" else clip.sound
+
+    def open(self, place: Place) -> Worker:
         import torch
 
         from ...model.vggish import LogMel
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(place.threads)
         log_mel = LogMel()
         files = {name: path for name, (path, _) in self.weights.items()}
-        encode = encoder(self.settings.encoder).open(files)
+        encode = encoder(self.settings.encoder).open(files, place.device)
         return lambda clips: self._run(clips, log_mel, encode)
 
     def _run(self, clips: Sequence[Clip], log_mel: "LogMel", encode: "Encode") -> list[Outcome]:
@@ -110,7 +121,7 @@ class AudioStage:
         """Log-mel patches of a clip, padded to [T, 96, 64], and the digest of what was read."""
         from ...model.vggish import PADDINGS, pad_zeros
 
-        file = clip.log_mel if self.settings.source == "log-mel" else clip.sound
+        file = self._file(clip)
         if clip.problem is not None or file is None:
             missing = {"sound": "no sound file and no video", "log-mel": "no log-mel patches"}
             raise MediaError(clip.name, clip.problem or missing[self.settings.source])

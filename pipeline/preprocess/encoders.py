@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Encoder:
-    """weights: catalogue names of what it needs.  open: weights' files by name -> function."""
+    """weights: catalogue names of what it needs.
+    open: (weights' files by name, device of the network) -> the function.
+    """
 
     weights: tuple[str, ...]
-    open: "Callable[[Mapping[str, Path]], Encode]"
+    open: "Callable[[Mapping[str, Path], str], Encode]"
 
 
 def encoder(name: str) -> Encoder:
@@ -34,20 +36,17 @@ def encoder(name: str) -> Encoder:
     return ENCODERS[name]
 
 
-def _mel_stats(weights: Mapping[str, Path]) -> "Encode":
+def _mel_stats(weights: Mapping[str, Path], device: str) -> "Encode":
     from ...model.vggish import mel_statistics
 
-    del weights
+    del weights, device
     return mel_statistics
 
 
-def _vggish(weights: Mapping[str, Path]) -> "Encode":
-    import torch
-
+def _vggish(weights: Mapping[str, Path], device: str) -> "Encode":
     from ...model.vggish import VGGish, Whitening, embed
     from ..weights import load_state
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         network = VGGish.from_state(load_state(weights["vggish"])).to(device)
         whitening = None

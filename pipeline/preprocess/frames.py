@@ -7,9 +7,17 @@ from pathlib import Path
 import numpy as np
 
 from ..layouts import Clip
-from ..media import Fit, LabelRule, fit_frame, fit_label, read_frames, read_label
+from ..media import (
+    Fit,
+    LabelRule,
+    fit_frame,
+    fit_label,
+    frame_files,
+    read_frames,
+    read_label,
+)
 from ..store import LABEL_IGNORED, ArraySpec, Variant
-from .stage import Outcome, Worker, attempt, combined_digest, make_variant
+from .stage import Outcome, Place, Worker, attempt, combined_digest, make_variant
 
 VERSION = 1
 
@@ -44,9 +52,16 @@ class FramesStage:
             attributes={"label_rule": self.label_rule, "classes": self.classes},
         )
 
-    def open(self, threads: int) -> Worker:
-        del threads  # reading and resizing one clip is not worth dividing
+    @property
+    def has_network(self) -> bool:
+        return False
+
+    def open(self, place: Place) -> Worker:
+        del place  # reading and resizing one clip is not worth dividing
         return self._run
+
+    def inputs(self, clip: Clip) -> list[Path]:
+        return [*frame_files(clip.frames), *(label for label in clip.labels if label is not None)]
 
     def _run(self, clips: Sequence[Clip]) -> list[Outcome]:
         return [attempt(clip, self._clip) for clip in clips]

@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import ComboError
 from ..manifest import FelzenszwalbSettings, MaskigeSettings
 from ..media import Pixels
+from .stage import Place
 
 if TYPE_CHECKING:
     from ...model.point_grid import PointGrid
@@ -39,12 +40,12 @@ Generate = Callable[[Sequence[Pixels]], list[LabelMap]]
 class Generator:
     """settings: which of the manifest's settings count (they are part of the fingerprint).
     weights: the catalogue's name of the weights it needs, or None.
-    open: (settings, weights file, threads) -> the function.
+    open: (settings, weights file, threads and device) -> the function.
     """
 
     settings: Callable[[MaskigeSettings], Mapping[str, Any]]
     weights: str | None
-    open: Callable[[MaskigeSettings, Path | None, int], Generate]
+    open: Callable[[MaskigeSettings, Path | None, Place], Generate]
 
 
 def generator(name: str) -> Generator:
@@ -56,10 +57,10 @@ def generator(name: str) -> Generator:
     return GENERATORS[name]
 
 
-def _felzenszwalb(settings: MaskigeSettings, weights: Path | None, threads: int) -> Generate:
+def _felzenszwalb(settings: MaskigeSettings, weights: Path | None, place: Place) -> Generate:
     from skimage.segmentation import felzenszwalb
 
-    del weights, threads
+    del weights, place
     own: FelzenszwalbSettings = settings.felzenszwalb
 
     def generate(frames: Sequence[Pixels]) -> list[LabelMap]:
@@ -86,15 +87,14 @@ def merge_segments(segments: np.ndarray) -> LabelMap:
     return LabelMap(ranks[segments], len(areas), len(areas) - len(kept))
 
 
-def _network(name: str, settings: MaskigeSettings, weights: Path) -> "PointGrid":
-    """The mask generator of a network with its weights, on a GPU where there is one."""
+def _network(name: str, settings: MaskigeSettings, weights: Path, device: str) -> "PointGrid":
+    """The mask generator of a network with its weights, on a device."""
     import torch
 
     from ...model.point_grid import PointGrid
     from ...model.semantic_sam import SemanticSam
     from ..weights import load_state
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
     limit = None if settings.memory_limit is None else int(settings.memory_limit)
     state = load_state(weights)
@@ -133,13 +133,13 @@ def _point_grid(name: str) -> Generator:
             "internal_level": SEMANTIC_SAM_TOKENS[own.level],
         }
 
-    def open_network(settings: MaskigeSettings, weights: Path | None, threads: int) -> Generate:
+    def open_network(settings: MaskigeSettings, weights: Path | None, place: Place) -> Generate:
         import torch
 
         if weights is None:
             raise ComboError(f"{name} needs weights; run: combo weights fetch {name}")
-        torch.set_num_threads(threads)
-        grid = _network(name, settings, weights)
+        torch.set_num_threads(place.threads)
+        grid = _network(name, settings, weights, place.device)
 
         def generate(frames: Sequence[Pixels]) -> list[LabelMap]:
             stack = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)

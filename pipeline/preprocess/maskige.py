@@ -8,11 +8,11 @@ import numpy as np
 
 from ..layouts import Clip
 from ..manifest import Manifest, MaskigeSettings
-from ..media import Fit, fit_frame, fit_label, read_frames
+from ..media import Fit, fit_frame, fit_label, frame_files, read_frames
 from ..store import ArraySpec, Variant
 from ..weights import resolve
 from .generators import Generate, generator
-from .stage import Outcome, Worker, attempt, combined_digest, make_variant
+from .stage import Outcome, Place, Worker, attempt, combined_digest, make_variant
 
 VERSION = 1
 
@@ -71,8 +71,15 @@ class MaskigeStage:
             attributes={"palette": reference_palette().tolist()},
         )
 
-    def open(self, threads: int) -> Worker:
-        generate = generator(self.settings.generator).open(self.settings, self.weights, threads)
+    @property
+    def has_network(self) -> bool:
+        return self.weights is not None
+
+    def inputs(self, clip: Clip) -> list[Path]:
+        return frame_files(clip.frames)
+
+    def open(self, place: Place) -> Worker:
+        generate = generator(self.settings.generator).open(self.settings, self.weights, place)
         return lambda clips: self._run(clips, generate)
 
     def _run(self, clips: Sequence[Clip], generate: Generate) -> list[Outcome]:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +23,14 @@ class Outcome:
     """SHA-256 over the digests of the files that were read."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where one process computes. device: as PyTorch names it; networks go there."""
+
+    threads: int = 1
+    device: str = "cpu"
+
+
 Worker = Callable[[Sequence[Clip]], list[Outcome]]
 """A stage with its networks loaded, in one process: a unit's clips in, one outcome a clip out."""
 
@@ -29,9 +38,18 @@ Worker = Callable[[Sequence[Clip]], list[Outcome]]
 class Stage(Protocol):
     """A stage for one split; small, picklable, and cheap to make. `open` loads what it needs."""
 
+    @property
+    def has_network(self) -> bool:
+        """Whether a GPU makes it faster."""
+        ...
+
     def variant(self) -> Variant: ...
 
-    def open(self, threads: int) -> Worker: ...
+    def open(self, place: Place) -> Worker: ...
+
+    def inputs(self, clip: Clip) -> list[Path]:
+        """The files whose digests an outcome's `inputs` is made of, in that order."""
+        ...
 
 
 def make_variant(

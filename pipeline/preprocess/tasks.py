@@ -9,7 +9,7 @@ from ..jobs.unit import Job
 from ..layouts import Folders, Layout, layout
 from ..manifest import Manifest
 from ..media import Fit
-from ..store import SplitStore
+from ..store import SplitStore, Variant
 from .stage import Stage
 
 STAGES = ("frames", "audio", "maskige")
@@ -57,6 +57,27 @@ def make_job(manifest: Manifest, data_set: str, split: str, stage: str) -> Job:
     )
     made = make_stage(manifest, data_set, split, stage)
     return Job(where, made, made.variant(), plan, tuple(clips))
+
+
+def job_of(manifest: Manifest, split: SplitStore, variant: Variant) -> Job:
+    """The job that makes a variant which the store holds, with the manifest's settings.
+
+    Raises ComboError: the manifest does not name the data set, or asks for another variant; and as
+    `make_job`.
+    """
+    manifest.choose([split.data_set])
+    job = make_job(manifest, split.data_set, split.split, variant.stage)
+    if job.variant.fingerprint != variant.fingerprint:
+        raise ComboError(
+            f"{manifest.file} asks for {job.variant.key} of {split}, the store holds {variant.key} "
+            "too; give a manifest with the settings it was made with"
+        )
+    if job.plan != split.plan():
+        raise ComboError(
+            f"the clips of {split} have changed; run: combo preprocess {variant.stage} --overwrite "
+            f"--data {split.data_set} --split {split.split}"
+        )
+    return job
 
 
 def make_stage(manifest: Manifest, data_set: str, split: str, stage: str) -> Stage:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...model import Combo
 from ...model.criterion import Criterion
 from ...model.optimiser import parameter_groups
+from ..devices import choose_device
 from ..errors import ComboError
 from ..evaluate import measure
 from . import checkpoint
@@ -36,21 +37,6 @@ def learning_rate_factor(settings: TrainSettings, iteration: int) -> float:
     """Polynomial decay to 0, after a linear warm-up (SPEC section 8 has none)."""
     factor = (1 - iteration / settings.iterations) ** settings.power
     return factor * min(1.0, (iteration + 1) / max(1, settings.warmup))
-
-
-def choose_device(wanted: str) -> torch.device:
-    """`auto` is a GPU where there is one. Raises ComboError for a device that is not there."""
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ComboError(
-            f"device {wanted} cannot be used ({reason}); give --set device=cpu"
-        ) from error
-    return device
 
 
 class Trainer:

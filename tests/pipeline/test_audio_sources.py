@@ -12,6 +12,7 @@ from combo.pipeline.errors import ComboError
 from combo.pipeline.layouts import Clip
 from combo.pipeline.manifest import AudioSettings, Manifest
 from combo.pipeline.preprocess.audio import AudioStage
+from combo.pipeline.preprocess.stage import Place
 from combo.pipeline.preprocess.tasks import make_job
 from combo.pipeline.sound_files import read_sound
 
@@ -19,7 +20,7 @@ VIDEO = Path(__file__).parents[3] / "shared" / "real" / "videos" / "nasa_13013.m
 
 
 def embedding(stage: AudioStage, clip: Clip) -> np.ndarray:
-    (outcome,) = stage.open(1)([clip])
+    (outcome,) = stage.open(Place())([clip])
     assert outcome.arrays is not None, outcome.reason
     return outcome.arrays["embedding"]
 
@@ -39,7 +40,7 @@ def test_log_mel_pickles_give_what_their_sounds_give(manifest: Manifest, tmp_pat
     assert np.array_equal(
         embedding(AudioStage.of(pickled, "avsbench", 5, {}), only_pickle), expected
     )
-    (missing,) = AudioStage.of(pickled, "avsbench", 5, {}).open(1)([clip])
+    (missing,) = AudioStage.of(pickled, "avsbench", 5, {}).open(Place())([clip])
     assert "No such file" in missing.reason
 
 

@@ -16,23 +16,29 @@ import pytest
 from combo.pipeline import durable
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs import records
+from combo.pipeline.jobs.local import LocalRunner
 from combo.pipeline.jobs.run import Options, Summary, run_job, settle_plan, units_to_do
 from combo.pipeline.jobs.status import progress
 from combo.pipeline.jobs.unit import Job
-from combo.pipeline.jobs.verify import Finding, count_findings, verify_variant
+from combo.pipeline.jobs.verify import (
+    Finding,
+    count_findings,
+    repair_variant,
+    verify_variant,
+)
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.preprocess.tasks import make_job
 from combo.pipeline.store import SplitStore
 
 
-def run(job: Job, **options: object) -> Summary:
+def run(job: Job, workers: int = 1, **options: object) -> Summary:
     chosen = Options(**options)  # type: ignore[arg-type]
     settle_plan(job.split, job.plan, chosen)
-    return run_job(job, chosen)
+    return run_job(job, chosen, LocalRunner(workers))
 
 
-def findings(job: Job, repair: bool = False) -> list[Finding]:
-    found = verify_variant(job.split, job.variant, repair)
+def findings(job: Job, inputs: bool = False) -> list[Finding]:
+    found = verify_variant(job.split, job.variant, job if inputs else None)
     return [each for each in found if isinstance(each, Finding)]
 
 
@@ -153,7 +159,7 @@ def test_a_killed_worker_is_replaced_and_its_unit_done(manifest: Manifest) -> No
             workers[0].send_signal(signal.SIGKILL)
             killed.append(workers[0].pid)
 
-    summary = run_job(job, Options(workers=2), on_unit=kill_one)
+    summary = run_job(job, Options(), LocalRunner(2), on_unit=kill_one)
     assert killed
     assert summary.lost == []
     assert summary.finished is not None
@@ -231,10 +237,11 @@ def test_a_damaged_shard_is_found_and_repaired(manifest: Manifest, damage: str) 
         shard.write_bytes(data[:-100])
     else:
         shard.unlink()
-    found = findings(job, repair=True)
-    assert len(found) == 2, found  # the unit, and that the split is no longer finished
-    assert "unit 1" in found[0].where
-    assert run(job).todo == 1
+    found = findings(job)
+    assert [finding.unit for finding in found] == [1], found
+    before = records.read_record(job.split, job.variant, 0)
+    assert repair_variant(job, found) == found
+    assert records.read_record(job.split, job.variant, 0) == before, "only the broken unit is made"
     assert shards(job.split.root) == whole
     assert findings(job) == []
 

@@ -24,7 +24,7 @@ from combo.pipeline.layouts import AVSS, MS3, S4, Clip
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.media import read_frames, read_label
 from combo.pipeline.preprocess.generators import merge_segments
-from combo.pipeline.preprocess.stage import Outcome
+from combo.pipeline.preprocess.stage import Outcome, Place
 from combo.pipeline.preprocess.tasks import STAGES, make_job, make_stage, splits_of, stage_settings
 from combo.pipeline.store import LABEL_IGNORED
 
@@ -41,7 +41,7 @@ def made(manifest: Manifest, data_set: str, split: str, stage: str, clips: Seque
 def run(
     manifest: Manifest, data_set: str, split: str, stage: str, clips: Sequence[Clip]
 ) -> list[Outcome]:
-    return make_stage(manifest, data_set, split, stage).open(1)(clips)
+    return make_stage(manifest, data_set, split, stage).open(Place())(clips)
 
 
 def write_tone(path: Path, seconds: float, hertz: float = 440.0) -> Path:

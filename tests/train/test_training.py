@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from combo.model import Combo
 from combo.pipeline import durable
+from combo.pipeline.devices import choose_device
 from combo.pipeline.errors import ComboError
 from combo.pipeline.evaluate import SOUNDS, Evaluation, measure, open_run, open_split, other_clips
 from combo.pipeline.jobs import records
@@ -29,7 +30,7 @@ from combo.pipeline.train.checkpoint import Checkpoint
 from combo.pipeline.train.presets import resolve, train_settings
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import free_folder, resume, start
-from combo.pipeline.train.trainer import Step, Trainer, choose_device, learning_rate_factor
+from combo.pipeline.train.trainer import Step, Trainer, learning_rate_factor
 
 TINY = (
     "width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "pixel_ffn=16", "decoder_layers=1",
@@ -176,13 +177,14 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(
 
 def test_clips_that_failed_are_left_out_and_counted(own: Manifest, tmp_path: Path) -> None:
     job = make_job(own, "s4", "train", "audio")
-    unit = records.read_record(records.record_path(job.split, job.variant, 1))
+    unit = records.read_record(job.split, job.variant, 1)
     assert unit is not None
     arrays = job.split.read_unit(job.variant, job.plan, 1)
     arrays["valid"][0] = 0
     outputs = job.split.write_unit(job.variant, job.plan, 1, arrays)
     failed = dataclasses.replace(unit.clips[0], failed=True, reason="no sound at all")
     changed = dataclasses.replace(unit, outputs=outputs, clips=(failed, *unit.clips[1:]))
+    records.withdraw(job.split, job.variant, 1)
     records.commit(job.split, job.variant, changed)
     records.finalise(job.split, job.variant, job.plan)
 
@@ -222,7 +224,7 @@ def test_a_store_that_changed_is_refused_on_resume(own: Manifest, tmp_path: Path
 
     arrays = job.split.read_unit(job.variant, job.plan, 0)
     arrays["frames"][0, 0, 0, 0, 0] ^= 1
-    unit = records.read_record(records.record_path(job.split, job.variant, 0))
+    unit = records.read_record(job.split, job.variant, 0)
     assert unit is not None
     outputs = job.split.write_unit(job.variant, job.plan, 0, arrays)
     records.commit(job.split, job.variant, dataclasses.replace(unit, outputs=outputs))

@@ -1,0 +1,49 @@
+"""Which devices and cores there are for a process that computes."""
+
+import os
+from typing import TYPE_CHECKING
+
+from .errors import ComboError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(wanted: str) -> "torch.device":
+    """`auto` is a GPU where there is one. Raises ComboError for a device that is not there."""
+    import torch
+
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ComboError(
+            f"device {wanted} cannot be used ({reason}); give --device cpu or --set device=cpu"
+        ) from error
+    return device
+
+
+def devices(wanted: str) -> list[str]:
+    """The devices that processes are spread over: for `auto` and `cuda` every GPU, else that one.
+
+    Raises ComboError for a device that is not there.
+    """
+    import torch
+
+    device = choose_device(wanted)
+    if str(device) == "cuda":  # without a number: any
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return [str(device)]
+
+
+def cores() -> int:
+    """CPU cores that this process may use: on a cluster those of its allocation."""
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
+    asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(allowed, int(asked)) if asked.isdigit() and int(asked) > 0 else allowed

@@ -1,0 +1,257 @@
+"""Runs units on Dask workers: of this machine, of Slurm jobs, or of a cluster that is there.
+
+One task a unit, and a task answers with a number: arrays go from the worker to the store, never
+through the scheduler. A worker loads the stage once. Workers may come, go and be killed at any
+time: Dask gives the units of a lost one to another, and a unit is done by its record alone.
+"""
+
+import contextlib
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from distributed import (
+    Client,
+    Future,
+    KilledWorker,
+    LocalCluster,
+    Worker,
+    WorkerPlugin,
+    as_completed,
+    get_worker,
+)
+
+from ..devices import cores, devices
+from ..errors import ComboError
+from ..manifest import ClusterSettings
+from ..preprocess.stage import Place
+from . import records
+from .local import Lost
+from .stopping import Stop
+from .unit import Busy, Done, Job, Units
+
+AHEAD = 8
+"""Units per worker that Dask is given before the first of them is done."""
+
+FEWEST_AHEAD = 64
+"""And at least so many, so that an adaptive cluster sees that there is work."""
+
+LIFETIME_LEFT = 5 * 60
+"""Seconds before its job's time limit at which a worker leaves, unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class DaskRunner:
+    """Units on the workers of a Dask cluster. See `LocalRunner` for device and run.
+
+    workers: how many there are, or may be.  threads: of each; None: those Dask gave it.
+    """
+
+    client: Client
+    workers: int
+    device: str = "auto"
+    threads: int | None = None
+
+    def processes(self, job: Job, units: int) -> int:
+        del job
+        return max(1, min(units, self.workers))
+
+    def run(self, job: Job, units: Sequence[int], again: bool, stop: Stop) -> Iterator[Done | Lost]:
+        if not units:
+            return
+        plugin = _Loaded(job, again, self.device, self.threads)
+        self.client.register_plugin(plugin)
+        waiting, given = deque(units), dict[str, int]()
+        answers: Any = as_completed()
+        ahead = max(FEWEST_AHEAD, AHEAD * self.workers)
+
+        def give() -> None:
+            while waiting and len(given) < ahead and not stop.asked:
+                unit = waiting.popleft()
+                future = self.client.submit(_run, plugin.name, unit, pure=False)
+                given[str(future.key)] = unit
+                answers.add(future)
+
+        try:
+            give()
+            while given:
+                future = next(answers)
+                unit = given.pop(str(future.key), None)
+                if unit is None:
+                    continue  # taken back
+                answer = _answer(future, job, unit)
+                if answer is None:
+                    waiting.append(unit)  # somebody else is computing it
+                else:
+                    yield answer
+                if stop.asked:
+                    self._take_back(given)
+                give()
+        finally:
+            if given:
+                self._cancel(list(given))
+            with contextlib.suppress(Exception):  # the cluster may be gone already
+                self.client.unregister_worker_plugin(plugin.name)
+
+    def _take_back(self, given: dict[str, int]) -> None:
+        """Take back the units that no worker has begun."""
+        processing: Any = self.client.processing()
+        begun = {str(keys[0]) for keys in processing.values() if keys}
+        idle = [key for key in given if key not in begun]
+        self._cancel(idle)
+        for key in idle:
+            del given[key]
+
+    def _cancel(self, keys: Sequence[str]) -> None:
+        with contextlib.suppress(Exception):  # the cluster may be gone already
+            self.client.cancel([Future(key, self.client) for key in keys], force=True)
+
+
+def _answer(future: Any, job: Job, unit: int) -> Done | Lost | None:
+    """What became of a unit; None when it is to be asked for again. Raises ComboError."""
+    if future.status == "error":
+        error = future.exception()
+        if isinstance(error, KilledWorker):
+            return Lost(unit, -9)
+        if isinstance(error, ComboError):
+            raise error
+        raise ComboError(f"unit {unit} of {job.split}: {type(error).__name__}: {error}")
+    if future.status == "cancelled":
+        return None
+    computed = future.result()
+    if computed is None:
+        return None
+    record = records.read_record(job.split, job.variant, unit)
+    if record is None:
+        raise ComboError(
+            f"a worker says that unit {unit} of {job.split} is done, but it has no record here; "
+            f"give a store that all workers see under the path {job.split.store}"
+        )
+    return Done(record, computed)
+
+
+@contextmanager
+def dask_runner(
+    where: str,
+    *,
+    workers: int | None,
+    device: str,
+    cluster: ClusterSettings,
+    lifetime: str | None,
+    logs: Path,
+) -> Generator[tuple[DaskRunner, str]]:
+    """A runner on a Dask cluster, and the address of its dashboard, for as long as the block runs.
+
+    where: `local` starts workers on this machine, `slurm` as jobs of their own that come and go
+    with the work, anything else is the address of a scheduler. workers: how many, at most.
+    lifetime: after which a Slurm worker leaves in good order, such as `55m`; by default five
+    minutes before its time limit.  logs: folder for what Slurm workers print.
+    Raises ComboError.
+    """
+    from distributed import Client
+
+    with contextlib.ExitStack() as stack:
+        threads: int | None = None
+        if where == "local":
+            count = workers or _local_workers(device)
+            threads = max(1, cores() // count)
+            made: Any = LocalCluster(
+                n_workers=count, threads_per_worker=1, memory_limit=None, dashboard_address=":0"
+            )
+            stack.callback(made.close)
+        elif where == "slurm":
+            count, threads = workers or 1, cluster.cores or 1
+            made = _slurm_cluster(cluster, lifetime, logs)
+            stack.callback(made.close)
+            made.adapt(minimum_jobs=1, maximum_jobs=count)
+        else:
+            made, count = where, workers or 0
+        try:
+            client = stack.enter_context(Client(made, timeout="30s"))
+        except (OSError, ValueError) as error:
+            raise ComboError(
+                f"--dask {where}: no scheduler answers there ({error}); give local, slurm, or an "
+                "address such as tcp://host:8786"
+            ) from None
+        there: Any = client.nthreads()
+        yield (
+            DaskRunner(client, count or max(1, len(there)), device, threads),
+            str(client.dashboard_link),
+        )
+
+
+def _local_workers(device: str) -> int:
+    on = devices(device)
+    return len(on) if on != ["cpu"] else cores()
+
+
+def _slurm_cluster(cluster: ClusterSettings, lifetime: str | None, logs: Path) -> Any:
+    from dask_jobqueue.slurm import SLURMCluster
+
+    walltime = cluster.walltime or "01:00:00"
+    stays = lifetime or f"{max(60, seconds_of(walltime) - LIFETIME_LEFT)}s"
+    logs.mkdir(parents=True, exist_ok=True)
+    return SLURMCluster(
+        cores=1,  # units a worker computes at once
+        processes=1,
+        job_cpu=cluster.cores or 1,
+        memory=f"{cluster.memory or 4 * 2**30}B",
+        walltime=walltime,
+        worker_extra_args=["--lifetime", stays, "--lifetime-stagger", "60s"],
+        # A lost worker is replaced by a new job: the old one must not come back beside it.
+        job_extra_directives=["--no-requeue", *cluster.sbatch],
+        log_directory=str(logs),
+        scheduler_options={"dashboard_address": ":0"},
+        job_name="combo-dask",
+    )
+
+
+def seconds_of(walltime: str) -> int:
+    """`1-02:03:04`, `02:03:04` or `03:04` (minutes and seconds), as Slurm writes them."""
+    days, _, rest = walltime.rpartition("-")
+    seconds = 0
+    for part in rest.split(":"):
+        seconds = 60 * seconds + int(part)
+    return seconds + 86400 * int(days or 0)
+
+
+class _Loaded(WorkerPlugin):
+    """A job on every worker, also those that come later; the stage is loaded for the first unit."""
+
+    def __init__(self, job: Job, again: bool, device: str, threads: int | None) -> None:
+        self.name = f"combo-{job.split.data_set}-{job.split.split}-{job.variant.name}"
+        self._job, self._again, self._device, self._threads = job, again, device, threads
+        self._place = Place()
+        self._units: Units | None = None
+        self._one_at_a_time: Lock | None = None
+
+    def setup(self, worker: Worker) -> None:
+        on = devices(self._device) if self._job.stage.has_network else ["cpu"]
+        number = int("".join(filter(str.isdigit, str(worker.name)))[-3:] or 0)
+        self._place = Place(self._threads or worker.state.nthreads, on[number % len(on)])
+        self._one_at_a_time = Lock()
+
+    def teardown(self, worker: Worker) -> None:
+        del worker
+        if self._units is not None:
+            self._units.close()
+            self._units = None
+
+    def run(self, unit: int) -> Done | Busy:
+        if self._one_at_a_time is None:
+            raise RuntimeError("the plugin was not set up")
+        with self._one_at_a_time:
+            if self._units is None:
+                self._units = self._job.open(self._place, self._again)
+            return self._units(unit)
+
+
+def _run(name: str, unit: int) -> bool | None:
+    """On a worker: whether it computed the unit; None when somebody else is at it."""
+    plugin: Any = get_worker().plugins[name]
+    answer = plugin.run(unit)
+    return answer.computed if isinstance(answer, Done) else None

@@ -1,0 +1,117 @@
+"""What a job will need, before it starts: disk and time, from units that were measured."""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ComboError
+from ..store import SplitStore, Variant, splits_in
+from . import records
+from .unit import Job
+
+MEASURED_UNITS = 16
+"""Units whose sizes and times are averaged, at most."""
+
+MARGIN = 1.1
+"""How much more than the average of the measured units must be free."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """units: to compute.  bytes: what they will take.  free: bytes free where the store is.
+    seconds: with all processes, None when no unit of these settings has been measured; `bytes` is
+    then the uncompressed size, which is more than they will take.
+    """
+
+    units: int
+    bytes: int
+    free: int
+    seconds: float | None
+
+    @property
+    def measured(self) -> bool:
+        return self.seconds is not None
+
+    @property
+    def fits(self) -> bool:
+        return self.bytes <= self.free
+
+
+def estimate(job: Job, units: int, processes: int) -> Estimate:
+    """What `units` more units of a job need, computed by so many processes at once.
+
+    Units of the same variant are measured wherever the store has some, in other splits too.
+    """
+    home = existing(job.split.store)
+    free = shutil.disk_usage(home).free
+    measured = list(islice(_measured(job.split, job.variant), MEASURED_UNITS))
+    if not measured:
+        return Estimate(units, units * _uncompressed(job), free, None)
+    size = sum(size for size, _ in measured) / len(measured)
+    seconds = sum(seconds for _, seconds in measured) / len(measured)
+    return Estimate(
+        units, int(MARGIN * units * size), free, units * seconds / max(1, min(processes, units))
+    )
+
+
+def check(job: Job, needed: Estimate) -> None:
+    """Raises ComboError when the disk is too small for what was measured."""
+    if needed.measured and not needed.fits:
+        raise ComboError(
+            f"{job.split} {job.variant.stage}: {needed.units} units need about "
+            f"{size_text(needed.bytes)}, but {size_text(needed.free)} are free for "
+            f"{job.split.store}; free space, give another store, or go on with --force"
+        )
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def size_text(size: float) -> str:
+    """`1234567` -> `1.2 MB`."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.1f} {unit}" if unit != "bytes" else f"{size:.0f} bytes"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _uncompressed(job: Job) -> int:
+    """Bytes of a unit's arrays as they are in memory."""
+    specs = job.variant.all_arrays
+    row = sum(prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in specs)
+    return row * job.plan.clips_per_unit
+
+
+def _measured(split: SplitStore, variant: Variant) -> Iterator[tuple[int, float]]:
+    """Bytes on the disk and seconds of finished units of a variant, this split's first."""
+    others = (s for s in splits_in(split.store) if s.root != split.root)
+    for each in (split, *others):
+        for unit in _spread(sorted(records.listing(each, variant))):
+            record = records.read_record(each, variant, unit)
+            if record is not None and record.fingerprint == variant.fingerprint:
+                seconds = record.compute_seconds + record.write_seconds
+                yield sum(_blocks(path) for path in each.shards(variant, unit)), seconds
+
+
+def _spread(units: list[int]) -> Iterable[int]:
+    """A few of them, from everywhere."""
+    return units[:: max(1, len(units) // MEASURED_UNITS)]
+
+
+def _blocks(path: Path) -> int:
+    """Bytes that a file takes on the disk; 0 where there is none, as for a shard of zeros."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return 0
+    return max(found.st_size, found.st_blocks * 512)

@@ -1,0 +1,164 @@
+"""Job arrays on Slurm, with no live scheduler of ours: a script that a person can read, submitted.
+
+Each task of the array runs `combo preprocess --part I/N`, which needs nothing from the others; a
+job that depends on the array closes it with `combo finalise`. A task that is told to go finishes or
+leaves its unit and queues itself again (see `stopping`); one that is killed loses its unit in hand
+and nothing else, and is queued again by Slurm, or by submitting once more.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import durable
+from ..errors import ComboError
+from ..manifest import ClusterSettings
+
+WARNING = 120
+"""Seconds before the time limit at which Slurm tells a task to finish its unit and stop."""
+
+
+@dataclass(frozen=True)
+class JobArray:
+    """An array of tasks and the job that follows it.
+
+    folder: where scripts and logs go.  arguments: of `combo preprocess`, without --part.
+    finalise: of `combo finalise`.  environment: variables that the tasks need.
+    at_once: most tasks that run together, or None.
+    """
+
+    name: str
+    folder: Path
+    tasks: int
+    at_once: int | None
+    arguments: Sequence[str]
+    finalise: Sequence[str]
+    cluster: ClusterSettings
+    environment: Mapping[str, str]
+
+    @property
+    def script(self) -> str:
+        """The script of a task."""
+        limit = "" if self.at_once is None else f"%{self.at_once}"
+        directives = [
+            f"--array=1-{self.tasks}{limit}",
+            f"--output={self.folder / 'part-%a.log'}",
+            "--open-mode=append",
+            "--requeue",
+            f"--signal=B:USR1@{WARNING}",
+            *self._resources(),
+        ]
+        part = f'"$SLURM_ARRAY_TASK_ID/{self.tasks}"'
+        command = f"{_combo('preprocess', *self.arguments)} --part {part} --requeue"
+        return self._text(
+            f"{self.name}, one of {self.tasks} parts. Submitted again, it goes on where it was.",
+            self.name,
+            directives,
+            "# Before the time limit Slurm sends USR1: the unit in hand is finished and the task\n"
+            "# queued again. The command replaces the shell, so that signals reach it.",
+            command,
+        )
+
+    @property
+    def closing_script(self) -> str:
+        """The script of the job that follows when all tasks have ended, well or not."""
+        return self._text(
+            f"{self.name}: closes what the parts have done, or says which are missing.",
+            f"{self.name}-finalise",
+            [f"--output={self.folder / 'finalise.log'}", "--open-mode=append", *self._arguments()],
+            "",
+            _combo("finalise", *self.finalise),
+        )
+
+    def submit(self) -> tuple[str, str]:
+        """Write both scripts and hand them to sbatch; the numbers of the two jobs.
+
+        Raises ComboError: no sbatch here, or what sbatch says.
+        """
+        if shutil.which("sbatch") is None:
+            raise ComboError(
+                "sbatch is not on this machine; run this on a Slurm login node, or see the script "
+                "with --print"
+            )
+        array = self._hand_in("job.sh", self.script)
+        closing = self._hand_in(
+            "finalise.sh", self.closing_script, f"--dependency=afterany:{array}"
+        )
+        durable.write_json(
+            self.folder / "submitted.json",
+            {"array": array, "finalise": closing, "tasks": self.tasks, "stage": self.name},
+        )
+        return array, closing
+
+    def _hand_in(self, name: str, text: str, *options: str) -> str:
+        path = self.folder / name
+        durable.write_bytes(path, text.encode())
+        return _slurm("sbatch", "--parsable", *options, str(path)).split(";")[0]
+
+    def _resources(self) -> list[str]:
+        cluster, found = self.cluster, list[str]()
+        if cluster.cores is not None:
+            found.append(f"--cpus-per-task={cluster.cores}")
+        if cluster.memory is not None:
+            found.append(f"--mem={-(-cluster.memory // 2**20)}M")
+        if cluster.walltime is not None:
+            found.append(f"--time={cluster.walltime}")
+        return [*found, *self._arguments()]
+
+    def _arguments(self) -> list[str]:
+        return list(self.cluster.sbatch)
+
+    def _text(
+        self, about: str, name: str, directives: Sequence[str], comment: str, command: str
+    ) -> str:
+        lines = [
+            "#!/usr/bin/env bash",
+            f"# {about}",
+            f"#SBATCH --job-name={name}",
+            f"#SBATCH --chdir={Path.cwd()}",
+            *(f"#SBATCH {directive}" for directive in directives),
+            "",
+            *(f"export {key}={shlex.quote(value)}" for key, value in self.environment.items()),
+            comment,
+            f"exec {command}",
+            "",
+        ]
+        return "\n".join(lines)
+
+
+def requeue() -> str | None:
+    """Queue the Slurm job that this process is in again; a sentence on what came of it.
+
+    None when it is in none. A job that was cancelled is left alone: then it is no longer running.
+    Raises ComboError.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if not job:
+        return None
+    state = _slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T")
+    if state != "RUNNING":
+        return f"job {job} is {state.lower() or 'gone'} and not queued again"
+    _slurm("scontrol", "requeue", job)
+    return f"job {job} is queued again"
+
+
+def _slurm(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except FileNotFoundError:
+        raise ComboError(f"{command[0]} is not on this machine; is this a Slurm node?") from None
+    except subprocess.CalledProcessError as error:
+        reason = " ".join((error.stderr or error.stdout or "").split())
+        raise ComboError(
+            f"{command[0]} said: {reason[:300]}; see cluster in the manifest and --sbatch-arg"
+        ) from None
+    return done.stdout.strip()
+
+
+def _combo(*arguments: str) -> str:
+    return shlex.join([sys.executable, "-m", "combo", *arguments])

@@ -1,0 +1,53 @@
+"""What a job does when it is told to go.
+
+Schedulers send SIGUSR1 some time before the end (sbatch --signal), SIGTERM shortly before they
+kill. The first means: finish the units in hand, begin no other. The second: leave them, now; what
+they had written under temporary names is removed on the way out, and they are not done.
+"""
+
+import signal
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+
+EXIT_CODE = 75
+"""EX_TEMPFAIL: stopped before the end; the same command goes on where this one was."""
+
+
+class Stopped(BaseException):
+    """The job was told to go. No Exception, so that no code which survives a bad clip holds it."""
+
+
+class Stop:
+    """Whether this process was asked to begin no other unit."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+
+@contextmanager
+def listening() -> Generator[Stop]:
+    """Within the block SIGUSR1 sets `asked`, and SIGTERM raises `Stopped` wherever it hits."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread hears signals
+        return
+
+    def ask(_signal: int, _frame: FrameType | None) -> None:
+        stop.asked = True
+
+    def leave(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break the tidying up
+        stop.asked = True
+        raise Stopped
+
+    before = {
+        signal.SIGUSR1: signal.signal(signal.SIGUSR1, ask),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, leave),
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
