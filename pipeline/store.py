@@ -17,7 +17,9 @@ bytes than level 1.
 
 import hashlib
 import json
+import random
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
@@ -33,6 +35,9 @@ VALID = "valid"
 """The array every variant has: one byte a clip, 1 where the clip counts."""
 
 LABEL_IGNORED = 255
+
+CREATE_ATTEMPTS = 50
+"""How often the arrays of a variant are looked at while others make them too."""
 
 
 @dataclass(frozen=True)
@@ -168,33 +173,43 @@ class SplitStore:
         """Make the groups and empty arrays of a variant; nothing happens when they are there.
 
         Every task of a job array may call this at once: each file is replaced as a whole, by the
-        same bytes.
+        same bytes, and whoever finds that another was faster looks again.
         """
-        import zarr
-        from zarr.codecs import ZstdCodec
-        from zarr.errors import ContainsArrayError
+        from zarr.errors import ContainsArrayError, ContainsGroupError
 
         head = self.tensors / variant.stage / variant.name / "zarr.json"
-        if self._read_variant(head) == variant and all(
-            (head.parent / spec.name / "zarr.json").exists() for spec in variant.all_arrays
-        ):
-            return
+        for _ in range(CREATE_ATTEMPTS):
+            if self._read_variant(head) == variant and not self._missing(variant):
+                return
+            try:
+                self._create(variant, plan, head)
+            except (ContainsArrayError, ContainsGroupError):
+                time.sleep(0.1 * random.random())
+        raise ComboError(
+            f"{self.tensors} is being made by others all the time; run the same command again"
+        )
+
+    def _missing(self, variant: Variant) -> list[ArraySpec]:
+        home = self.tensors / variant.key
+        return [s for s in variant.all_arrays if not (home / s.name / "zarr.json").exists()]
+
+    def _create(self, variant: Variant, plan: Plan, head: Path) -> None:
+        import zarr
+        from zarr.codecs import ZstdCodec
+
         store = _durable_store(self.tensors)
         zarr.open_group(store, mode="a")
-        for spec in variant.all_arrays:
-            try:
-                zarr.create_array(
-                    store,
-                    name=f"{variant.key}/{spec.name}",
-                    shape=(plan.units * plan.clips_per_unit, *spec.shape),
-                    shards=(plan.clips_per_unit, *spec.shape),
-                    chunks=(1, *spec.shape),
-                    dtype=spec.dtype,
-                    fill_value=spec.fill,
-                    compressors=ZstdCodec(level=-5, checksum=True),
-                )
-            except ContainsArrayError:
-                continue
+        for spec in self._missing(variant):
+            zarr.create_array(
+                store,
+                name=f"{variant.key}/{spec.name}",
+                shape=(plan.units * plan.clips_per_unit, *spec.shape),
+                shards=(plan.clips_per_unit, *spec.shape),
+                chunks=(1, *spec.shape),
+                dtype=spec.dtype,
+                fill_value=spec.fill,
+                compressors=ZstdCodec(level=-5, checksum=True),
+            )
         described = {
             "stage": variant.stage,
             "variant": variant.name,

@@ -6,6 +6,7 @@ time: Dask gives the units of a lost one to another, and a unit is done by its r
 """
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ from ..preprocess.stage import Place
 from . import records
 from .local import Lost
 from .stopping import Stop
-from .unit import Busy, Done, Job, Units
+from .unit import BUSY_PAUSE, Busy, Done, Job, Units
 
 AHEAD = 8
 """Units per worker that Dask is given before the first of them is done."""
@@ -254,4 +255,6 @@ def _run(name: str, unit: int) -> bool | None:
     """On a worker: whether it computed the unit; None when somebody else is at it."""
     plugin: Any = get_worker().plugins[name]
     answer = plugin.run(unit)
+    if isinstance(answer, Busy):
+        time.sleep(BUSY_PAUSE)
     return answer.computed if isinstance(answer, Done) else None

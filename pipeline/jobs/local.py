@@ -15,7 +15,7 @@ from ..devices import cores, devices
 from ..errors import ComboError
 from ..preprocess.stage import Place
 from .stopping import Stop
-from .unit import Busy, Done, Job, Units
+from .unit import Busy, Done, Job, Patience, Units
 
 ATTEMPTS = 3
 """How often a unit may take its process down with it before it is given up."""
@@ -72,14 +72,14 @@ def _run_here(
 ) -> Iterator[Done]:
     run = job.open(place, again)
     try:
-        waiting = deque(units)
+        waiting, patience = deque(units), Patience()
         while waiting and not stop.asked:
-            unit = waiting.popleft()
-            answer = run(unit)
+            answer = run(waiting.popleft())
             if isinstance(answer, Busy):
-                waiting.append(unit)
+                waiting.append(answer.unit)
             else:
                 yield answer
+            patience.after(answer, len(waiting))
     finally:
         run.close()
 
@@ -95,7 +95,7 @@ class _Process:
 def _run_in_processes(
     job: Job, units: Sequence[int], places: Sequence[Place], again: bool, stop: Stop
 ) -> Iterator[Done | Lost]:
-    waiting, deaths = deque(units), Counter[int]()
+    waiting, deaths, patience = deque(units), Counter[int](), Patience()
     pool = [_start(job, place, again) for place in places]
     try:
         for member in pool:
@@ -127,6 +127,7 @@ def _run_in_processes(
                         waiting.append(answer.unit)
                     else:
                         yield answer
+                    patience.after(answer, len(waiting))
                 _assign(member, waiting)
     except BaseException:
         for member in pool:

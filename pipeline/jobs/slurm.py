@@ -59,8 +59,10 @@ class JobArray:
             f"{self.name}, one of {self.tasks} parts. Submitted again, it goes on where it was.",
             self.name,
             directives,
-            "# Before the time limit Slurm sends USR1: the unit in hand is finished and the task\n"
-            "# queued again. The command replaces the shell, so that signals reach it.",
+            (
+                "# Before the time limit Slurm sends USR1: the unit in hand is finished, the task",
+                "# queued again. The command replaces the shell, so that signals reach it.",
+            ),
             command,
         )
 
@@ -71,7 +73,7 @@ class JobArray:
             f"{self.name}: closes what the parts have done, or says which are missing.",
             f"{self.name}-finalise",
             [f"--output={self.folder / 'finalise.log'}", "--open-mode=append", *self._arguments()],
-            "",
+            (),
             _combo("finalise", *self.finalise),
         )
 
@@ -114,7 +116,7 @@ class JobArray:
         return list(self.cluster.sbatch)
 
     def _text(
-        self, about: str, name: str, directives: Sequence[str], comment: str, command: str
+        self, about: str, name: str, directives: Sequence[str], comment: Sequence[str], command: str
     ) -> str:
         lines = [
             "#!/usr/bin/env bash",
@@ -124,7 +126,7 @@ class JobArray:
             *(f"#SBATCH {directive}" for directive in directives),
             "",
             *(f"export {key}={shlex.quote(value)}" for key, value in self.environment.items()),
-            comment,
+            *comment,
             f"exec {command}",
             "",
         ]

@@ -21,7 +21,7 @@ from .claims import Claims
 from .records import ClipRecord, UnitRecord
 
 BUSY_PAUSE = 0.2
-"""Seconds to wait before a unit that another process has is given back."""
+"""Seconds before units that other processes have are asked for again."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,19 @@ class Busy:
     unit: int
 
 
+class Patience:
+    """Waits when there is nothing left but units that others are computing."""
+
+    def __init__(self) -> None:
+        self._busy = 0
+
+    def after(self, answer: object, left: int) -> None:
+        """answer: what became of a unit.  left: units still to be asked for."""
+        self._busy = self._busy + 1 if isinstance(answer, Busy) else 0
+        if self._busy and self._busy >= left:
+            time.sleep(BUSY_PAUSE)
+
+
 class Units:
     """Computes and commits units of a job, one call a unit, in the process that opened it.
 
@@ -76,7 +89,6 @@ class Units:
         with storing(job.split):
             free = self._claims.take(unit)
         if not free:
-            time.sleep(BUSY_PAUSE)
             return Busy(unit)
         try:
             # Looked for under the claim: whoever had it before may have finished the unit.
