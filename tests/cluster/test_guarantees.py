@@ -1,0 +1,369 @@
+"""What a job promises, each promise broken on purpose."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Generator
+from multiprocessing import get_context
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from combo.pipeline import durable
+from combo.pipeline.errors import ComboError
+from combo.pipeline.jobs import records
+from combo.pipeline.jobs.local import LocalRunner
+from combo.pipeline.jobs.parts import read_parts
+from combo.pipeline.jobs.run import Options, run_job, settle_plan, units_to_do
+from combo.pipeline.jobs.status import progress
+from combo.pipeline.jobs.unit import Job
+from combo.pipeline.jobs.verify import Finding, verify_variant
+from combo.pipeline.manifest import Manifest, load_manifest
+from combo.pipeline.preprocess.tasks import make_job
+
+from .conftest import CHEAP
+
+
+def combo(*words: object, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "combo", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def findings(job: Job, inputs: bool = False) -> list[Finding]:
+    found = verify_variant(job.split, job.variant, job if inputs else None)
+    return [each for each in found if isinstance(each, Finding)]
+
+
+def bytes_of(root: Path) -> dict[str, bytes]:
+    """Every data file by its path; records hold times and stay aside."""
+    files = (p for p in root.rglob("*") if p.is_file() and "records" not in p.parts)
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def wait_until(what: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.01)
+
+
+# -- kills ---------------------------------------------------------------------------------------
+
+
+def test_a_worker_killed_at_any_step_leaves_no_unit_done_that_is_not(
+    cheap: ModuleType, tmp_path: Path
+) -> None:
+    """The process dies before its first, second, ... call to the file system, until none kills."""
+    whole = cheap.cheap_job(tmp_path / "whole", 2)
+    cheap.run_cheap(whole)
+    survived = False
+    for step in range(1, 400):
+        store = tmp_path / "killed"
+        shutil.rmtree(store, ignore_errors=True)
+        died = _in_a_fork(_run_and_die, cheap, store, step)
+        assert died in (0, 9)
+        assert _in_a_fork(_nothing_claims_too_much, cheap, store) == 0, f"step {step}"
+        if died == 0:
+            survived = True
+            break
+    assert survived
+    assert step > 20, f"only {step} steps"
+    assert bytes_of(store / "cheap") == bytes_of(tmp_path / "whole" / "cheap")
+
+
+def _in_a_fork(target: Callable[..., None], *arguments: object) -> int:
+    process = get_context("fork").Process(target=target, args=arguments)
+    process.start()
+    process.join()
+    return abs(process.exitcode or 0)
+
+
+def _run_and_die(cheap: ModuleType, store: Path, step: int) -> None:
+    left = step
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal left
+        if event in ("open", "os.rename", "os.remove", "os.mkdir") and str(store) in str(arguments):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    job = cheap.cheap_job(store, 2)
+    sys.addaudithook(hook)
+    cheap.run_cheap(job)
+
+
+def _nothing_claims_too_much(cheap: ModuleType, store: Path) -> None:
+    """What is left counts nothing as done that cannot be read back, and can be gone on with."""
+    job = cheap.cheap_job(store, 2)
+    if job.split.read_plan() is not None and job.split.variants():
+        for finding in findings(job):
+            assert finding.unit is None, finding
+    assert cheap.run_cheap(job).finished is not None
+    assert findings(job) == []
+
+
+def test_two_tasks_with_the_same_units_share_them(cheap: ModuleType, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = [sys.executable, CHEAP, tmp_path / "store", log, "30", "0.05"]
+    both = [subprocess.Popen([str(word) for word in command]) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert sorted(log.read_text().split()) == [f"{unit:06d}" for unit in range(30)]
+    assert findings(cheap.cheap_job(tmp_path / "store", 30)) == []
+
+
+def test_workers_never_write_what_describes_a_group(manifest: Manifest) -> None:
+    job = make_job(manifest, "s4", "train", "audio")
+    settle_plan(job.split, job.plan, Options())
+    job.split.create(job.variant, job.plan)
+
+    def described() -> dict[Path, tuple[int, int]]:
+        found = job.split.tensors.rglob("zarr.json")
+        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
+
+    before = described()
+    assert len(before) == 5
+    for part in range(1, 3):
+        run_job(job, Options(part=(part, 2)), LocalRunner(2))
+    assert described() == before
+    assert findings(job) == []
+
+
+# -- signals -------------------------------------------------------------------------------------
+
+
+def start_slow_units(tmp_path: Path, seconds: float) -> tuple[subprocess.Popen[bytes], Path]:
+    log = tmp_path / "log"
+    words = [sys.executable, CHEAP, tmp_path / "store", log, "50", str(seconds)]
+    process = subprocess.Popen([str(word) for word in words], stderr=subprocess.DEVNULL)
+    wait_until(lambda: log.exists() and len(log.read_text().split()) >= 2)
+    return process, log
+
+
+def test_told_that_time_is_short_a_task_finishes_its_unit_and_stops(
+    cheap: ModuleType, tmp_path: Path
+) -> None:
+    process, log = start_slow_units(tmp_path, 0.4)
+    process.send_signal(signal.SIGUSR1)
+    process.wait(30)
+    job = cheap.cheap_job(tmp_path / "store", 50)
+    begun = len(log.read_text().split())
+    assert len(records.listing(job.split, job.variant)) == begun < 50
+    assert [part.state for part in read_parts(job.split, job.variant)] == ["stopped"]
+
+
+def test_told_to_go_a_task_leaves_its_unit_at_once(cheap: ModuleType, tmp_path: Path) -> None:
+    process, log = start_slow_units(tmp_path, 0.4)
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+    job = cheap.cheap_job(tmp_path / "store", 50)
+    begun = len(log.read_text().split())
+    assert len(records.listing(job.split, job.variant)) in (begun - 1, begun)
+    assert not list(tmp_path.rglob("*.partial"))
+    assert cheap.run_cheap(job).finished is not None
+
+
+def test_the_command_says_that_it_was_told_to_stop(manifest_file, tmp_path: Path) -> None:
+    manifest = manifest_file(clips_per_unit=1)
+    process = combo("preprocess", "frames", "--data", "s4", "--manifest", manifest)
+    folder = tmp_path / "store/s4/train/records"
+    wait_until(lambda: any(folder.glob("frames/*/0*.json")))
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate()
+    if process.returncode != 0:  # else it was faster
+        assert process.returncode == 75
+        assert "told to stop; the same command goes on" in said
+        assert "Traceback" not in said
+
+
+# -- who is at work ------------------------------------------------------------------------------
+
+
+def test_a_part_that_died_is_told_from_one_that_runs(cheap: ModuleType, tmp_path: Path) -> None:
+    job = cheap.cheap_job(tmp_path / "store", 50)
+    process, _ = start_slow_units(tmp_path, 0.2)
+    (state,) = progress(tmp_path / "store")
+    (part,) = state.parts
+    assert (part.state, part.pid, part.units) == ("running", process.pid, 50)
+    assert not state.finished
+    process.kill()
+    process.wait()
+    (part,) = read_parts(job.split, job.variant)
+    assert part.state == "died"
+
+
+def test_a_part_on_another_host_has_died_when_it_is_silent(
+    cheap: ModuleType, tmp_path: Path
+) -> None:
+    job = cheap.cheap_job(tmp_path, 4)
+    cheap.run_cheap(job)
+    (path,) = (job.split.records(job.variant) / "parts").iterdir()
+    part = {**json.loads(path.read_text()), "host": "elsewhere", "state": "running"}
+    path.write_text(json.dumps(part))
+    assert [p.state for p in read_parts(job.split, job.variant)] == ["running"]
+    os.utime(path, (time.time() - 600,) * 2)
+    assert [p.state for p in read_parts(job.split, job.variant)] == ["died"]
+
+
+def test_a_clock_that_jumps_changes_nothing_that_counts(cheap: ModuleType, tmp_path: Path) -> None:
+    job = cheap.cheap_job(tmp_path, 6)
+    run_job_of_part(cheap, job, (1, 2))
+    done = sorted(records.listing(job.split, job.variant))
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (4e9, 4e9))  # as written in the year 2096
+    for unit in done[1:]:
+        record = records.record_path(job.split, job.variant, unit)
+        record.write_text(record.read_text().replace('"finished_at": 1', '"finished_at": 9'))
+        os.utime(record, (1e6, 1e6))
+    assert units_to_do(job, Options()) == [1, 3, 5]
+    (state,) = progress(tmp_path)
+    assert (state.done, state.to_do, state.seconds_left) == (3, 3, None)
+    assert cheap.run_cheap(job).finished is not None
+    assert findings(job) == []
+
+
+def run_job_of_part(cheap: ModuleType, job: Job, part: tuple[int, int]) -> None:
+    del cheap
+    settle_plan(job.split, job.plan, Options())
+    run_job(job, Options(part=part))
+
+
+def test_what_another_host_left_half_written_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    fresh, old = (tmp_path / f".0.elsewhere.{n}.abcd.partial" for n in (1, 2))
+    for path in (fresh, old):
+        path.touch()
+    os.utime(old, (time.time() - 2 * durable.ABANDONED,) * 2)
+    assert list(durable.leftovers(tmp_path)) == [old]
+
+
+# -- what changes under a job --------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_sample(sample: Path, tmp_path: Path) -> Path:
+    """A copy of the sample that a test may damage."""
+    return shutil.copytree(sample, tmp_path / "own")
+
+
+def test_changed_and_vanished_inputs_are_noticed_and_repaired(
+    own_sample: Path, manifest_file
+) -> None:
+    path = manifest_file(own_sample)
+    manifest = load_manifest(path)
+    for stage in ("frames", "audio", "maskige"):
+        job = make_job(manifest, "s4", "test", stage)
+        settle_plan(job.split, job.plan, Options())
+        run_job(job, Options())
+        assert findings(job, inputs=True) == []
+    first, last = job.clips[0], job.clips[-1]
+    shutil.copyfile(first.frames[1], first.frames[0])
+    Path(str(last.frames[2])).unlink()
+
+    verify = combo("verify", "--inputs", "--data", "s4", "--manifest", path, "--json")
+    found = json.loads(verify.communicate()[0])["findings"]
+    assert verify.returncode == 1
+    problems = [f["problem"] for f in found if "/maskige/" in f["where"]]
+    assert problems[0] == f"the input files of clip {first.name} have changed"
+    assert problems[1].startswith(f"an input of clip {last.name} is gone")
+    assert str(last.frames[2]) in problems[1]
+    assert not [f for f in found if "/audio/" in f["where"]], "no sound has changed"
+
+    repair = combo("verify", "--inputs", "--repair", "--data", "s4", "--manifest", path, "--json")
+    said = json.loads(repair.communicate()[0])
+    assert len(said["repaired"]) == 4
+    assert said["findings"] == []
+    assert repair.returncode == 0
+    again = make_job(manifest, "s4", "test", "maskige")
+    record = records.read_record(again.split, again.variant, 1)
+    assert record is not None
+    assert [clip.name for clip in record.failed] == [last.name]
+
+
+def test_a_plan_replaced_while_a_task_runs_stops_the_task(
+    cheap: ModuleType, tmp_path: Path
+) -> None:
+    job = cheap.cheap_job(tmp_path, 6)
+    settle_plan(job.split, job.plan, Options())
+
+    def replace_it(_record: object) -> None:
+        other = cheap.cheap_job(tmp_path, 5)
+        settle_plan(other.split, other.plan, Options(overwrite=True))
+        other.split.create(other.variant, other.plan)
+
+    with pytest.raises(ComboError, match=r"plan of cheap/train .* was replaced while this job ran"):
+        run_job(job, Options(), on_unit=replace_it)
+    assert not records.listing(job.split, job.variant)
+
+
+# -- disks ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Generator[Path]:
+    """A file system of 2 MB, which only root may make."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "combo-test", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_too_small_is_refused_before_it_is_full(small_disk: Path, manifest_file) -> None:
+    path = manifest_file(store="disk/store", clips_per_unit=1)
+    words = ("preprocess", "frames", "--data", "s4", "--split", "train", "--manifest", path)
+    (small_disk / "other").write_bytes(bytes(1_500_000))
+    refused = combo(*words)
+    _, said = refused.communicate()
+    assert refused.returncode == 1
+    assert "units need about" in said
+    assert "--force" in said
+    job = make_job(load_manifest(path), "s4", "train", "frames")
+    assert len(records.listing(job.split, job.variant)) == 1, "one unit was measured, and kept"
+
+    full = combo(*words, "--force")
+    _, said = full.communicate()
+    assert full.returncode == 1
+    assert "the disk is full; free space there and run the same command again" in said
+    assert "Traceback" not in said
+    assert not list(small_disk.rglob("*.partial"))
+    assert all("not done" in f.problem or "not finished" in f.problem for f in findings(job))
+
+    (small_disk / "other").unlink()
+    assert combo(*words).wait() == 0
+    assert findings(job) == []
+
+
+def test_a_disk_that_cannot_be_written_is_one_line(small_disk: Path, manifest_file) -> None:
+    path = manifest_file(store="disk/store")
+    words = ("preprocess", "frames", "--data", "s4", "--split", "test", "--manifest", path)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    process = combo(*words)
+    _, said = process.communicate()
+    assert process.returncode == 1
+    assert "the file system is read-only; give another store" in said
+    assert "Traceback" not in said
+
+
+def test_a_dry_run_tells_what_is_needed_and_writes_nothing(manifest_file, tmp_path: Path) -> None:
+    path = manifest_file()
+    words = ("preprocess", "frames", "--data", "s4", "--manifest", path)
+    told, _ = combo(*words, "--split", "train", "--dry-run").communicate()
+    assert "8 units of 2 clips to do" in told
+    assert "at most" in told
+    assert not (tmp_path / "store").exists()
+    assert combo(*words, "--split", "test").wait() == 0
+    told, _ = combo(*words, "--split", "train", "--dry-run").communicate()
+    assert "about" in told, "a unit of another split was measured"
