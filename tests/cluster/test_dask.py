@@ -1,0 +1,168 @@
+"""Units on Dask workers, which come, go and are killed."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from combo.pipeline.errors import ComboError
+from combo.pipeline.jobs.local import LocalRunner
+from combo.pipeline.jobs.run import Options, run_job, settle_plan
+from combo.pipeline.jobs.stopping import Stop, Stopped
+from combo.pipeline.jobs.unit import Job
+from combo.pipeline.jobs.verify import Finding, verify_variant
+from combo.pipeline.manifest import ClusterSettings, Manifest, load_manifest
+from combo.pipeline.preprocess.tasks import make_job
+
+pytestmark = pytest.mark.slow
+
+
+def is_good(job: Job) -> bool:
+    verdicts = verify_variant(job.split, job.variant)
+    return not [each for each in verdicts if isinstance(each, Finding)]
+
+
+def bytes_of(job: Job) -> dict[str, bytes]:
+    root = job.split.root
+    files = (p for p in root.rglob("*") if p.is_file() and "records" not in p.parts)
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def local(tmp_path: Path, workers: int):
+    from combo.pipeline.jobs.dask_cluster import dask_runner
+
+    return dask_runner(
+        "local",
+        workers=workers,
+        device="cpu",
+        cluster=ClusterSettings(),
+        lifetime=None,
+        logs=tmp_path / "logs",
+    )
+
+
+def test_killed_workers_are_replaced_and_the_bytes_are_those_of_one_process(
+    manifest: Manifest, manifest_file, tmp_path: Path
+) -> None:
+    alone = make_job(load_manifest(manifest_file(store="alone")), "s4", "train", "maskige")
+    settle_plan(alone.split, alone.plan, Options())
+    run_job(alone, Options(), LocalRunner(1))
+    job = make_job(manifest, "s4", "train", "maskige")
+    settle_plan(job.split, job.plan, Options())
+    killed: list[int] = []
+    with local(tmp_path, 2) as (runner, dashboard):
+        assert re.match(r"http://.+/status", dashboard)
+
+        def kill_one(_record: object) -> None:
+            if len(killed) < 2:
+                pids = runner.client.run(os.getpid)
+                pid = next(iter(pids.values()))
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+        summary = run_job(job, Options(), runner, on_unit=kill_one)
+        assert len(set(killed)) == 2
+        assert summary.finished is not None
+        assert summary.lost == []
+        assert is_good(job)
+        assert bytes_of(job) == bytes_of(alone)
+
+        # The same workers take the next job.
+        frames = make_job(manifest, "s4", "test", "frames")
+        settle_plan(frames.split, frames.plan, Options())
+        assert run_job(frames, Options(), runner).finished is not None
+
+        # Told to stop, it finishes what workers have begun and takes back the rest.
+        stopped = make_job(load_manifest(manifest_file(store="other")), "s4", "train", "maskige")
+        settle_plan(stopped.split, stopped.plan, Options())
+        stop = Stop()
+
+        def ask(_record: object) -> None:
+            stop.asked = True
+
+        with pytest.raises(Stopped):
+            run_job(stopped, Options(), runner, stop, on_unit=ask)
+        assert run_job(stopped, Options(), runner).finished is not None
+        assert is_good(stopped)
+
+
+def test_workers_of_a_cluster_that_is_there_are_used_and_may_come_late(
+    manifest_file, tmp_path: Path
+) -> None:
+    scheduler_file = tmp_path / "scheduler.json"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    started = [
+        subprocess.Popen(
+            [
+                *[sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0"],
+                *["--host", "127.0.0.1", "--dashboard-address", ":0"],
+                *["--scheduler-file", str(scheduler_file)],
+            ],
+            **quiet,  # type: ignore[arg-type]
+        )
+    ]
+    try:
+        end = time.monotonic() + 60
+        while not scheduler_file.exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        address = re.search(r"tcp://[\d.]+:\d+", scheduler_file.read_text())
+        assert address is not None
+        words = ("preprocess", "frames", "--data", "s4", "--manifest", str(manifest_file()))
+        command = [sys.executable, "-m", "combo", *words, "--dask", address.group()]
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        time.sleep(2)
+        started += [
+            subprocess.Popen(
+                [
+                    *[sys.executable, "-m", "distributed.cli.dask_worker"],
+                    *["--scheduler-file", str(scheduler_file), "--nthreads", "1"],
+                ],
+                cwd=tmp_path,
+                **quiet,  # type: ignore[arg-type]
+            )
+            for _ in range(2)
+        ]
+        said, notes = process.communicate(timeout=120)
+        assert process.returncode == 0, notes
+        assert Counter(re.findall("finished", said))["finished"] == 3
+    finally:
+        for each in started:
+            each.terminate()
+        for each in started:
+            each.wait()
+
+
+def test_an_address_where_nobody_answers_is_one_line(tmp_path: Path) -> None:
+    from combo.pipeline.jobs.dask_cluster import dask_runner
+
+    with (
+        pytest.raises(ComboError, match=r"--dask nonsense: .*; give local, slurm, or an address"),
+        dask_runner(
+            "nonsense",
+            workers=None,
+            device="cpu",
+            cluster=ClusterSettings(),
+            lifetime=None,
+            logs=tmp_path,
+        ),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("walltime", "seconds"),
+    [("04:00:00", 14400), ("30:00", 1800), ("1-00:00:00", 86400), ("0:45", 45)],
+)
+def test_time_limits_are_read_as_slurm_writes_them(walltime: str, seconds: int) -> None:
+    from combo.pipeline.jobs.dask_cluster import seconds_of
+
+    assert seconds_of(walltime) == seconds

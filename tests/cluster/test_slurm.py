@@ -1,0 +1,246 @@
+"""Job arrays and Dask workers on a real Slurm; skipped where there is none."""
+
+import fcntl
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+
+from combo.pipeline.jobs import records
+from combo.pipeline.jobs.parts import read_parts
+from combo.pipeline.jobs.run import Options, run_job, settle_plan
+from combo.pipeline.jobs.unit import Job
+from combo.pipeline.jobs.verify import Finding, verify_variant
+from combo.pipeline.manifest import load_manifest
+from combo.pipeline.preprocess.tasks import make_job
+from combo.pipeline.sample import write_sample
+
+
+def _why_not() -> str | None:
+    if shutil.which("sbatch") is None:
+        return "there is no sbatch on this machine"
+    asked = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, check=False)
+    return None if asked.returncode == 0 else f"Slurm does not answer: {asked.stderr.strip()}"
+
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.slow,
+    pytest.mark.skipif(_why_not() is not None, reason=_why_not() or ""),
+]
+
+MANIFEST = """\
+store: {store}
+clips_per_unit: 1
+data_sets:
+  s4: {{layout: avsbench-s4, root: {root}/AVSBench_object/Single-source}}
+stages:
+  frames: {{size: 96}}
+  audio: {{encoder: mel-stats}}
+  maskige: {{generator: felzenszwalb, at: native}}
+cluster: {{cores: 1, memory: 1GB, walltime: "00:10:00"}}
+"""
+
+CLIPS = 32
+
+MASKIGES = ("maskige", "--data", "s4", "--split", "train")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A train split in the layout of S4."""
+    root = tmp_path_factory.mktemp("clips")
+    write_sample(root, s4=(CLIPS, 1, 1), ms3=(1, 1, 1), avss=(1, 1, 1))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Generator[None]:
+    """One test at a time has the cluster, however many processes run tests."""
+    with Path(tempfile.gettempdir(), "combo-slurm-tests.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def manifest_at(folder: Path, clips: Path, store: str = "store") -> Path:
+    path = folder / f"{store}.yaml"
+    path.write_text(MANIFEST.format(store=store, root=clips))
+    return path
+
+
+def combo(*words: object, cwd: Path) -> str:
+    command = [sys.executable, "-m", "combo", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def slurm(*words: str) -> str:
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout
+
+
+def tasks_of(array: str) -> dict[str, str]:
+    """State of each task that Slurm still has in its queue, by `ARRAY_TASK`."""
+    lines = slurm("squeue", "--noheader", "--array", "--jobs", array, "--format=%i %T").split("\n")
+    return dict(line.split() for line in lines if line.strip())
+
+
+def wait_until(what: Callable[[], object], seconds: float = 240) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.1)
+
+
+def start_again(task: str) -> None:
+    """Slurm lets what is queued again wait for two minutes; a person with no patience does this."""
+    wait_until(lambda: "PENDING" in slurm("scontrol", "show", "job", task))
+    slurm("scontrol", "update", f"JobId={task}", "StartTime=now")
+
+
+def is_good(job: Job) -> bool:
+    verdicts = verify_variant(job.split, job.variant)
+    return not [each for each in verdicts if isinstance(each, Finding)]
+
+
+def undisturbed(folder: Path, clips: Path) -> Job:
+    """The same job by one process."""
+    job = make_job(load_manifest(manifest_at(folder, clips, "alone")), "s4", "train", "maskige")
+    settle_plan(job.split, job.plan, Options())
+    assert run_job(job, Options()).finished is not None
+    return job
+
+
+def bytes_of(job: Job) -> dict[str, bytes]:
+    root = job.split.root
+    files = (p for p in root.rglob("*") if p.is_file() and "records" not in p.parts)
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def submit(folder: Path, manifest: Path, tasks: int) -> dict[str, str]:
+    words = ("submit", *MASKIGES, "--slurm", "--tasks", tasks, "--manifest", manifest, "--json")
+    return json.loads(combo(*words, cwd=folder))
+
+
+def test_an_array_whose_tasks_are_killed_ends_as_one_process_would(
+    tmp_path: Path, clips: Path
+) -> None:
+    manifest = manifest_at(tmp_path, clips)
+    submitted = submit(tmp_path, manifest, 8)
+    array, chance = submitted["array"], random.Random(3)
+    job = make_job(load_manifest(manifest), "s4", "train", "maskige")
+    killed: list[str] = []
+
+    def kill_one_that_has_begun() -> bool:
+        for part in read_parts(job.split, job.variant):
+            if part.state == "running" and part.job not in killed and chance.random() < 0.5:
+                # Without --batch Slurm cancels the task, which hears SIGTERM first.
+                how = ["--batch"] if len(killed) % 2 == 0 else []
+                slurm("scancel", *how, "--signal=KILL", part.job)
+                killed.append(part.job)
+        return len(killed) >= 3 or not tasks_of(array)
+
+    wait_until(kill_one_that_has_begun)
+    assert len(killed) >= 2, "the tasks were faster than the kills"
+    wait_until(lambda: not set(killed) & set(tasks_of(array)))
+    parts = {part.job: part.state for part in read_parts(job.split, job.variant)}
+    assert {parts[task] for task in killed[::2]} == {"died"}
+    assert {parts[task] for task in killed[1::2]} <= {"died", "stopped"}
+    for task in killed:
+        slurm("scontrol", "requeue", task)
+        start_again(task)
+    wait_until(lambda: not tasks_of(array) and not tasks_of(submitted["finalise"]))
+
+    assert records.read_finished(job.split, job.variant) is not None
+    assert is_good(job)
+    assert bytes_of(job) == bytes_of(undisturbed(tmp_path, clips))
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_short_of_time_a_task_finishes_its_unit_and_is_queued_again(
+    tmp_path: Path, clips: Path
+) -> None:
+    manifest = manifest_at(tmp_path, clips)
+    submitted = submit(tmp_path, manifest, 1)
+    job = make_job(load_manifest(manifest), "s4", "train", "maskige")
+    wait_until(lambda: len(records.listing(job.split, job.variant)) >= 2)
+    # What --signal=B:USR1 does when the time limit is near.
+    slurm("scancel", "--batch", "--signal=USR1", submitted["array"] + "_1")
+    wait_until(lambda: [p.state for p in read_parts(job.split, job.variant)] == ["stopped"])
+    wait_until(lambda: "PENDING" in tasks_of(submitted["array"]).values())
+    assert 2 <= len(records.listing(job.split, job.variant)) < CLIPS
+    start_again(submitted["array"] + "_1")
+    wait_until(lambda: not tasks_of(submitted["array"]) and not tasks_of(submitted["finalise"]))
+    assert records.read_finished(job.split, job.variant) is not None
+    assert is_good(job)
+    log = Path(submitted["folder"], "part-1.log").read_text()
+    assert "queued again" in log
+    assert "finished" in Path(submitted["folder"], "finalise.log").read_text()
+
+
+def test_a_cancelled_task_is_not_queued_again_and_submitting_again_goes_on(
+    tmp_path: Path, clips: Path
+) -> None:
+    manifest = manifest_at(tmp_path, clips)
+    submitted = submit(tmp_path, manifest, 1)
+    job = make_job(load_manifest(manifest), "s4", "train", "maskige")
+    wait_until(lambda: len(records.listing(job.split, job.variant)) >= 2)
+    slurm("scancel", submitted["array"])
+    wait_until(lambda: not tasks_of(submitted["array"]))
+    assert [p.state for p in read_parts(job.split, job.variant)] == ["stopped"]
+    wait_until(lambda: not tasks_of(submitted["finalise"]))
+    said = Path(submitted["folder"], "finalise.log").read_text()
+    assert f"of {CLIPS} units are missing; submit again" in said
+    done = set(records.listing(job.split, job.variant))
+    assert done < set(range(CLIPS))
+
+    again = submit(tmp_path, manifest, 4)
+    wait_until(lambda: not tasks_of(again["array"]) and not tasks_of(again["finalise"]))
+    assert records.read_finished(job.split, job.variant) is not None
+    assert is_good(job)
+
+
+def test_dask_workers_in_slurm_jobs_may_be_killed(tmp_path: Path, clips: Path) -> None:
+    manifest = manifest_at(tmp_path, clips)
+    words = ("preprocess", *MASKIGES, "--dask", "slurm", "--workers", "2", "--manifest", manifest)
+    command = [sys.executable, "-m", "combo", *map(str, words)]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    job = make_job(load_manifest(manifest), "s4", "train", "maskige")
+    wait_until(lambda: len(records.listing(job.split, job.variant)) >= 3)
+    running = slurm(
+        "squeue", "--noheader", "--name=combo-dask", "--states=RUNNING", "--format=%i"
+    ).split()
+    assert running
+    slurm("scancel", "--full", "--signal=KILL", running[0])
+    said, notes = process.communicate(timeout=240)
+    assert process.returncode == 0, notes
+    assert "finished" in said
+    assert "dashboard: http://" in notes
+    assert is_good(job)
+    assert bytes_of(job) == bytes_of(undisturbed(tmp_path, clips))
+    wait_until(lambda: not slurm("squeue", "--noheader", "--name=combo-dask"))
+
+
+def test_ending_the_command_ends_its_slurm_workers(tmp_path: Path, clips: Path) -> None:
+    manifest = manifest_at(tmp_path, clips)
+    words = ("preprocess", *MASKIGES, "--dask", "slurm", "--manifest", manifest)
+    command = [sys.executable, "-m", "combo", *map(str, words)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    job = make_job(load_manifest(manifest), "s4", "train", "maskige")
+    wait_until(lambda: len(records.listing(job.split, job.variant)) >= 1)
+    os.kill(process.pid, signal.SIGTERM)
+    _, notes = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "Traceback" not in notes
+    wait_until(lambda: not slurm("squeue", "--noheader", "--name=combo-dask"))
