@@ -31,11 +31,10 @@ def replacing(path: Path, lasting: bool = True) -> Generator[BinaryIO]:
     lasting: False for what need not outlive a crash of the machine; nothing is flushed then.
     Raises OSError. Whatever is raised in the block, no temporary file is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     name = f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}{PARTIAL}"
     temporary = path.with_name(name)
     try:
-        with temporary.open("wb") as file:
+        with _new_file(temporary) as file:
             yield file
             if lasting:
                 file.flush()
@@ -47,6 +46,16 @@ def replacing(path: Path, lasting: bool = True) -> Generator[BinaryIO]:
         raise
     if lasting:
         _flush_folder(path.parent)
+
+
+def _new_file(path: Path) -> BinaryIO:
+    """A file to write, and its folder where that is missing. On a cluster's file system it costs to
+    ask for a folder that is there."""
+    try:
+        return path.open("wb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")
 
 
 def write_bytes(path: Path, data: bytes | memoryview, lasting: bool = True) -> None:

@@ -170,19 +170,19 @@ class _SingleSource(_AVSBench):
     def _files(self, home: Path, row: Row, split: str) -> Clip:
         name, category = row["name"], row["category"]
         data = home / "s4_data"
-        frames = data / "visual_frames" / split / category / name
-        masks = data / "gt_masks" / split / category / name
+        frames = data.joinpath("visual_frames", split, category, name)
+        masks = data.joinpath("gt_masks", split, category, name)
         numbers = range(1, self.frames_per_clip + 1)
         return Clip(
             name=name,
             frames=tuple(frames / f"{name}_{n}.png" for n in numbers),
-            sound=data / "audio_wav" / split / category / f"{name}.wav",
+            sound=data.joinpath("audio_wav", split, category, f"{name}.wav"),
             labels=tuple(
                 masks / f"{name}_{n}.png" if n == 1 or split != "train" else None for n in numbers
             ),
             category=category,
             times=_seconds(self.frames_per_clip),
-            log_mel=data / "audio_log_mel" / split / category / f"{name}.pkl",
+            log_mel=data.joinpath("audio_log_mel", split, category, f"{name}.pkl"),
         )
 
 

@@ -164,6 +164,10 @@ class SplitStore:
         """The folder for the completion records of a variant."""
         return self.root / "records" / variant.stage / variant.name
 
+    def arrays(self, variant: Variant) -> Path:
+        """The folder of a variant's arrays."""
+        return self.tensors / variant.stage / variant.name
+
     def variants(self, stage: str | None = None) -> list[Variant]:
         """The variants that this split holds, by stage and name."""
         found = [self._read_variant(p) for p in sorted(self.tensors.glob("*/*/zarr.json"))]

@@ -155,7 +155,7 @@ def finalise(split: SplitStore, variant: Variant, plan: Plan) -> Finished | None
     records = list(done_units(split, variant, plan))
     if len(records) < plan.units:
         return None
-    for path in durable.leftovers(split.root):
+    for path in leftovers(split, variant):
         durable.remove(path)
     finished = Finished(
         plan=plan.fingerprint,
@@ -167,6 +167,12 @@ def finalise(split: SplitStore, variant: Variant, plan: Plan) -> Finished | None
     if read_finished(split, variant) != finished:
         durable.write_json(split.records(variant) / FINISHED, asdict(finished))
     return finished
+
+
+def leftovers(split: SplitStore, variant: Variant) -> Iterator[Path]:
+    """What killed processes left half written of a variant."""
+    for folder in (split.arrays(variant), split.records(variant)):
+        yield from durable.leftovers(folder)
 
 
 def read_finished(split: SplitStore, variant: Variant) -> Finished | None:

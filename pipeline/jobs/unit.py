@@ -92,14 +92,16 @@ class Units:
             return Busy(unit)
         try:
             # Looked for under the claim: whoever had it before may have finished the unit.
-            record = None if self._again else records.read_record(job.split, job.variant, unit)
-            if record is not None and records.speaks_of(record, job.variant, job.plan):
+            there = records.has_record(job.split, job.variant, unit)
+            record = records.read_record(job.split, job.variant, unit) if there else None
+            good = record is not None and records.speaks_of(record, job.variant, job.plan)
+            if record is not None and good and not self._again:
                 return Done(record, computed=False)
-            return Done(self._compute(unit), computed=True)
+            return Done(self._compute(unit, there), computed=True)
         finally:
             self._claims.release(unit)
 
-    def _compute(self, unit: int) -> UnitRecord:
+    def _compute(self, unit: int, has_record: bool) -> UnitRecord:
         job, started = self.job, time.perf_counter()
         outcomes = self._work([job.clips[i] for i in job.plan.members(unit)])
         arrays, clips = self._gather(unit, outcomes)
@@ -108,7 +110,7 @@ class Units:
         self._check_plan()
         with storing(job.split):
             # In this order: a kill between any two steps leaves a unit that is not done.
-            if records.has_record(job.split, job.variant, unit):
+            if has_record:
                 records.withdraw(job.split, job.variant, unit)
             outputs = job.split.write_unit(job.variant, job.plan, unit, arrays)
             written = time.perf_counter()

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import durable
 from ..errors import MediaError
 from ..layouts import layout
 from ..media import digest
@@ -77,7 +76,7 @@ def verify_finish(split: SplitStore, variant: Variant) -> Iterator[Finding]:
         yield Finding(where, "is not finished", again)
     elif finished.fingerprint != variant.fingerprint or finished.plan != plan.fingerprint:
         yield Finding(where, "was finished for other settings", again)
-    for path in durable.leftovers(split.root):
+    for path in records.leftovers(split, variant):
         yield Finding(where, f"left over by a killed process: {path}", again)
 
 

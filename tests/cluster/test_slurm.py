@@ -1,16 +1,12 @@
 """Job arrays and Dask workers on a real Slurm; skipped where there is none."""
 
-import fcntl
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -24,18 +20,12 @@ from combo.pipeline.manifest import load_manifest
 from combo.pipeline.preprocess.tasks import make_job
 from combo.pipeline.sample import write_sample
 
-
-def _why_not() -> str | None:
-    if shutil.which("sbatch") is None:
-        return "there is no sbatch on this machine"
-    asked = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, check=False)
-    return None if asked.returncode == 0 else f"Slurm does not answer: {asked.stderr.strip()}"
-
+from .slurm_tools import alone, slurm, wait_until, why_no_slurm
 
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.slow,
-    pytest.mark.skipif(_why_not() is not None, reason=_why_not() or ""),
+    pytest.mark.skipif(why_no_slurm() is not None, reason=why_no_slurm() or ""),
 ]
 
 MANIFEST = """\
@@ -64,10 +54,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def alone() -> Generator[None]:
-    """One test at a time has the cluster, however many processes run tests."""
-    with Path(tempfile.gettempdir(), "combo-slurm-tests.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def has_the_cluster() -> Generator[None]:
+    with alone():
         yield
 
 
@@ -84,21 +72,10 @@ def combo(*words: object, cwd: Path) -> str:
     return done.stdout
 
 
-def slurm(*words: str) -> str:
-    return subprocess.run(words, capture_output=True, text=True, check=False).stdout
-
-
 def tasks_of(array: str) -> dict[str, str]:
     """State of each task that Slurm still has in its queue, by `ARRAY_TASK`."""
     lines = slurm("squeue", "--noheader", "--array", "--jobs", array, "--format=%i %T").split("\n")
     return dict(line.split() for line in lines if line.strip())
-
-
-def wait_until(what: Callable[[], object], seconds: float = 240) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it never came to that"
-        time.sleep(0.1)
 
 
 def start_again(task: str) -> None:
