@@ -26,11 +26,26 @@ def alone() -> Generator[None]:
         yield
 
 
+def queue() -> dict[str, str] | None:
+    """The state of every job and array task in the queue; None when Slurm is too busy to say."""
+    words = ["squeue", "--noheader", "--array", "--format=%i %T"]
+    asked = subprocess.run(words, capture_output=True, text=True, check=False)
+    if asked.returncode != 0:
+        return None
+    return dict(line.split() for line in asked.stdout.splitlines() if line.strip())
+
+
+def are_over(*jobs: str) -> bool:
+    """Whether none of these jobs or arrays is in the queue any more."""
+    there = queue()
+    return there is not None and not {job.partition("_")[0] for job in there} & set(jobs)
+
+
 def slurm(*words: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout
 
 
-def wait_until(what: Callable[[], object], seconds: float = 240) -> None:
+def wait_until(what: Callable[[], object], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it never came to that"

@@ -11,7 +11,7 @@ import pytest
 
 from combo.pipeline.sample import write_sample
 
-from .slurm_tools import alone, slurm, wait_until, why_no_slurm
+from .slurm_tools import alone, are_over, wait_until, why_no_slurm
 
 PAGE = Path(__file__).parents[2] / "docs" / "clusters.md"
 BLOCK = re.compile(r"^```sh (run|slurm)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -71,7 +71,6 @@ def _run(words: list[str], folder: Path, environment: dict[str, str]) -> None:
     if words[1] == "submit" and "--print" not in words:
         array = re.search(r"job array (\d+) of 8 tasks, then job (\d+)", done.stdout)
         assert array is not None
-        numbers = ",".join(array.groups())
-        wait_until(lambda: not slurm("squeue", "--noheader", "--jobs", numbers))
+        wait_until(lambda: are_over(*array.groups()))
         log = folder / "store/jobs/all-001/finalise.log"
         assert log.read_text().count("finished") == 9

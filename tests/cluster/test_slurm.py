@@ -20,7 +20,7 @@ from combo.pipeline.manifest import load_manifest
 from combo.pipeline.preprocess.tasks import make_job
 from combo.pipeline.sample import write_sample
 
-from .slurm_tools import alone, slurm, wait_until, why_no_slurm
+from .slurm_tools import alone, are_over, queue, slurm, wait_until, why_no_slurm
 
 pytestmark = [
     pytest.mark.slurm,
@@ -72,10 +72,10 @@ def combo(*words: object, cwd: Path) -> str:
     return done.stdout
 
 
-def tasks_of(array: str) -> dict[str, str]:
-    """State of each task that Slurm still has in its queue, by `ARRAY_TASK`."""
-    lines = slurm("squeue", "--noheader", "--array", "--jobs", array, "--format=%i %T").split("\n")
-    return dict(line.split() for line in lines if line.strip())
+def workers() -> dict[str, str]:
+    """The Slurm jobs of Dask workers. They are the only jobs without a number of a task that any
+    test has while it looks."""
+    return {job: state for job, state in (queue() or {"?": "?"}).items() if "_" not in job}
 
 
 def start_again(task: str) -> None:
@@ -124,18 +124,18 @@ def test_an_array_whose_tasks_are_killed_ends_as_one_process_would(
                 how = ["--batch"] if len(killed) % 2 == 0 else []
                 slurm("scancel", *how, "--signal=KILL", part.job)
                 killed.append(part.job)
-        return len(killed) >= 3 or not tasks_of(array)
+        return len(killed) >= 3 or are_over(array)
 
     wait_until(kill_one_that_has_begun)
     assert len(killed) >= 2, "the tasks were faster than the kills"
-    wait_until(lambda: not set(killed) & set(tasks_of(array)))
+    wait_until(lambda: not set(killed) & set(queue() or killed))
     parts = {part.job: part.state for part in read_parts(job.split, job.variant)}
     assert {parts[task] for task in killed[::2]} == {"died"}
     assert {parts[task] for task in killed[1::2]} <= {"died", "stopped"}
     for task in killed:
         slurm("scontrol", "requeue", task)
         start_again(task)
-    wait_until(lambda: not tasks_of(array) and not tasks_of(submitted["finalise"]))
+    wait_until(lambda: are_over(array, submitted["finalise"]))
 
     assert records.read_finished(job.split, job.variant) is not None
     assert is_good(job)
@@ -153,10 +153,10 @@ def test_short_of_time_a_task_finishes_its_unit_and_is_queued_again(
     # What --signal=B:USR1 does when the time limit is near.
     slurm("scancel", "--batch", "--signal=USR1", submitted["array"] + "_1")
     wait_until(lambda: [p.state for p in read_parts(job.split, job.variant)] == ["stopped"])
-    wait_until(lambda: "PENDING" in tasks_of(submitted["array"]).values())
+    wait_until(lambda: (queue() or {}).get(submitted["array"] + "_1") == "PENDING")
     assert 2 <= len(records.listing(job.split, job.variant)) < CLIPS
     start_again(submitted["array"] + "_1")
-    wait_until(lambda: not tasks_of(submitted["array"]) and not tasks_of(submitted["finalise"]))
+    wait_until(lambda: are_over(submitted["array"], submitted["finalise"]))
     assert records.read_finished(job.split, job.variant) is not None
     assert is_good(job)
     log = Path(submitted["folder"], "part-1.log").read_text()
@@ -172,16 +172,16 @@ def test_a_cancelled_task_is_not_queued_again_and_submitting_again_goes_on(
     job = make_job(load_manifest(manifest), "s4", "train", "maskige")
     wait_until(lambda: len(records.listing(job.split, job.variant)) >= 2)
     slurm("scancel", submitted["array"])
-    wait_until(lambda: not tasks_of(submitted["array"]))
+    wait_until(lambda: are_over(submitted["array"]))
     assert [p.state for p in read_parts(job.split, job.variant)] == ["stopped"]
-    wait_until(lambda: not tasks_of(submitted["finalise"]))
+    wait_until(lambda: are_over(submitted["finalise"]))
     said = Path(submitted["folder"], "finalise.log").read_text()
     assert f"of {CLIPS} units are missing; submit again" in said
     done = set(records.listing(job.split, job.variant))
     assert done < set(range(CLIPS))
 
     again = submit(tmp_path, manifest, 4)
-    wait_until(lambda: not tasks_of(again["array"]) and not tasks_of(again["finalise"]))
+    wait_until(lambda: are_over(again["array"], again["finalise"]))
     assert records.read_finished(job.split, job.variant) is not None
     assert is_good(job)
 
@@ -195,18 +195,16 @@ def test_dask_workers_in_slurm_jobs_may_be_killed(tmp_path: Path, clips: Path) -
     )
     job = make_job(load_manifest(manifest), "s4", "train", "maskige")
     wait_until(lambda: len(records.listing(job.split, job.variant)) >= 3)
-    running = slurm(
-        "squeue", "--noheader", "--name=combo-dask", "--states=RUNNING", "--format=%i"
-    ).split()
-    assert running
-    slurm("scancel", "--full", "--signal=KILL", running[0])
+    wait_until(lambda: "RUNNING" in workers().values())
+    one = next(job for job, state in workers().items() if state == "RUNNING")
+    slurm("scancel", "--full", "--signal=KILL", one)
     said, notes = process.communicate(timeout=240)
     assert process.returncode == 0, notes
     assert "finished" in said
     assert "dashboard: http://" in notes
     assert is_good(job)
     assert bytes_of(job) == bytes_of(undisturbed(tmp_path, clips))
-    wait_until(lambda: not slurm("squeue", "--noheader", "--name=combo-dask"))
+    wait_until(lambda: not workers())
 
 
 def test_ending_the_command_ends_its_slurm_workers(tmp_path: Path, clips: Path) -> None:
@@ -220,4 +218,4 @@ def test_ending_the_command_ends_its_slurm_workers(tmp_path: Path, clips: Path) 
     _, notes = process.communicate(timeout=60)
     assert process.returncode == 75
     assert "Traceback" not in notes
-    wait_until(lambda: not slurm("squeue", "--noheader", "--name=combo-dask"))
+    wait_until(lambda: not workers())
