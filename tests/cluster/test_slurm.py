@@ -41,6 +41,7 @@ cluster: {{cores: 1, memory: 1GB, walltime: "00:10:00"}}
 """
 
 CLIPS = 32
+PHOTO_TOOL = Path(__file__).parents[3] / "shared" / "tools" / "make_photo_clips.py"
 
 MASKIGES = ("maskige", "--data", "s4", "--split", "train")
 
@@ -57,6 +58,17 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def has_the_cluster() -> Generator[None]:
     with alone():
         yield
+
+
+@pytest.fixture(scope="module")
+def photo_clips(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of real photographs and recordings, where the tool to compose them is at hand."""
+    if not PHOTO_TOOL.exists():
+        return clips
+    root = tmp_path_factory.mktemp("photos")
+    counts = [f"--s4={CLIPS},1,1", "--ms3=1,1,1", "--avss=1,1,1"]
+    subprocess.run([sys.executable, PHOTO_TOOL, root, *counts], check=True, capture_output=True)
+    return root
 
 
 def manifest_at(folder: Path, clips: Path, store: str = "store") -> Path:
@@ -109,9 +121,9 @@ def submit(folder: Path, manifest: Path, tasks: int) -> dict[str, str]:
 
 
 def test_an_array_whose_tasks_are_killed_ends_as_one_process_would(
-    tmp_path: Path, clips: Path
+    tmp_path: Path, photo_clips: Path
 ) -> None:
-    manifest = manifest_at(tmp_path, clips)
+    manifest = manifest_at(tmp_path, photo_clips)
     submitted = submit(tmp_path, manifest, 8)
     array, chance = submitted["array"], random.Random(3)
     job = make_job(load_manifest(manifest), "s4", "train", "maskige")
@@ -139,7 +151,7 @@ def test_an_array_whose_tasks_are_killed_ends_as_one_process_would(
 
     assert records.read_finished(job.split, job.variant) is not None
     assert is_good(job)
-    assert bytes_of(job) == bytes_of(undisturbed(tmp_path, clips))
+    assert bytes_of(job) == bytes_of(undisturbed(tmp_path, photo_clips))
     assert not list(tmp_path.rglob("*.partial"))
 
 
