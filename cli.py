@@ -53,6 +53,10 @@ DataOption = Annotated[
 SplitOption = Annotated[
     list[str] | None, typer.Option("--split", "-s", help="Split; may be repeated. Default: all.")
 ]
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(help="Where the store lies, or a file packed from it; default: as was said."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 
@@ -147,6 +151,9 @@ def status(
 
 @app.command()
 def verify(
+    file: Annotated[
+        Path | None, typer.Argument(help="A packed file to check, instead of the store.")
+    ] = None,
     data: DataOption = None,
     split: SplitOption = None,
     manifest: ManifestOption = None,
@@ -160,13 +167,61 @@ def verify(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Read the whole store back: records, digests, shapes, counts.
+    """Read the whole store, or a packed file, back: records, digests, shapes, counts.
 
     Example: combo verify --data s4 --full
     """
     from .pipeline.commands import stores
 
-    stores.verify(_output(quiet, json), manifest, data or [], split or [], repair, full)
+    stores.verify(_output(quiet, json), manifest, data or [], split or [], repair, full, file)
+
+
+@app.command()
+def pack(
+    store: Annotated[Path, typer.Argument(help="The store's folder.")],
+    to: Annotated[Path, typer.Option("--to", help="File to write, such as train.h5.")],
+    data: Annotated[
+        list[str] | None, typer.Option("--data", "-d", help="Only this data set; repeatable.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option("--split", "-s", help="Only this split; repeatable.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="stage=NAME: this variant of a stage; by default the manifest's."),
+    ] = None,
+    deflate: Annotated[
+        bool,
+        typer.Option(
+            "--deflate", help="Label images deflated: a third smaller, read half as fast."
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that holds something else.")
+    ] = False,
+    manifest: ManifestOption = None,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Pack finished splits of a store into one file, for a node's own disk.
+
+    Training and evaluation read it like the store: combo train --store FILE.
+
+    Example: combo pack store --to /local/s4.h5 --data s4
+    """
+    from .pipeline.commands import packing
+
+    packing.pack(
+        _output(quiet, json),
+        store,
+        to,
+        manifest,
+        data or [],
+        split or [],
+        variant or [],
+        deflate,
+        overwrite,
+    )
 
 
 @app.command()
@@ -200,10 +255,11 @@ def train(
     variant: Annotated[
         list[str] | None, typer.Option(help="stage=NAME: this variant of a stage in the store.")
     ] = None,
+    store: StoreOption = None,
     manifest: ManifestOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Train COMBO on a finished store.
+    """Train COMBO on a finished store, or on a file that was packed from one.
 
     Example: combo train --preset combo-r50-s4 --set iterations=20000
     """
@@ -213,7 +269,7 @@ def train(
 
     output = _output(quiet)
     if resume is not None:
-        runs.resume(output, resume)
+        runs.resume(output, resume, store)
     else:
         runs.train(
             output,
@@ -224,6 +280,7 @@ def train(
             encoder=encoder,
             generator=generator,
             variants=variant or [],
+            store=store,
         )
 
 
@@ -234,7 +291,7 @@ def evaluate(
     sound: Annotated[
         SoundName, typer.Option(help="The right sound, or a wrong one on purpose.")
     ] = SoundName.right,
-    store: Annotated[Path | None, typer.Option(help="The store, if it moved.")] = None,
+    store: StoreOption = None,
     variant: Annotated[
         list[str] | None, typer.Option(help="stage=NAME: this variant of a stage in the store.")
     ] = None,

@@ -7,6 +7,7 @@ process left behind can be told from what a living one is writing.
 """
 
 import contextlib
+import glob
 import json
 import os
 import secrets
@@ -59,10 +60,14 @@ def remove(path: Path) -> None:
     _flush_folder(path.parent)
 
 
-def leftovers(folder: Path) -> Iterator[Path]:
-    """Temporary files below `folder` whose writer is dead: of this host, and no such process."""
+def leftovers(folder: Path, of: str | None = None) -> Iterator[Path]:
+    """Temporary files below `folder` whose writer is dead: of this host, and no such process.
+
+    of: only those of the file of this name, in `folder` itself.
+    """
     host = socket.gethostname()
-    for path in folder.rglob(f".*{PARTIAL}"):
+    mine = f".*{PARTIAL}" if of is None else f".{glob.escape(of)}.*{PARTIAL}"
+    for path in folder.rglob(mine) if of is None else folder.glob(mine):
         owner, pid, _ = path.name.removesuffix(PARTIAL).rsplit(".", 2)
         if owner.endswith(f".{host}") and pid.isdigit() and not _alive(int(pid)):
             yield path

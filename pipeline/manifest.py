@@ -186,6 +186,10 @@ class Manifest(Model):
                 )
         return list(data_sets) or [n for n, d in self.data_sets.items() if self._can_fill(d.root)]
 
+    def with_store(self, store: Path | None) -> "Manifest":
+        """A copy with another store, or packed file, where one is given."""
+        return self if store is None else self.model_copy(update={"store": str(store.absolute())})
+
     def with_stages(
         self,
         encoder: str | None = None,

@@ -10,7 +10,9 @@ from ..errors import ComboError
 from ..jobs.status import progress
 from ..jobs.verify import Finding, count_findings, verify_variant
 from ..manifest import load_manifest
+from ..packed import is_packed, refuse_packed
 from ..store import splits_in
+from . import packing
 
 
 def status(
@@ -51,9 +53,15 @@ def verify(
     splits: Sequence[str],
     repair: bool,
     full: bool,
+    file: Path | None = None,
 ) -> None:
-    """`combo verify`; exits with 1 when something is wrong."""
-    manifest = load_manifest(manifest_file)
+    """`combo verify`; exits with 1 when something is wrong. file: a packed one, not the store."""
+    manifest = load_manifest(manifest_file).with_store(file)
+    if is_packed(manifest.store_path):
+        if repair or full or data or splits:
+            refuse_packed(manifest.store_path, "combo verify with options")
+        packing.verify(output, manifest.store_path)
+        return
     found = [
         split
         for split in splits_in(manifest.store_path, data or None)

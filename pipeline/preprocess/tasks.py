@@ -9,6 +9,7 @@ from ..jobs.unit import Job
 from ..layouts import Folders, Layout, layout
 from ..manifest import Manifest
 from ..media import Fit
+from ..packed import refuse_packed
 from ..store import SplitStore
 from .stage import Stage
 
@@ -44,6 +45,7 @@ def make_job(manifest: Manifest, data_set: str, split: str, stage: str) -> Job:
 
     Raises ComboError: data set not found, weights missing.
     """
+    refuse_packed(manifest.store_path, "preprocessing")
     rules, root = layout_of(manifest, data_set), manifest.root(data_set)
     clips = rules.clips(root, split)
     where = SplitStore(manifest.store_path, data_set, split)
