@@ -133,6 +133,102 @@ def preprocess(
     )
 
 
+ImportedFolder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The tree, or a folder that it lies in.")
+]
+NoteOption = Annotated[
+    str, typer.Option(help="What the pictures do not tell (network, level); part of the result.")
+]
+PartOption = Annotated[str, typer.Option(help="I/N: only the I-th of N parts, for job arrays.")]
+WorkersOption = Annotated[int, typer.Option(min=1, help="Processes on this machine.")]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Do again what is done.")]
+RetryOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Do units with failed clips again.")
+]
+
+
+@app.command("import-frames")
+def import_frames(
+    folder: ImportedFolder,
+    data: DataOption = None,
+    split: SplitOption = None,
+    note: NoteOption = "",
+    manifest: ManifestOption = None,
+    part: PartOption = "1/1",
+    workers: WorkersOption = 1,
+    dry_run: DryRunOption = False,
+    overwrite: OverwriteOption = False,
+    retry_failed: RetryOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Take the public COMBO code's processed_frames and labels of AVSS into the store.
+
+    Training reads them with `stages: {frames: {source: imported}}` in the manifest.
+
+    Example: combo import-frames /data/AVSBench_semantic --data avss
+    """
+    from .pipeline.commands import imports
+    from .pipeline.jobs.run import Options, parse_part
+
+    imports.take(
+        _output(quiet, json),
+        "frames",
+        folder,
+        manifest,
+        data or [],
+        split or [],
+        Options(parse_part(part), workers, overwrite, retry_failed),
+        note=note,
+        dry_run=dry_run,
+    )
+
+
+@app.command("import-maskige")
+def import_maskige(
+    folder: ImportedFolder,
+    data: DataOption = None,
+    split: SplitOption = None,
+    note: NoteOption = "",
+    tree: Annotated[
+        str,
+        typer.Option(help="AVSS: processed_frames or frames; default: the first that is there."),
+    ] = "",
+    manifest: ManifestOption = None,
+    part: PartOption = "1/1",
+    workers: WorkersOption = 1,
+    dry_run: DryRunOption = False,
+    overwrite: OverwriteOption = False,
+    retry_failed: RetryOption = False,
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Take the public COMBO code's Maskiges (*_mask_color.png) into the store.
+
+    Training reads them with --generator imported.
+
+    Example: combo import-maskige /data/pre_SAM_mask --data s4 --note semantic-sam-l
+    """
+    from .pipeline.commands import imports
+    from .pipeline.jobs.run import Options, parse_part
+
+    imports.take(
+        _output(quiet, json),
+        "maskige",
+        folder,
+        manifest,
+        data or [],
+        split or [],
+        Options(parse_part(part), workers, overwrite, retry_failed),
+        note=note,
+        tree=tree,
+        dry_run=dry_run,
+    )
+
+
 @app.command()
 def status(
     data: DataOption = None,

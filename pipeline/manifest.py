@@ -56,6 +56,8 @@ class DataSet(Model):
 class FramesSettings(Model):
     size: Annotated[tuple[int, int], BeforeValidator(_square)] = (224, 224)
     """Height and width in the store, in pixels; multiples of 32."""
+    source: Literal["media", "imported"] = "media"
+    """The data set's frames, or those that `combo import-frames` has brought."""
 
 
 class AudioSettings(Model):
@@ -110,7 +112,7 @@ class SemanticSamSettings(GridSettings):
 
 class MaskigeSettings(Model):
     generator: str = "semantic-sam-l"
-    """`felzenszwalb`, `sam-vit-b|l|h` or `semantic-sam-t|l`."""
+    """`felzenszwalb`, `sam-vit-b|l|h`, `semantic-sam-t|l`, or `imported`."""
     at: Literal["native", "stored"] = "native"
     """Make masks on the frame at its own size, or at the size in the store."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

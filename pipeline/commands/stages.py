@@ -2,13 +2,14 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .. import durable
 from ..console import Output, duration
 from ..errors import ComboError
 from ..jobs.run import Options, Summary, parse_part, run_job, settle_plan, units_to_do
+from ..jobs.unit import Job
 from ..manifest import FILE_NAME, Manifest, load_manifest
 from ..preprocess.tasks import STAGES, jobs
 
@@ -63,9 +64,15 @@ def run_stages(
 ) -> bool:
     """Run stages over splits and print what came of it; False when a clip or a unit failed."""
     stages = STAGES if stage == "all" else (stage,)
+    found = jobs(manifest, stages, manifest.choose(data), splits)
+    return run_jobs(output, found, options, dry_run)
+
+
+def run_jobs(output: Output, found: Iterable[Job], options: Options, dry_run: bool = False) -> bool:
+    """Run jobs and print what came of it; False when a clip or a unit failed."""
     summaries: list[Summary] = []
     started = time.monotonic()
-    for job in jobs(manifest, stages, manifest.choose(data), splits):
+    for job in found:
         title = f"{job.split} {job.variant.stage}"
         if dry_run:
             todo = len(units_to_do(job, options))

@@ -7,6 +7,7 @@ import numpy as np
 
 from .. import durable
 from ..layouts import layout
+from ..source import remake
 from ..store import VALID, Plan, SplitStore, StoreDamaged, Variant, array_digest
 from . import records
 from .records import UnitRecord
@@ -43,7 +44,7 @@ def verify_variant(
     """
     plan = split.plan()
     where = f"{split}/{variant.key}"
-    again = f"run: combo preprocess {variant.stage} --data {split.data_set} --split {split.split}"
+    again = f"run: {remake(split, variant.stage, variant.settings)}"
     mend = again if repair else f"run: combo verify --repair, then {again.removeprefix('run: ')}"
     for unit in range(plan.units):
         path = records.record_path(split, variant, unit)
