@@ -49,14 +49,13 @@ def _store(manifest: Manifest) -> Iterator[Finding]:
     except ComboError as error:
         yield Finding("store", False, "not set", str(error))
         return
+    if is_packed(store):
+        mend = "" if store.exists() else f"combo pack STORE --to {store}"
+        yield Finding("store", store.exists(), f"{store}, a packed file", mend)
+        return
     home = store
     while not home.exists() and home != home.parent:
         home = home.parent
-    if is_packed(store):
-        yield Finding(
-            "store", True, f"{store}, a packed file of {store.stat().st_size / 1e9:.1f} GB"
-        )
-        return
     disk = os.statvfs(home)
     free = f"{disk.f_bavail * disk.f_frsize / 1e9:.1f} GB free"
     if os.access(home, os.W_OK):

@@ -207,9 +207,9 @@ def test_where_nothing_fits_it_is_said_what_was_looked_for(
         import_job(manifest, "s4", "val", "maskige", tmp_path, "", "")
     with pytest.raises(ComboError, match=r"\(no such folder\); give the folder AVSBench_object/"):
         import_job(manifest, "s4", "val", "maskige", tmp_path / "none", "", "")
-    with pytest.raises(ComboError, match="no frames of its own for data set 's4'.* preprocess"):
+    with pytest.raises(ComboError, match=r"no frames of its own for data set 's4'.* preprocess"):
         import_job(manifest, "s4", "val", "frames", sample, "", "")
-    with pytest.raises(ComboError, match="--tree x: data set 'avss' .* has processed_frames, fr"):
+    with pytest.raises(ComboError, match=r"--tree x: data set 'avss' .* has processed_frames, fr"):
         import_job(manifest, "avss", "val", "maskige", sample, "", "x")
 
 
@@ -224,7 +224,7 @@ def test_notes_keep_imports_apart_and_one_import_needs_no_name(
     split = SplitStore(manifest.store_path, "s4", "val")
     wanted = stage_settings(manifest.with_stages(generator="imported"), "s4", "val")
     assert choose_variants(split, wanted).maskige == one
-    with pytest.raises(ComboError, match="no maskige .* run: combo preprocess maskige"):
+    with pytest.raises(ComboError, match=r"no maskige .* run: combo preprocess maskige"):
         choose_variants(split, stage_settings(manifest, "s4", "val"))
 
     two, _ = imported(manifest, "maskige", ("s4", "val"), tmp_path, "level 1")
@@ -313,7 +313,7 @@ def combo(*arguments: str, code: int = 0) -> str:
 
 
 def test_imports_on_the_command_line_train_a_network(
-    manifest_file, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    manifest_file, sample: Path, tmp_path: Path
 ) -> None:
     manifest = ("--manifest", str(manifest_file()))
     for split in ("train", "val"):
@@ -333,7 +333,8 @@ def test_imports_on_the_command_line_train_a_network(
 
     tiny = ("width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "pixel_ffn=16",
             "decoder_layers=1", "decoder_ffn=16", "audio_hidden=16", "query_count=4",
-            "mask_points=64", "iterations=1", "batch_size=2", "device=cpu", "threads=1")  # fmt: skip
+            "mask_points=64", "iterations=1", "batch_size=2", "device=cpu",
+            "threads=1")  # fmt: skip
     sets = [word for each in tiny for word in ("--set", each)]
     run = tmp_path / "run"
     named = ("--preset", "combo-small-ms3", "--generator", "imported", "--out", str(run))
