@@ -288,9 +288,7 @@ def pack(
     ] = None,
     deflate: Annotated[
         bool,
-        typer.Option(
-            "--deflate", help="Label images deflated: a third smaller, read half as fast."
-        ),
+        typer.Option("--deflate", help="Deflate label images: a third smaller, slower."),
     ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that holds something else.")

@@ -6,7 +6,7 @@
 
 This is the only place that knows these names. Arrays lie in the file as they are, which is what is
 read fastest; label images may be deflated (one chunk a clip, filter gzip), which saves a third of
-the file and costs twice the time. Whatever reads HDF5 reads both.
+the file and triples the time. Whatever reads HDF5 reads both.
 
 Reading for training goes around the HDF5 library, which has one lock for all threads: where each
 clip's bytes lie is looked up once, and from then on threads of our own read them with `pread`,

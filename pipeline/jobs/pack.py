@@ -6,6 +6,7 @@ checked from end to end without the store.
 """
 
 import errno
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -71,11 +72,9 @@ def pack(
             durable.remove(path)
         with durable.replacing(target) as temporary:
             _write(Path(temporary.name), splits, entries, version, deflate, on_unit)
-    except OSError as error:
-        full = error.errno == errno.ENOSPC or "No space left" in str(error)
-        reason = "the disk is full" if full else error.strerror or " ".join(str(error).split())
+    except (OSError, RuntimeError) as error:  # HDF5 raises either, by when it notices
         raise ComboError(
-            f"cannot write {target}: {reason}; free space there or give another --to"
+            f"cannot write {target}: {_reason(error)}; free space there or give another --to"
         ) from error
     return True
 
@@ -97,6 +96,14 @@ def verify_packed(path: Path, on_unit: OnUnit = lambda: None) -> Iterator[Findin
             finished = finished_manifest(split, variant)
             if finished is None or (whole and fingerprint(outputs) != finished.outputs):
                 yield Finding(f"{split}/{variant.key}", "is not what was finished", mend)
+
+
+def _reason(error: OSError | RuntimeError) -> str:
+    """What the system said, found in what HDF5 makes of it."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full"
+    said = re.search(r"error message = '([^']+)'", str(error))
+    return said.group(1) if said else " ".join(str(error).split())[:200]
 
 
 def _entry(split: SplitStore, choice: Choice) -> Entry:
