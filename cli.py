@@ -55,7 +55,9 @@ SplitOption = Annotated[
 ]
 StoreOption = Annotated[
     Path | None,
-    typer.Option(help="Where the store lies, or a file packed from it; default: as was said."),
+    typer.Option(
+        help="The store, or a file packed from it; default: the manifest's, or the run's."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
