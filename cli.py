@@ -6,30 +6,16 @@ so that `combo --help` is there at once.
 """
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from . import __version__
+from .pipeline.commands import options
 
 if TYPE_CHECKING:
     from .pipeline.console import Output
-
-
-class StageName(StrEnum):
-    frames = "frames"
-    audio = "audio"
-    maskige = "maskige"
-    all = "all"
-
-
-class SoundName(StrEnum):
-    right = "right"
-    swapped = "swapped"
-    silent = "silent"
-    noise = "noise"
 
 
 app = typer.Typer(
@@ -40,29 +26,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-ManifestOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--manifest", "-m", help="Manifest; default ./data_manifest.yaml, else combo's own."
-    ),
-]
-DataOption = Annotated[
-    list[str] | None,
-    typer.Option("--data", "-d", help="Data set of the manifest; may be repeated. Default: all."),
-]
-SplitOption = Annotated[
-    list[str] | None, typer.Option("--split", "-s", help="Split; may be repeated. Default: all.")
-]
-SbatchOption = Annotated[
-    list[str] | None,
-    typer.Option(help="Option for sbatch, as --sbatch-arg=--partition=gpu; may be repeated."),
-]
-ForceOption = Annotated[
-    bool, typer.Option("--force", help="Go on although the disk looks too small.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 
 
 def _version(wanted: bool) -> None:
@@ -82,33 +45,22 @@ def _main(
 
 @app.command()
 def preprocess(
-    stage: Annotated[StageName, typer.Argument(help="Which stage, or all.")],
-    data: DataOption = None,
-    split: SplitOption = None,
-    manifest: ManifestOption = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="Sound encoder, instead of the manifest's.")
-    ] = None,
-    generator: Annotated[
-        str | None, typer.Option(help="Maskige generator, instead of the manifest's.")
-    ] = None,
+    stage: options.Stage,
+    data: options.Data = None,
+    split: options.Split = None,
+    manifest: options.Manifest = None,
+    encoder: options.Encoder = None,
+    generator: options.Generator = None,
     memory_limit: Annotated[
         str | None,
         typer.Option(help="Working memory of a Maskige network, as 8GB; default: the device's."),
     ] = None,
-    part: Annotated[
-        str, typer.Option(help="I/N: only the I-th of N parts, for job arrays.")
-    ] = "1/1",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Processes on this machine, or Dask workers; default 1, or one a GPU."
-        ),
-    ] = None,
+    part: options.Part = "1/1",
+    workers: options.Workers = None,
     workers_per_device: Annotated[
         int, typer.Option(min=1, help="Processes on each GPU, where --workers is not given.")
     ] = 1,
-    device: Annotated[str, typer.Option(help="Of networks: auto, cpu, cuda, cuda:1, ...")] = "auto",
+    device: options.Device = "auto",
     dask: Annotated[
         str | None,
         typer.Option(help="Run on Dask: local, slurm, or a scheduler's address."),
@@ -117,23 +69,17 @@ def preprocess(
         str | None,
         typer.Option(help="With --dask slurm: when a worker leaves, as 55m; default: in time."),
     ] = None,
-    sbatch_arg: SbatchOption = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done and needed; write nothing.")
-    ] = False,
-    force: ForceOption = False,
+    sbatch_arg: options.SbatchArg = None,
+    dry_run: options.DryRun = False,
+    force: options.Force = False,
     requeue: Annotated[
         bool,
         typer.Option("--requeue", help="In a Slurm job: told to stop, queue this job again."),
     ] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Compute again what is done.")
-    ] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Compute units with failed clips again.")
-    ] = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    overwrite: options.Overwrite = False,
+    retry_failed: options.RetryFailed = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Make frames, sound embeddings and Maskiges and put them into the store.
 
@@ -163,34 +109,26 @@ def preprocess(
 
 @app.command()
 def submit(
-    stage: Annotated[StageName, typer.Argument(help="Which stage, or all.")],
+    stage: options.Stage,
     tasks: Annotated[int, typer.Option(min=1, help="Tasks of the job array.")],
     slurm: Annotated[bool, typer.Option("--slurm", help="As a Slurm job array.")] = False,
-    data: DataOption = None,
-    split: SplitOption = None,
-    manifest: ManifestOption = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="Sound encoder, instead of the manifest's.")
-    ] = None,
-    generator: Annotated[
-        str | None, typer.Option(help="Maskige generator, instead of the manifest's.")
-    ] = None,
+    data: options.Data = None,
+    split: options.Split = None,
+    manifest: options.Manifest = None,
+    encoder: options.Encoder = None,
+    generator: options.Generator = None,
     at_once: Annotated[
         int | None, typer.Option(min=1, help="Most tasks that run at the same time.")
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes of a task; default 1, or one a GPU.")
-    ] = None,
-    sbatch_arg: SbatchOption = None,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Compute units with failed clips again.")
-    ] = False,
-    force: ForceOption = False,
+    workers: options.Workers = None,
+    sbatch_arg: options.SbatchArg = None,
+    retry_failed: options.RetryFailed = False,
+    force: options.Force = False,
     print_only: Annotated[
         bool, typer.Option("--print", help="Print the job scripts; submit and write nothing.")
     ] = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Preprocess as a job array on a cluster; submit again to go on.
 
@@ -222,18 +160,14 @@ def submit(
 
 @app.command()
 def finalise(
-    stage: Annotated[StageName, typer.Argument(help="Which stage, or all.")],
-    data: DataOption = None,
-    split: SplitOption = None,
-    manifest: ManifestOption = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="Sound encoder, instead of the manifest's.")
-    ] = None,
-    generator: Annotated[
-        str | None, typer.Option(help="Maskige generator, instead of the manifest's.")
-    ] = None,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    stage: options.Stage,
+    data: options.Data = None,
+    split: options.Split = None,
+    manifest: options.Manifest = None,
+    encoder: options.Encoder = None,
+    generator: options.Generator = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Close splits whose units are all done, or say what is missing.
 
@@ -248,12 +182,91 @@ def finalise(
     )
 
 
+@app.command("import-frames")
+def import_frames(
+    folder: options.ImportedFolder,
+    data: options.Data = None,
+    split: options.Split = None,
+    note: options.Note = "",
+    manifest: options.Manifest = None,
+    part: options.Part = "1/1",
+    workers: options.Workers = None,
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+    retry_failed: options.RetryFailed = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Take the public COMBO code's processed_frames and labels of AVSS into the store.
+
+    Training reads them with `stages: {frames: {source: imported}}` in the manifest.
+
+    Example: combo import-frames /data/AVSBench_semantic --data avss
+    """
+    from .pipeline.commands import imports, stages
+
+    imports.take(
+        _output(quiet, json),
+        "frames",
+        folder,
+        manifest,
+        data or [],
+        split or [],
+        stages.parse_options(part, overwrite, retry_failed),
+        stages.Computers(workers),
+        note=note,
+        dry_run=dry_run,
+    )
+
+
+@app.command("import-maskige")
+def import_maskige(
+    folder: options.ImportedFolder,
+    data: options.Data = None,
+    split: options.Split = None,
+    note: options.Note = "",
+    tree: Annotated[
+        str,
+        typer.Option(help="AVSS: processed_frames or frames; default: the first that is there."),
+    ] = "",
+    manifest: options.Manifest = None,
+    part: options.Part = "1/1",
+    workers: options.Workers = None,
+    dry_run: options.DryRun = False,
+    overwrite: options.Overwrite = False,
+    retry_failed: options.RetryFailed = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Take the public COMBO code's Maskiges (*_mask_color.png) into the store.
+
+    Training reads them with --generator imported.
+
+    Example: combo import-maskige /data/pre_SAM_mask --data s4 --note semantic-sam-l
+    """
+    from .pipeline.commands import imports, stages
+
+    imports.take(
+        _output(quiet, json),
+        "maskige",
+        folder,
+        manifest,
+        data or [],
+        split or [],
+        stages.parse_options(part, overwrite, retry_failed),
+        stages.Computers(workers),
+        note=note,
+        tree=tree,
+        dry_run=dry_run,
+    )
+
+
 @app.command()
 def status(
-    data: DataOption = None,
-    split: SplitOption = None,
-    manifest: ManifestOption = None,
-    json: JsonOption = False,
+    data: options.Data = None,
+    split: options.Split = None,
+    manifest: options.Manifest = None,
+    json: options.Json = False,
 ) -> None:
     """How far the store is: done, failed, to do, speed and time left of every stage.
 
@@ -266,9 +279,12 @@ def status(
 
 @app.command()
 def verify(
-    data: DataOption = None,
-    split: SplitOption = None,
-    manifest: ManifestOption = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="A packed file to check, instead of the store.")
+    ] = None,
+    data: options.Data = None,
+    split: options.Split = None,
+    manifest: options.Manifest = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Compute what is wrong again, and only that.")
     ] = False,
@@ -278,20 +294,68 @@ def verify(
     full: Annotated[
         bool, typer.Option("--full", help="A data set with fewer clips than published is an error.")
     ] = False,
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Read the whole store back: records, digests, shapes, counts.
+    """Read the whole store, or a packed file, back: records, digests, shapes, counts.
 
     Example: combo verify --data s4 --full
     """
     from .pipeline.commands import stores
 
-    stores.verify(_output(quiet, json), manifest, data or [], split or [], repair, inputs, full)
+    stores.verify(
+        _output(quiet, json), manifest, data or [], split or [], repair, inputs, full, file
+    )
 
 
 @app.command()
-def doctor(manifest: ManifestOption = None, json: JsonOption = False) -> None:
+def pack(
+    store: Annotated[Path, typer.Argument(help="The store's folder.")],
+    to: Annotated[Path, typer.Option("--to", help="File to write, such as train.h5.")],
+    data: Annotated[
+        list[str] | None, typer.Option("--data", "-d", help="Only this data set; repeatable.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option("--split", "-s", help="Only this split; repeatable.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="stage=NAME: this variant of a stage; by default the manifest's."),
+    ] = None,
+    deflate: Annotated[
+        bool,
+        typer.Option("--deflate", help="Deflate label images: a third smaller, slower."),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that holds something else.")
+    ] = False,
+    manifest: options.Manifest = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Pack finished splits of a store into one file, for a node's own disk.
+
+    Training and evaluation read it like the store: combo train --store FILE.
+
+    Example: combo pack store --to /local/s4.h5 --data s4
+    """
+    from .pipeline.commands import packing
+
+    packing.pack(
+        _output(quiet, json),
+        store,
+        to,
+        manifest,
+        data or [],
+        split or [],
+        variant or [],
+        deflate,
+        overwrite,
+    )
+
+
+@app.command()
+def doctor(manifest: options.Manifest = None, json: options.Json = False) -> None:
     """What is there, what is missing, and which command makes it.
 
     Example: combo doctor
@@ -312,19 +376,14 @@ def train(
         list[str] | None,
         typer.Option("--set", help="key=value, of the training or the network; may be repeated."),
     ] = None,
-    encoder: Annotated[
-        str | None, typer.Option(help="Sound encoder, instead of the manifest's.")
-    ] = None,
-    generator: Annotated[
-        str | None, typer.Option(help="Maskige generator, instead of the manifest's.")
-    ] = None,
-    variant: Annotated[
-        list[str] | None, typer.Option(help="stage=NAME: this variant of a stage in the store.")
-    ] = None,
-    manifest: ManifestOption = None,
-    quiet: QuietOption = False,
+    encoder: options.Encoder = None,
+    generator: options.Generator = None,
+    variant: options.Variants = None,
+    store: options.Store = None,
+    manifest: options.Manifest = None,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Train COMBO on a finished store.
+    """Train COMBO on a finished store, or on a file that was packed from one.
 
     Example: combo train --preset combo-r50-s4 --set iterations=20000
     """
@@ -334,7 +393,7 @@ def train(
 
     output = _output(quiet)
     if resume is not None:
-        runs.resume(output, resume)
+        runs.resume(output, resume, store)
     else:
         runs.train(
             output,
@@ -345,6 +404,7 @@ def train(
             encoder=encoder,
             generator=generator,
             variants=variant or [],
+            store=store,
         )
 
 
@@ -353,15 +413,13 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     split: Annotated[str, typer.Option("--split", "-s", help="Split to evaluate.")] = "test",
     sound: Annotated[
-        SoundName, typer.Option(help="The right sound, or a wrong one on purpose.")
-    ] = SoundName.right,
-    store: Annotated[Path | None, typer.Option(help="The store, if it moved.")] = None,
-    variant: Annotated[
-        list[str] | None, typer.Option(help="stage=NAME: this variant of a stage in the store.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+        options.SoundName, typer.Option(help="The right sound, or a wrong one on purpose.")
+    ] = options.SoundName.right,
+    store: options.Store = None,
+    variant: options.Variants = None,
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """M_J and M_F of a run's best network.
 
@@ -379,7 +437,7 @@ def sample(
     ms3: Annotated[str, typer.Option(help="Clips in train, val and test.")] = "24,6,8",
     avss: Annotated[str, typer.Option(help="Clips in train, val and test.")] = "24,6,8",
     seed: Annotated[int, typer.Option(help="Another seed, other clips.")] = 0,
-    quiet: QuietOption = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Make a small data set in all three AVSBench layouts, so that nothing needs a download.
 
@@ -393,8 +451,8 @@ def sample(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
-    json: JsonOption = False,
-    quiet: QuietOption = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """The whole road in a few minutes: sample, three stages, training, evaluation, a picture.
 
@@ -413,7 +471,7 @@ app.add_typer(weights, name="weights")
 
 
 @weights.command("list")
-def list_weights(manifest: ManifestOption = None, json: JsonOption = False) -> None:
+def list_weights(manifest: options.Manifest = None, json: options.Json = False) -> None:
     """The catalogue: names, sources, licences, and which are on this machine.
 
     Example: combo weights list
@@ -426,7 +484,7 @@ def list_weights(manifest: ManifestOption = None, json: JsonOption = False) -> N
 @weights.command("fetch")
 def fetch_weights(
     names: Annotated[list[str], typer.Argument(help="Names of the catalogue.")],
-    quiet: QuietOption = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Download published weights; a download that was cut off goes on where it stopped.
 
@@ -456,8 +514,8 @@ def verify_weights(
     names: Annotated[
         list[str] | None, typer.Argument(help="Names of the catalogue; all that are there.")
     ] = None,
-    manifest: ManifestOption = None,
-    json: JsonOption = False,
+    manifest: options.Manifest = None,
+    json: options.Json = False,
 ) -> None:
     """Compare weights with their published digests.
 

@@ -33,12 +33,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from combo.model.maskige import reference_palette
 from combo.pipeline.jobs.local import LocalRunner
+from combo.pipeline.jobs.pack import pack
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.preprocess.tasks import make_job
 from combo.pipeline.sample import write_sample
+from combo.pipeline.source import Choice, open_source
 from combo.pipeline.store import SplitStore
-from combo.pipeline.train.loader import Batch, Choice, ClipReader, shuffled
+from combo.pipeline.train.loader import Batch, ClipReader, shuffled
 
 PHOTO_CLIPS = Path(__file__).resolve().parents[2] / "shared" / "tools" / "make_photo_clips.py"
 FRAMES, SIZE, BATCH = 5, 224, 8
@@ -63,6 +65,12 @@ def make_media(root: Path, clips: int) -> str:
         [sys.executable, str(PHOTO_CLIPS), str(root), *counts], check=True, capture_output=True
     )
     return "photographs"
+
+
+def make_packed(reader: ClipReader, path: Path, deflate: bool = False) -> ClipReader:
+    split = SplitStore(reader.split.store, reader.split.data_set, reader.split.split)
+    assert pack(path, [(split, reader.choice)], "benchmark", deflate=deflate)
+    return ClipReader(open_source(path, split.data_set, split.split), reader.choice)
 
 
 def make_store(manifest: Manifest) -> ClipReader:
@@ -185,18 +193,19 @@ def painted(reader: ClipReader) -> Iterator[Batch]:
 
 
 def stored_bytes(reader: ClipReader) -> int:
-    choice = reader.choice
+    choice, split = reader.choice, reader.split
+    assert isinstance(split, SplitStore)
     return sum(
         shard.stat().st_size
         for variant in (choice.frames, choice.audio, choice.maskige)
         for unit in range(reader.plan.units)
-        for shard in reader.split.shards(variant, unit)
+        for shard in split.shards(variant, unit)
         if shard.exists()
     )
 
 
-def print_results(turns: Sequence[Road], workers: Road, reader: ClipReader, files: Path) -> None:
-    one, loader, on_cpu = turns
+def print_results(turns: Sequence[Road], workers: Road, reader: ClipReader, root: Path) -> None:
+    one, loader, on_cpu, packed_loader, *_ = turns
     print(f"{'':46s} {'clips/s':>9} {'best':>9} {'CPU ms':>9}")
     for road in (one, workers, *turns[1:]):
         print(road.row())
@@ -206,11 +215,16 @@ def print_results(turns: Sequence[Road], workers: Road, reader: ClipReader, file
     print(f"        {ratio:.1f} times when Maskiges are painted on the CPU too")
     ratio = np.median(loader.rates) / np.median(workers.rates)
     print(f"        {ratio:.1f} times as many reading processes as there are cores")
+    ratio = np.median(np.array(packed_loader.rates) / np.array(loader.rates))
+    print(f"from a packed file {ratio:.2f} times the store")
     clips = len(reader)
-    packed = sum(path.stat().st_size for path in files.rglob("*") if path.is_file())
+    loose = sum(path.stat().st_size for path in (root / "files").rglob("*") if path.is_file())
     store = stored_bytes(reader)
     print(f"a clip takes {store / clips / 1e6:.3f} MB in the store (goal: 1.2), ", end="")
-    print(f"{packed / clips / 1e6:.3f} MB in files")
+    for name in ("packed", "deflated"):
+        size = (root / f"{name}.h5").stat().st_size
+        print(f"{size / clips / 1e6:.3f} MB {name}, ", end="")
+    print(f"{loose / clips / 1e6:.3f} MB in files")
 
 
 def main() -> None:
@@ -226,12 +240,17 @@ def main() -> None:
         (root / "data_manifest.yaml").write_text(MANIFEST)
         reader = make_store(load_manifest(root / "data_manifest.yaml"))
         write_files(reader, root / "files")
+        packed = make_packed(reader, root / "packed.h5")
+        deflated = make_packed(reader, root / "deflated.h5", deflate=True)
         files, cores = Files(root / "files"), os.cpu_count() or 1
         print(f"{len(reader)} clips of {FRAMES} frames at {SIZE}, {content}; {cores} cores\n")
         turns = [
             Road("PNG and pickle, one process", by_one_process(files)),
             Road("store, training loader", reader.batches(endless(len(reader)))),
             Road("store, Maskiges painted on the CPU", painted(reader)),
+            Road("packed file, training loader", packed.batches(endless(len(packed)))),
+            Road("packed file, Maskiges painted on the CPU", painted(packed)),
+            Road("packed file, label images deflated", deflated.batches(endless(len(packed)))),
         ]
         for _ in range(options.rounds):
             for road in turns:
@@ -242,7 +261,7 @@ def main() -> None:
         )
         for _ in range(options.rounds):
             workers.measure(options.seconds)
-        print_results(turns, workers, reader, root / "files")
+        print_results(turns, workers, reader, root)
 
 
 if __name__ == "__main__":

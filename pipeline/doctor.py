@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from .errors import ComboError
 from .jobs.status import progress
 from .manifest import Manifest
+from .packed import is_packed
 from .preprocess.encoders import encoder
 from .preprocess.generators import generator
 from .preprocess.tasks import STAGES, layout_of, splits_of
@@ -47,6 +48,10 @@ def _store(manifest: Manifest) -> Iterator[Finding]:
         store = manifest.store_path
     except ComboError as error:
         yield Finding("store", False, "not set", str(error))
+        return
+    if is_packed(store):
+        mend = "" if store.exists() else f"combo pack STORE --to {store}"
+        yield Finding("store", store.exists(), f"{store}, a packed file", mend)
         return
     home = store
     while not home.exists() and home != home.parent:
@@ -94,6 +99,13 @@ def _data_set(manifest: Manifest, name: str) -> Iterator[Finding]:
         failed = {s.stage: s.failed for s in finished.values() if s.failed}
         if failed:
             state += f"; failed: {', '.join(f'{n} in {stage}' for stage, n in failed.items())}"
-        stage = missing[0] if len(missing) == 1 else "all"
-        mend = f"combo preprocess {stage} --data {name} --split {split}" if missing else ""
+        verb = _verb(manifest, missing[0]) if len(missing) == 1 else "preprocess all"
+        mend = f"combo {verb} --data {name} --split {split}" if missing else ""
         yield Finding(f"{name}/{split}", not missing, state, mend)
+
+
+def _verb(manifest: Manifest, stage: str) -> str:
+    """The command that makes a stage as the manifest wants it."""
+    stages = manifest.stages
+    imported = {"frames": stages.frames.source, "maskige": stages.maskige.generator}
+    return f"import-{stage} DIR" if imported.get(stage) == "imported" else f"preprocess {stage}"

@@ -8,6 +8,7 @@ its age. Ages are measured by the file system's own clock, which all hosts share
 """
 
 import contextlib
+import glob
 import json
 import os
 import secrets
@@ -77,12 +78,14 @@ def remove(path: Path) -> None:
     _flush_folder(path.parent)
 
 
-def leftovers(folder: Path) -> Iterator[Path]:
+def leftovers(folder: Path, of: str | None = None) -> Iterator[Path]:
     """Temporary files below `folder` whose writer is dead.
 
     One of this host is dead when no such process runs; one of another host when its file is old.
+    of: only those of the file of this name, in `folder` itself.
     """
-    found = sorted(folder.rglob(f".*{PARTIAL}"))
+    mine = f".*{PARTIAL}" if of is None else f".{glob.escape(of)}.*{PARTIAL}"
+    found = sorted(folder.rglob(mine) if of is None else folder.glob(mine))
     if not found:
         return
     host, now = socket.gethostname(), clock(folder)

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..model import Combo
 from ..model.metrics import ObjectMetrics, SemanticMetrics
 from .errors import ComboError
-from .store import SplitStore
+from .source import choose_variants, open_source
 from .train import checkpoint
-from .train.loader import ClipReader, StoredBatch, choose_variants
+from .train.loader import ClipReader, StoredBatch
 from .train.run_folder import RunFolder
 
 Sound = Literal["right", "swapped", "silent", "noise"]
@@ -126,14 +126,15 @@ def open_split(
 ) -> ClipReader:
     """A split of the data set a run was trained on, made with the same settings and weights.
 
-    store: where the store lies now, if it moved.  named: stage -> variant to take instead.
+    store: where the store lies now, if it moved, or a file packed from it.  named: stage -> variant
+    to take instead.
     Raises ComboError when the run's data set has no such split, or no variant fits.
     """
     data = run.data()
     if split not in data["settings"]:
         known = ", ".join(data["settings"])
         raise ComboError(f"data set {data['data_set']!r} has no split {split!r}; it has {known}")
-    where = SplitStore(store or Path(data["store"]), data["data_set"], split)
+    where = open_source(store or Path(data["store"]), data["data_set"], split)
     choice = choose_variants(where, data["settings"][split], named, data["weights"])
     return ClipReader(where, choice)
 

@@ -56,6 +56,8 @@ class DataSet(Model):
 class FramesSettings(Model):
     size: Annotated[tuple[int, int], BeforeValidator(_square)] = (224, 224)
     """Height and width in the store, in pixels; multiples of 32."""
+    source: Literal["media", "imported"] = "media"
+    """The data set's frames, or those that `combo import-frames` has brought."""
 
 
 class AudioSettings(Model):
@@ -110,7 +112,7 @@ class SemanticSamSettings(GridSettings):
 
 class MaskigeSettings(Model):
     generator: str = "semantic-sam-l"
-    """`felzenszwalb`, `sam-vit-b|l|h` or `semantic-sam-t|l`."""
+    """`felzenszwalb`, `sam-vit-b|l|h`, `semantic-sam-t|l`, or `imported`."""
     at: Literal["native", "stored"] = "native"
     """Make masks on the frame at its own size, or at the size in the store."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -217,6 +219,10 @@ class Manifest(Model):
                     f"no data set {name!r} in {self.file}; it names {', '.join(self.data_sets)}"
                 )
         return list(data_sets) or [n for n, d in self.data_sets.items() if self._can_fill(d.root)]
+
+    def with_store(self, store: Path | None) -> "Manifest":
+        """A copy with another store, or packed file, where one is given."""
+        return self if store is None else self.model_copy(update={"store": str(store.absolute())})
 
     def with_stages(
         self,

@@ -142,6 +142,29 @@ def read_label(
     return values.astype(np.uint8)
 
 
+def read_painted(
+    path: Path, palette: NDArray[np.uint8], digests: dict[Path, str] | None = None
+) -> Pixels:
+    """A Maskige's picture as the label map it was painted from, [H,W] uint8: palette[map] is it.
+
+    palette: [256,3], RGB.  Of a palette picture the stored indices are taken where they are painted
+    alike; an index beyond the file's own palette is the grey (i,i,i), as the public code reads it
+    (later Pillows read black). Otherwise a colour becomes the lowest index that has it.
+    Raises MediaError naming the file: unreadable, or a colour that no index paints.
+    """
+    with _image(path, digests) as image:
+        if image.mode != "P":
+            return _indices_of(_rgb(image, path), palette, path)
+        stored = np.array(image)
+        own = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)[:256]
+    colours = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    colours[: len(own)] = own
+    used = np.unique(stored)
+    if np.array_equal(colours[used], palette[used]):
+        return stored
+    return _indices_of(colours[stored], palette, path)
+
+
 def fit_frame(frame: Pixels, size: tuple[int, int], fit: Fit) -> Pixels:
     """Bring a frame [H,W,3] to `size` (height, width) with Pillow's (antialiased) bilinear filter.
 
@@ -214,6 +237,24 @@ def _image(path: Path, digests: dict[Path, str] | None) -> Generator[Image.Image
     except Exception as error:
         # Pillow's decoders raise whatever damaged bytes lead them into.
         raise MediaError(path, f"damaged image ({_one_line(error)})") from error
+
+
+def _indices_of(rgb: Pixels, palette: NDArray[np.uint8], path: Path) -> Pixels:
+    """The lowest index of each pixel's colour, [H,W] uint8."""
+    weights = np.array([1 << 16, 1 << 8, 1], np.uint32)
+    known, lowest = np.unique(palette @ weights, return_index=True)
+    colours = rgb @ weights
+    places = np.searchsorted(known, colours).clip(max=len(known) - 1)
+    strange = known[places] != colours
+    if strange.any():
+        row, column = np.argwhere(strange)[0].tolist()
+        colour = tuple(rgb[row, column].tolist())
+        raise MediaError(
+            path,
+            f"no label is painted {colour}, which {int(strange.sum())} pixels are "
+            f"(the first in row {row}, column {column})",
+        )
+    return lowest[places].astype(np.uint8)
 
 
 def _rgb(image: Image.Image, path: Path) -> Pixels:

@@ -39,6 +39,9 @@ LABEL_IGNORED = 255
 CREATE_ATTEMPTS = 50
 """How often the arrays of a variant are looked at while others make them too."""
 
+PROVENANCE = ("tree", "note")
+"""Settings that only tell where an import came from; who asks for imports need not name them."""
+
 
 @dataclass(frozen=True)
 class ArraySpec:
@@ -66,6 +69,11 @@ class Variant:
     def key(self) -> str:
         """`stage/name`, as shown to people."""
         return f"{self.stage}/{self.name}"
+
+    def is_what(self, wanted: Mapping[str, Any]) -> bool:
+        """Whether these are the wanted settings; where an import is from counts only if wanted."""
+        mine = {k: v for k, v in self.settings.items() if k in wanted or k not in PROVENANCE}
+        return mine == dict(wanted)
 
     @property
     def all_arrays(self) -> tuple[ArraySpec, ...]:
@@ -296,13 +304,13 @@ class SplitStore:
         """A whole array, [clips padded to whole shards, ...]; for small ones such as `valid`."""
         return np.asarray(self._zarr(variant, name)[:])
 
-    def reader(self, variant: Variant, name: str) -> Any:
-        """The array as a tensorstore, for many random reads a second."""
+    def reader(self, variant: Variant, name: str) -> "Rows":
+        """The array through tensorstore, for many random reads a second."""
         import tensorstore
 
         path = self.tensors / variant.key / name
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/"}}
-        return tensorstore.open(spec, open=True, read=True).result()
+        return Rows(tensorstore.open(spec, open=True, read=True).result())
 
     def _zarr(self, variant: Variant, name: str, write: bool = False) -> Any:
         import zarr
@@ -312,6 +320,17 @@ class SplitStore:
             store = _durable_store(self.tensors, blind=write)
             self._opened[key] = zarr.open_array(store, path=key[0], mode="r+")
         return self._opened[key]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Clips of one array, read in tensorstore's own threads."""
+
+    array: Any
+
+    def ask(self, rows: np.ndarray) -> Any:
+        """Start reading: a future whose `result()` is [len(rows), ...]."""
+        return self.array[rows].read()
 
 
 class StoreDamaged(ComboError):

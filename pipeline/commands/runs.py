@@ -24,17 +24,18 @@ def train(
     encoder: str | None = None,
     generator: str | None = None,
     variants: Sequence[str] = (),
+    store: Path | None = None,
 ) -> None:
     """`combo train --preset`."""
-    manifest = load_manifest(manifest_file).with_stages(encoder, generator)
+    manifest = load_manifest(manifest_file).with_stages(encoder, generator).with_store(store)
     folder = out or free_folder(Path("runs") / preset)
     trainer = start(manifest, preset, changes, folder, _named(variants))
     run_trainer(output, trainer)
 
 
-def resume(output: Output, folder: Path) -> None:
+def resume(output: Output, folder: Path, store: Path | None = None) -> None:
     """`combo train --resume`."""
-    run_trainer(output, go_on(folder))
+    run_trainer(output, go_on(folder, store))
 
 
 def run_trainer(output: Output, trainer: Trainer) -> None:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,7 @@ class Computers:
             yield runner
 
 
-def parse_options(part: str, overwrite: bool, retry_failed: bool, force: bool) -> Options:
+def parse_options(part: str, overwrite: bool, retry_failed: bool, force: bool = False) -> Options:
     return Options(parse_part(part), overwrite, retry_failed, force)
 
 
@@ -120,15 +120,28 @@ def run_stages(
     dry_run: bool = False,
 ) -> bool:
     """Run stages over splits and print what came of it; False when a clip or a unit failed."""
-    asked = jobs(manifest, stages_of(stage), manifest.choose(data), splits)
+    found = jobs(manifest, stages_of(stage), manifest.choose(data), splits)
+    return run_jobs(output, manifest, found, options, computers, stop, dry_run)
+
+
+def run_jobs(
+    output: Output,
+    manifest: Manifest,
+    found: Iterable[Job],
+    options: Options,
+    computers: Computers,
+    stop: Stop | None = None,
+    dry_run: bool = False,
+) -> bool:
+    """Run jobs and print what came of it; False when a clip or a unit failed."""
     if dry_run:
-        for job in asked:
+        for job in found:
             _foretell(output, job, options, computers)
         return True
     summaries: list[Summary] = []
     started = time.monotonic()
     with computers.runner(output, manifest) as runner:
-        for job in asked:
+        for job in found:
             settle_plan(job.split, job.plan, options)
             summaries.append(_run(output, job, options, runner, stop))
     _report(output, summaries, time.monotonic() - started)

@@ -10,8 +10,10 @@ from ..errors import ComboError
 from ..jobs.status import progress
 from ..jobs.verify import Finding, count_findings, repair_variant, verify_variant
 from ..manifest import load_manifest
+from ..packed import is_packed, refuse_packed
 from ..preprocess.tasks import job_of
 from ..store import splits_in
+from . import packing
 
 
 def status(
@@ -85,9 +87,18 @@ def verify(
     repair: bool,
     inputs: bool,
     full: bool,
+    file: Path | None = None,
 ) -> None:
-    """`combo verify`; exits with 1 when something is wrong and was not repaired."""
-    manifest = load_manifest(manifest_file)
+    """`combo verify`; exits with 1 when something is wrong and was not repaired.
+
+    file: a packed file, instead of the store.
+    """
+    manifest = load_manifest(manifest_file).with_store(file)
+    if is_packed(manifest.store_path):
+        if repair or inputs or full or data or splits:
+            refuse_packed(manifest.store_path, "combo verify with options")
+        packing.verify(output, manifest.store_path)
+        return
     found = [
         split
         for split in splits_in(manifest.store_path, data or None)

@@ -173,6 +173,9 @@ def leftovers(split: SplitStore, variant: Variant) -> Iterator[Path]:
     """What killed processes left half written of a variant."""
     for folder in (split.arrays(variant), split.records(variant)):
         yield from durable.leftovers(folder)
+    # Not the whole split: other stages have as many folders again as units.
+    yield from durable.leftovers(split.root, of=split.plan_path.name)
+    yield from durable.leftovers(split.tensors, of="zarr.json")
 
 
 def read_finished(split: SplitStore, variant: Variant) -> Finished | None:

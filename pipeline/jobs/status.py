@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..packed import PackedSplit, is_packed, splits_in_packed
 from ..store import SplitStore, Variant, splits_in
 from . import records
 from .parts import Part, read_parts
@@ -39,13 +40,42 @@ class Progress:
 def progress(
     store: Path, data_sets: Sequence[str] | None = None, splits: Sequence[str] | None = None
 ) -> list[Progress]:
-    """The state of every variant in a store, by data set, split and stage."""
+    """The state of every variant in a store or a packed file, by data set, split and stage."""
+    if is_packed(store):
+        return [
+            _packed(split, variant)
+            for split in splits_in_packed(store, data_sets)
+            if not splits or split.split in splits
+            for variant in split.variants()
+        ]
     return [
         _progress(split, variant)
         for split in splits_in(store, data_sets)
         if not splits or split.split in splits
         for variant in split.variants()
     ]
+
+
+def _packed(split: PackedSplit, variant: Variant) -> Progress:
+    """What is packed is finished."""
+    plan, failures = split.plan(), dict(split.finished(variant)["failed"])
+    return Progress(
+        data_set=split.data_set,
+        split=split.split,
+        stage=variant.stage,
+        variant=variant.name,
+        clips=len(plan.clips),
+        done=len(plan.clips) - len(failures),
+        failed=len(failures),
+        to_do=0,
+        units=plan.units,
+        units_done=plan.units,
+        clips_per_second=None,
+        seconds_left=None,
+        finished=True,
+        failures=failures,
+        parts=(),
+    )
 
 
 def _progress(split: SplitStore, variant: Variant) -> Progress:

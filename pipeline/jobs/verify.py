@@ -9,6 +9,7 @@ from ..errors import MediaError
 from ..layouts import layout
 from ..media import digest
 from ..preprocess.stage import combined_digest
+from ..source import remake
 from ..store import VALID, Plan, SplitStore, StoreDamaged, Variant, array_digest
 from . import records
 from .records import UnitRecord
@@ -50,7 +51,7 @@ def verify_variant(
     """
     plan = split.plan()
     where = f"{split}/{variant.key}"
-    again = f"run: combo preprocess {variant.stage} --data {split.data_set} --split {split.split}"
+    again = f"run: {remake(split, variant.stage, variant.settings)}"
     mend = f"run: combo verify --repair --data {split.data_set} --split {split.split}"
     for unit in range(plan.units):
         record = records.read_record(split, variant, unit)
@@ -70,7 +71,7 @@ def verify_variant(
 def verify_finish(split: SplitStore, variant: Variant) -> Iterator[Finding]:
     """What is wrong with a variant as a whole, whatever its units are."""
     plan, where = split.plan(), f"{split}/{variant.key}"
-    again = f"run: combo preprocess {variant.stage} --data {split.data_set} --split {split.split}"
+    again = f"run: {remake(split, variant.stage, variant.settings)}"
     finished = records.read_finished(split, variant)
     if finished is None:
         yield Finding(where, "is not finished", again)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,14 +36,22 @@ class FramesStage:
     frames_per_clip: int
     label_rule: LabelRule
     classes: int
+    imported: tuple[str, str] | None = None
+    """Of clips whose frames somebody else has resized: tree and note, see `imported`."""
 
     def variant(self) -> Variant:
         frames, (height, width) = self.frames_per_clip, self.size
+        name = f"{height}x{width}-{self.fit}"
+        settings: dict[str, Any] = {"size": list(self.size), "fit": self.fit}
+        if self.imported is not None:
+            tree, note = self.imported
+            name += "-imported"
+            settings |= {"source": "imported", "tree": tree, "note": note}
         return make_variant(
             "frames",
-            f"{height}x{width}-{self.fit}",
+            name,
             VERSION,
-            {"size": list(self.size), "fit": self.fit},
+            settings,
             (
                 ArraySpec("frames", (frames, height, width, 3), "uint8"),
                 ArraySpec("labels", (frames, height, width), "uint8", LABEL_IGNORED),

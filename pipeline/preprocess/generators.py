@@ -87,6 +87,17 @@ def merge_segments(segments: np.ndarray) -> LabelMap:
     return LabelMap(ranks[segments], len(areas), len(areas) - len(kept))
 
 
+IMPORTED = (
+    "imported Maskiges are not computed; run: combo import-maskige DIR, "
+    "or name another generator with --generator"
+)
+
+
+def _imported(settings: MaskigeSettings, weights: Path | None, place: Place) -> Generate:
+    del settings, weights, place
+    raise ComboError(IMPORTED)
+
+
 def _network(name: str, settings: MaskigeSettings, weights: Path, device: str) -> "PointGrid":
     """The mask generator of a network with its weights, on a device."""
     import torch
@@ -158,6 +169,7 @@ SEMANTIC_SAM_TOKENS = {1: 3, 2: 2, 3: 0, 4: 4, 5: 1, 6: 5}
 to whoever sees only one of the two numbers, so the store records both."""
 
 GENERATORS: Mapping[str, Generator] = {
+    "imported": Generator(lambda _: {}, None, _imported),
     "felzenszwalb": Generator(
         lambda settings: settings.felzenszwalb.model_dump(mode="json"), None, _felzenszwalb
     ),

@@ -6,10 +6,12 @@ from typing import Any
 from ..errors import ComboError
 from ..jobs.run import make_plan
 from ..jobs.unit import Job
-from ..layouts import Folders, Layout, layout
+from ..layouts import Clip, Folders, Layout, layout
 from ..manifest import Manifest
 from ..media import Fit
-from ..store import SplitStore, Variant
+from ..packed import refuse_packed
+from ..store import PROVENANCE, Plan, SplitStore, Variant
+from .generators import IMPORTED
 from .stage import Stage
 
 STAGES = ("frames", "audio", "maskige")
@@ -44,6 +46,14 @@ def make_job(manifest: Manifest, data_set: str, split: str, stage: str) -> Job:
 
     Raises ComboError: data set not found, weights missing.
     """
+    where, plan, clips = planned(manifest, data_set, split)
+    made = make_stage(manifest, data_set, split, stage)
+    return Job(where, made, made.variant(), plan, tuple(clips))
+
+
+def planned(manifest: Manifest, data_set: str, split: str) -> tuple[SplitStore, Plan, list[Clip]]:
+    """Where a split goes, the plan that its listing asks for, and its clips; opens no media."""
+    refuse_packed(manifest.store_path, "preprocessing")
     rules, root = layout_of(manifest, data_set), manifest.root(data_set)
     clips = rules.clips(root, split)
     where = SplitStore(manifest.store_path, data_set, split)
@@ -55,8 +65,7 @@ def make_job(manifest: Manifest, data_set: str, split: str, stage: str) -> Job:
         clips,
         manifest.clips_per_unit,
     )
-    made = make_stage(manifest, data_set, split, stage)
-    return Job(where, made, made.variant(), plan, tuple(clips))
+    return where, plan, clips
 
 
 def job_of(manifest: Manifest, split: SplitStore, variant: Variant) -> Job:
@@ -89,6 +98,11 @@ def make_stage(manifest: Manifest, data_set: str, split: str, stage: str) -> Sta
     if stage == "frames":
         from .frames import FramesStage
 
+        if settings.frames.source == "imported":
+            raise ComboError(
+                "imported frames are not computed; run: combo import-frames DIR, "
+                "or leave stages.frames.source out of the manifest"
+            )
         root = manifest.root(data_set)
         classes = len(rules.classes(root))
         return FramesStage(size, fit, frames, rules.label_rule(root), classes)
@@ -99,26 +113,38 @@ def make_stage(manifest: Manifest, data_set: str, split: str, stage: str) -> Sta
     if stage == "maskige":
         from .maskige import MaskigeStage
 
+        if settings.maskige.generator == "imported":
+            raise ComboError(IMPORTED)
         return MaskigeStage.make(manifest, size, fit, frames)
     raise ComboError(f"no stage {stage!r}; there are {', '.join(STAGES)}")
 
 
 def stage_settings(manifest: Manifest, data_set: str, split: str) -> dict[str, dict[str, Any]]:
-    """The settings of every stage's variant, stage -> settings; needs no data and no weights."""
+    """The settings of every stage's variant, stage -> settings; needs no data and no weights.
+
+    Those of an import leave open what it was imported from (`store.PROVENANCE`).
+    """
     from .audio import AudioStage
     from .frames import FramesStage
+    from .imported import ImportedMaskigeStage
     from .maskige import MaskigeStage
 
     rules, settings = layout_of(manifest, data_set), manifest.stages
     fit, frames = fit_of(manifest, data_set, split), rules.frames_per_clip
     size = settings.frames.size
+    anything = ("", "") if settings.frames.source == "imported" else None
     stages = (
-        FramesStage(size, fit, frames, "binary", 2),
+        FramesStage(size, fit, frames, "binary", 2, anything),
         AudioStage.of(settings.audio, rules.sound_rule, frames, {}),
-        MaskigeStage(settings.maskige, size, fit, frames),
+        ImportedMaskigeStage(size, fit, frames)
+        if settings.maskige.generator == "imported"
+        else MaskigeStage(settings.maskige, size, fit, frames),
     )
     variants = [stage.variant() for stage in stages]
-    return {variant.stage: dict(variant.settings) for variant in variants}
+    return {
+        variant.stage: {k: v for k, v in variant.settings.items() if k not in PROVENANCE}
+        for variant in variants
+    }
 
 
 def jobs(

@@ -1,14 +1,14 @@
-"""Clips from a finished store as batches of tensors, read ahead with tensorstore.
+"""Clips from a finished store, or a file packed from one, as batches of tensors, read ahead.
 
 Pictures are read when their batch comes; what is small (sound, which frames are annotated)
-is read once when the split is opened. Reads are asynchronous in tensorstore's own threads, so a few
-batches ahead cost no process, no pickling and no copy between processes.
+is read once when the split is opened. Reads go on in threads of the source (tensorstore's, or
+a packed file's), so a few batches ahead cost no process, no pickling and no copy between processes.
 """
 
 import contextlib
 import ctypes
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from ...model.maskige import colour
 from ..errors import ComboError
-from ..jobs.records import Finished, read_finished
-from ..store import VALID, Plan, SplitStore, Variant
+from ..jobs.records import Finished
+from ..source import Choice, Source, finished_manifest, remake
+from ..store import VALID, Plan, Variant
 
 
 @dataclass(frozen=True)
@@ -76,18 +77,6 @@ class StoredBatch:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The three variants of a split that a run is trained or evaluated on."""
-
-    frames: Variant
-    audio: Variant
-    maskige: Variant
-
-    def fingerprints(self) -> dict[str, str]:
-        return {v.stage: v.fingerprint for v in (self.frames, self.audio, self.maskige)}
-
-
-@dataclass(frozen=True)
 class _Pending:
     rows: np.ndarray
     reads: tuple[Any, Any, Any]
@@ -101,14 +90,14 @@ class ClipReader:
     Raises ComboError when a variant is not finished or belongs to another list of clips.
     """
 
-    def __init__(self, split: SplitStore, choice: Choice) -> None:
+    def __init__(self, split: Source, choice: Choice) -> None:
         _keep_freed_memory()
         self.split, self.choice = split, choice
         self.plan: Plan = split.plan()
         self.left_out: dict[str, str] = {}
         self.outputs: dict[str, str] = {}
         usable = np.ones(len(self.plan.clips), bool)
-        for variant in (choice.frames, choice.audio, choice.maskige):
+        for variant in choice.variants:
             finished = _finished(split, variant, self.plan)
             self.left_out |= finished.failed
             self.outputs[variant.stage] = finished.outputs
@@ -141,7 +130,7 @@ class ClipReader:
     def ask(self, clips: Sequence[int]) -> _Pending:
         """Start reading clips, given as positions in `rows`."""
         rows = self.rows[np.asarray(clips)]
-        frames, labels, label_map = (array[rows].read() for array in self._pictures)
+        frames, labels, label_map = (array.ask(rows) for array in self._pictures)
         return _Pending(rows, (frames, labels, label_map))
 
     def sound(self, clips: Sequence[int]) -> Tensor:
@@ -196,54 +185,15 @@ def shuffled(clips: int, batch: int, seed: int, first: int, last: int) -> Iterat
         yield [int(order(place // clips)[place % clips]) for place in places]
 
 
-def choose_variants(
-    split: SplitStore,
-    wanted: Mapping[str, Mapping[str, Any]],
-    named: Mapping[str, str] | None = None,
-    weights: Mapping[str, Mapping[str, str]] | None = None,
-) -> Choice:
-    """The variant of each stage with the settings `wanted` (stage -> settings).
-
-    named: stage -> name of the variant to take instead.  weights: stage -> digests, when those
-    must be the same too.  Raises ComboError when a stage has none that fits, or several.
-    """
-    chosen: dict[str, Variant] = {}
-    for stage in ("frames", "audio", "maskige"):
-        variants = split.variants(stage)
-        if named and stage in named:
-            fits = [v for v in variants if v.name == named[stage]]
-        else:
-            fits = [v for v in variants if dict(v.settings) == dict(wanted[stage])]
-        if weights is not None:
-            fits = [v for v in fits if dict(v.weights) == dict(weights[stage])]
-        if len(fits) == 1:
-            chosen[stage] = fits[0]
-            continue
-        there = ", ".join(v.name for v in variants) or "none"
-        if not fits:
-            raise ComboError(
-                f"no {stage} of {split} with these settings in {split.store} (there: {there}); "
-                f"run: combo preprocess {stage} --data {split.data_set} --split {split.split}, "
-                f"or choose one with --variant {stage}=NAME"
-            )
-        raise ComboError(
-            f"several variants of {stage} fit {split}: {', '.join(v.name for v in fits)}; "
-            f"choose one with --variant {stage}=NAME"
-        )
-    return Choice(chosen["frames"], chosen["audio"], chosen["maskige"])
-
-
-def _finished(split: SplitStore, variant: Variant, plan: Plan) -> Finished:
-    finished = read_finished(split, variant)
+def _finished(split: Source, variant: Variant, plan: Plan) -> Finished:
+    finished = finished_manifest(split, variant)
     if (
         finished is None
         or finished.plan != plan.fingerprint
         or finished.fingerprint != variant.fingerprint
     ):
-        raise ComboError(
-            f"{variant.key} of {split} is not finished; run: "
-            f"combo preprocess {variant.stage} --data {split.data_set} --split {split.split}"
-        )
+        command = remake(split, variant.stage, variant.settings)
+        raise ComboError(f"{variant.key} of {split} is not finished; run: {command}")
     return finished
 
 

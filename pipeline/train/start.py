@@ -13,10 +13,10 @@ from ...model.settings import ComboSettings
 from ..errors import ComboError
 from ..manifest import Manifest
 from ..preprocess.tasks import stage_settings
-from ..store import SplitStore, splits_in
+from ..source import Choice, choose_variants, open_source, sources_in
 from ..weights import load_state, resolve
 from . import checkpoint
-from .loader import ClipReader, choose_variants
+from .loader import ClipReader
 from .presets import RunSettings
 from .presets import resolve as resolve_settings
 from .run_folder import RunFolder
@@ -44,25 +44,26 @@ def start(
 ) -> Trainer:
     """A new run. changes: `key=value` of the settings.  named: stage -> variant in the store.
 
-    Reads the store only. Raises ComboError for unknown settings, stages that are not finished,
-    missing weights.
+    Reads the store, or the packed file, only. Raises ComboError for unknown settings, stages that
+    are not finished, missing weights.
     """
     settings = resolve_settings(preset, changes)
     data_set = settings.train.data
     manifest.choose([data_set])
-    splits = [each.split for each in splits_in(manifest.store_path, [data_set])]
-    if "train" not in splits:
+    store = manifest.store_path
+    sources = {each.split: each for each in sources_in(store, [data_set])}
+    if "train" not in sources:
+        command = "pack STORE --to FILE --data" if store.is_file() else "preprocess all --data"
         raise ComboError(
-            f"{manifest.store_path} holds no split 'train' of data set {data_set!r}; "
-            f"run: combo preprocess all --data {data_set}"
+            f"{store} holds no split 'train' of data set {data_set!r}; "
+            f"run: combo {command} {data_set}"
         )
-    wanted = {split: stage_settings(manifest, data_set, split) for split in splits}
-    train = SplitStore(manifest.store_path, data_set, "train")
-    choice = choose_variants(train, wanted["train"], named)
-    weights = {v.stage: dict(v.weights) for v in (choice.frames, choice.audio, choice.maskige)}
-    readers = {"train": ClipReader(train, choice)}
-    if "val" in splits:
-        val = SplitStore(manifest.store_path, data_set, "val")
+    asked = {split: stage_settings(manifest, data_set, split) for split in sources}
+    choice = choose_variants(sources["train"], asked["train"], named)
+    wanted = {split: _like(choice, asked["train"], own) for split, own in asked.items()}
+    weights = {v.stage: dict(v.weights) for v in choice.variants}
+    readers = {"train": ClipReader(sources["train"], choice)}
+    if val := sources.get("val"):
         readers["val"] = ClipReader(val, choose_variants(val, wanted["val"], weights=weights))
     settings = _fit_to_data(settings, readers["train"])
     try:
@@ -71,7 +72,7 @@ def start(
         raise ComboError(f"no network has these settings ({error}); change --set") from error
     data = {
         "data_set": data_set,
-        "store": str(manifest.store_path.resolve()),
+        "store": str(store.resolve()),
         "settings": wanted,
         "weights": weights,
         "splits": {name: _described(reader) for name, reader in readers.items()},
@@ -80,16 +81,17 @@ def start(
     return Trainer(run, settings, network, readers)
 
 
-def resume(folder: Path) -> Trainer:
+def resume(folder: Path, store: Path | None = None) -> Trainer:
     """A run that goes on from its last checkpoint.
 
+    store: where the store lies now, if it moved, or a file packed from it.
     Raises ComboError when the store is no longer what the run was started on.
     """
     run = RunFolder(folder)
     settings, data = run.settings(), run.data()
     readers: dict[str, ClipReader] = {}
     for name, known in data["splits"].items():
-        split = SplitStore(Path(data["store"]), data["data_set"], name)
+        split = open_source(store or Path(data["store"]), data["data_set"], name)
         named = {stage: variant["name"] for stage, variant in known["variants"].items()}
         readers[name] = ClipReader(split, choose_variants(split, {}, named))
         if _described(readers[name]) != known:
@@ -101,6 +103,23 @@ def resume(folder: Path) -> Trainer:
     trainer = Trainer(run, settings, Combo(settings.network), readers)
     trainer.resume()
     return trainer
+
+
+def _like(
+    choice: Choice, train: Mapping[str, Mapping[str, Any]], own: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The settings of a split beside the train split, whose variants were chosen.
+
+    They are the chosen ones but for what a manifest says of each split apart (how frames are
+    fitted), and for the folders that an import came from.
+    """
+    return {
+        variant.stage: {
+            **{k: v for k, v in variant.settings.items() if k != "tree"},
+            **{k: v for k, v in own[variant.stage].items() if train[variant.stage].get(k) != v},
+        }
+        for variant in choice.variants
+    }
 
 
 def _fit_to_data(settings: RunSettings, reader: ClipReader) -> RunSettings:
@@ -174,7 +193,6 @@ def _described(reader: ClipReader) -> dict[str, Any]:
         "left_out": reader.left_out,
         "outputs": reader.outputs,
         "variants": {
-            v.stage: {"name": v.name, "fingerprint": v.fingerprint}
-            for v in (choice.frames, choice.audio, choice.maskige)
+            v.stage: {"name": v.name, "fingerprint": v.fingerprint} for v in choice.variants
         },
     }

@@ -303,12 +303,20 @@ def test_what_a_dead_process_left_over_goes_with_the_next_finish(manifest: Manif
     dead.wait()
     import socket
 
-    left = job.split.root / f".x.json.{socket.gethostname()}.{dead.pid}.00ff.partial"
-    alive = job.split.root / f".x.json.{socket.gethostname()}.1.00ff.partial"
-    for path in (left, alive):
+    mine, other = (f"{socket.gethostname()}.{pid}.00ff.partial" for pid in (dead.pid, 1))
+    left = [
+        job.split.root / f".plan.json.{mine}",
+        job.split.tensors / f".zarr.json.{mine}",
+        job.split.records(job.variant) / f".000001.json.{mine}",
+        job.split.arrays(job.variant) / "frames" / "c" / "1" / f".0.{mine}",
+    ]
+    alive = job.split.root / f".plan.json.{other}"
+    for path in (*left, alive):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("half")
+    assert sum("left over" in finding.problem for finding in findings(job)) == len(left)
     run(job)
-    assert not left.exists()
+    assert not [path for path in left if path.exists()]
     assert alive.exists()
 
 

@@ -110,7 +110,7 @@ def test_the_loaders_reader_sees_what_zarr_sees(
     split = _written_once(tmp_path_factory)
     for name in ("frames", "labels", "embedding"):
         whole = split.read_array(VARIANT, name)
-        assert np.array_equal(split.reader(VARIANT, name)[rows].read().result(), whole[rows])
+        assert np.array_equal(split.reader(VARIANT, name).ask(rows).result(), whole[rows])
 
 
 def _written_once(factory: pytest.TempPathFactory) -> SplitStore:

@@ -19,8 +19,9 @@ from combo.pipeline.layouts import S4
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.media import fit_frame, read_frames
 from combo.pipeline.preprocess.tasks import make_job, stage_settings
+from combo.pipeline.source import choose_variants
 from combo.pipeline.store import LABEL_IGNORED, SplitStore
-from combo.pipeline.train.loader import StoredBatch, choose_variants, shuffled
+from combo.pipeline.train.loader import StoredBatch, shuffled
 
 
 def same(left: StoredBatch, right: StoredBatch) -> bool:
@@ -236,4 +237,4 @@ def test_clips_may_be_asked_for_in_any_order_and_twice(prepared: Path, clips: li
     split = SplitStore(manifest.store_path, "s4", "train")
     (variant,) = split.variants("frames")
     stored = split.read_array(variant, "frames")
-    assert np.array_equal(split.reader(variant, "frames")[clips].read().result(), stored[clips])
+    assert np.array_equal(split.reader(variant, "frames").ask(clips).result(), stored[clips])

@@ -1,0 +1,213 @@
+"""Packs finished splits into one file, and holds a packed file against what was finished.
+
+Nothing damaged is packed: each unit is read from the store and held against its record on the way.
+The digest of all units stands in the packed manifest of each variant, so that a packed file can be
+checked from end to end without the store.
+"""
+
+import errno
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from .. import durable
+from ..errors import ComboError
+from ..packed import (
+    SHRINKING,
+    Entry,
+    Packed,
+    PackedSplit,
+    Writer,
+    read_index,
+    spec_bytes,
+    splits_in_packed,
+)
+from ..source import Choice, finished_manifest, remake
+from ..store import SplitStore, StoreDamaged, Variant, array_digest, fingerprint
+from . import records
+from .verify import Finding
+
+SHRUNK = 0.1
+"""What is set aside for an array that is deflated, as a share of its bytes; usual is half of it."""
+
+OnUnit = Callable[[], None]
+
+
+def pack(
+    target: Path,
+    splits: Sequence[tuple[SplitStore, Choice]],
+    version: str,
+    *,
+    deflate: bool = False,
+    overwrite: bool = False,
+    on_unit: OnUnit = lambda: None,
+) -> bool:
+    """Write the chosen variants of finished splits into one file, whole or not at all.
+
+    version: combo's, for the index.  deflate: make label images smaller, and slower.
+    on_unit: called for each unit of each variant.
+    Returns False when the file is there and holds just this. Raises ComboError for a variant that
+    is not finished, a damaged unit, another file in the way, a disk too small.
+    """
+    entries = [_entry(split, choice) for split, choice in splits]
+    if target.is_dir():
+        raise ComboError(f"{target} is a folder; name a file, such as --to {target / 'store.h5'}")
+    if target.exists() and not overwrite:
+        with suppress(ComboError):
+            if fingerprint([asdict(e) for e in read_index(target).splits]) == fingerprint(
+                [asdict(e) for e in entries]
+            ):
+                return False
+        raise ComboError(
+            f"{target} is there and holds something else; give --overwrite to replace it"
+        )
+    _check_space(target, entries, deflate)
+    try:
+        for path in durable.leftovers(target.parent, of=target.name):
+            durable.remove(path)
+        with durable.replacing(target) as temporary:
+            _write(Path(temporary.name), splits, entries, version, deflate, on_unit)
+    except (OSError, RuntimeError) as error:  # HDF5 raises either, by when it notices
+        raise ComboError(
+            f"cannot write {target}: {_reason(error)}; free space there or give another --to"
+        ) from error
+    return True
+
+
+def verify_packed(path: Path, on_unit: OnUnit = lambda: None) -> Iterator[Finding | int]:
+    """Check a packed file: yields the number of each good unit, and a Finding for all else."""
+    mend = f"copy it here once more, or run: combo pack STORE --to {path} --overwrite"
+    for split in splits_in_packed(path):
+        for variant in split.variants():
+            outputs: list[dict[str, str]] = []
+            for unit, found in enumerate(_digests(split, variant)):
+                if isinstance(found, StoreDamaged):
+                    yield Finding(f"{split}/{variant.key} unit {unit}", str(found), mend)
+                else:
+                    outputs.append(found)
+                    yield unit
+                on_unit()
+            whole = len(outputs) == split.plan().units
+            finished = finished_manifest(split, variant)
+            if finished is None or (whole and fingerprint(outputs) != finished.outputs):
+                yield Finding(f"{split}/{variant.key}", "is not what was finished", mend)
+
+
+def _reason(error: OSError | RuntimeError) -> str:
+    """What the system said, found in what HDF5 makes of it."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full"
+    said = re.search(r"error message = '([^']+)'", str(error))
+    return said.group(1) if said else " ".join(str(error).split())[:200]
+
+
+def _entry(split: SplitStore, choice: Choice) -> Entry:
+    plan = split.plan()
+    packed: list[Packed] = []
+    for variant in choice.variants:
+        finished = records.read_finished(split, variant)
+        if (
+            finished is None
+            or finished.plan != plan.fingerprint
+            or finished.fingerprint != variant.fingerprint
+        ):
+            raise ComboError(
+                f"{variant.key} of {split} is not finished; "
+                f"run: {remake(split, variant.stage, variant.settings)}, "
+                f"or choose what to pack with --data and --split"
+            )
+        packed.append(Packed(variant, asdict(finished)))
+    return Entry(split.data_set, split.split, plan, tuple(packed))
+
+
+def _check_space(target: Path, entries: Sequence[Entry], deflate: bool) -> None:
+    needed = sum(
+        len(entry.plan.clips)
+        * spec_bytes(spec)
+        * (SHRUNK if deflate and spec.name in SHRINKING else 1)
+        for entry in entries
+        for each in entry.packed
+        for spec in each.variant.all_arrays
+    )
+    home = target.absolute().parent
+    while not home.exists():
+        home = home.parent
+    free = shutil.disk_usage(home).free
+    if free < needed:
+        raise ComboError(
+            f"{target} needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free there; "
+            f"free space, give another --to, or fewer splits with --data and --split"
+        )
+
+
+def _write(
+    path: Path,
+    splits: Sequence[tuple[SplitStore, Choice]],
+    entries: Sequence[Entry],
+    version: str,
+    deflate: bool,
+    on_unit: OnUnit,
+) -> None:
+    import h5py
+
+    # No lock: the name is this process's own, and not every cluster's file system has locks.
+    with h5py.File(path, "w", locking=False) as file:
+        writer = Writer(file, deflate)
+        for (split, choice), entry in zip(splits, entries, strict=True):
+            writer.add(entry, {v.stage: _checked(split, v, on_unit) for v in choice.variants})
+        writer.close(version)
+
+
+def _checked(
+    split: SplitStore, variant: Variant, on_unit: OnUnit
+) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays of each unit without its padding, held against the unit's record."""
+    plan = split.plan()
+    done = {record.unit: record for record in records.done_units(split, variant, plan)}
+    for unit in range(plan.units):
+        problem = ""
+        arrays: dict[str, np.ndarray] = {}
+        try:
+            arrays = split.read_unit(variant, plan, unit)
+        except StoreDamaged as error:
+            problem = str(error)
+        if unit not in done:
+            problem = "its record is gone"
+        for name, array in arrays.items():
+            if not problem and done[unit].outputs.get(name) != array_digest(array):
+                problem = f"{name} is not what was written"
+        if problem:
+            raise ComboError(
+                f"{split}/{variant.key} unit {unit} is damaged ({problem}), so nothing was packed; "
+                f"run: combo verify --repair --data {split.data_set} --split {split.split}, "
+                f"then {remake(split, variant.stage, variant.settings)}"
+            )
+        yield {name: array[: len(plan.members(unit))] for name, array in arrays.items()}
+        on_unit()
+
+
+def _digests(split: PackedSplit, variant: Variant) -> Iterator[dict[str, str] | StoreDamaged]:
+    """The digest of each array of each unit as its record had it, the padding put back."""
+    plan = split.plan()
+    try:
+        arrays = {spec: split.reader(variant, spec.name) for spec in variant.all_arrays}
+    except StoreDamaged as error:
+        yield error
+        return
+    for unit in range(plan.units):
+        rows = np.array(plan.members(unit))
+        found: dict[str, str] = {}
+        try:
+            for spec, array in arrays.items():
+                whole = np.full((plan.clips_per_unit, *spec.shape), spec.fill, spec.dtype)
+                whole[: len(rows)] = array.read(rows)
+                found[spec.name] = array_digest(whole)
+        except StoreDamaged as error:
+            yield error
+        else:
+            yield found

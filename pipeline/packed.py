@@ -1,0 +1,348 @@
+"""A packed file: finished splits of a store as one HDF5 file, for disks that are a node's own.
+
+    index                                    JSON: plans, variants, their finished manifests
+    <data set>/<split>/<stage>/<variant>/<array>         [clips, ...], not padded
+    <data set>/<split>/<stage>/<variant>/<array>.crc32c  [clips], of each clip's bytes in the file
+
+This is the only place that knows these names. Arrays lie in the file as they are, which is what is
+read fastest; label images may be deflated (one chunk a clip, filter gzip), which saves a third of
+the file and triples the time. Whatever reads HDF5 reads both.
+
+Reading for training goes around the HDF5 library, which has one lock for all threads: where each
+clip's bytes lie is looked up once, and from then on threads of our own read them with `pread`,
+which no fork and no other thread can disturb. Every clip's bytes are held against their CRC-32C,
+which processors compute: zlib's CRC-32 would be half of all the work.
+"""
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from .errors import ComboError
+from .store import ArraySpec, Plan, StoreDamaged, Variant
+
+SUFFIXES = (".h5", ".hdf5")
+"""By which a path is told to mean a packed file before there is one."""
+
+SHRINKING = frozenset({"labels", "label_map"})
+"""Arrays that are worth being deflated: photographs hardly shrink, and the others are small."""
+
+LEVEL = 1
+FORMAT = 1
+INDEX, INDEX_DIGEST, CHECKS = "index", "index_sha256", ".crc32c"
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a store's path means a packed file."""
+    return path.is_file() or (path.suffix in SUFFIXES and not path.is_dir())
+
+
+def refuse_packed(path: Path, command: str) -> None:
+    """Raises ComboError where a command that writes is given a packed file."""
+    if is_packed(path):
+        raise ComboError(
+            f"{path} is a packed file, which is only read; {command} needs the store that it was "
+            f"packed from: name its folder in the manifest or COMBO_STORE"
+        )
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One variant of a packed split. finished: its manifest, as `jobs` wrote it."""
+
+    variant: Variant
+    finished: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One split in a packed file."""
+
+    data_set: str
+    split: str
+    plan: Plan
+    packed: tuple[Packed, ...]
+
+    def group(self, variant: Variant) -> str:
+        return f"{self.data_set}/{self.split}/{variant.key}"
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a packed file holds. version: of combo, when it was written."""
+
+    format: int
+    version: str
+    splits: tuple[Entry, ...]
+
+
+class PackedSplit:
+    """One split in a packed file; reads what a `SplitStore` reads, and writes nothing.
+
+    Raises ComboError for a file that is not there or holds no such split, StoreDamaged for one
+    that was cut short or changed.
+    """
+
+    def __init__(self, store: Path, data_set: str, split: str) -> None:
+        self.store, self.data_set, self.split = Path(store), data_set, split
+        # One open file for all reads: another that takes its name does not come between.
+        self._file = _open(self.store)
+        entries = _read_index(self._file, self.store).splits
+        found = [e for e in entries if (e.data_set, e.split) == (data_set, split)]
+        if not found:
+            there = ", ".join(f"{e.data_set}/{e.split}" for e in entries)
+            raise ComboError(
+                f"{self.store} holds no {data_set}/{split}, only {there}; "
+                f"pack it too: combo pack STORE --to FILE --overwrite"
+            )
+        self._entry = found[0]
+
+    def __repr__(self) -> str:
+        return f"{self.data_set}/{self.split}"
+
+    def plan(self) -> Plan:
+        return self._entry.plan
+
+    def variants(self, stage: str | None = None) -> list[Variant]:
+        """The variants that were packed, one a stage."""
+        found = [each.variant for each in self._entry.packed]
+        return [variant for variant in found if stage in (None, variant.stage)]
+
+    def finished(self, variant: Variant) -> dict[str, Any]:
+        """The manifest of a variant that was packed."""
+        return next(e.finished for e in self._entry.packed if e.variant == variant)
+
+    def read_array(self, variant: Variant, name: str) -> np.ndarray:
+        """A whole array, [clips, ...]; for small ones such as `valid`."""
+        return self.reader(variant, name).read(np.arange(len(self._entry.plan.clips)))
+
+    def reader(self, variant: Variant, name: str) -> "PackedRows":
+        """An array, for many random reads a second."""
+        import h5py
+
+        spec = next(spec for spec in variant.all_arrays if spec.name == name)
+        path = f"{self._entry.group(variant)}/{name}"
+        try:
+            with h5py.File(self._file, "r") as file:
+                dataset: Any = file[path]
+                stored: Any = file[path + CHECKS]
+                where = np.full((len(dataset), 2), -1, np.int64)
+                deflated = dataset.chunks is not None
+                if deflated:
+                    dataset.id.chunk_iter(_noted_in(where))
+                else:
+                    size = spec_bytes(spec)
+                    where[:, 0] = dataset.id.get_offset() + size * np.arange(len(dataset))
+                    where[:, 1] = size
+                checks: np.ndarray = stored[:]
+                self._check(dataset, spec, where)
+        except Exception as error:  # HDF5 raises whatever damaged bytes lead it into
+            raise damaged(self.store, f"{self}/{variant.key}/{name}", error) from error
+        what = f"{self}/{variant.key}/{name}"
+        return PackedRows(self.store, what, self._file, spec, where, checks, deflated)
+
+    def _check(self, dataset: Any, spec: ArraySpec, where: np.ndarray) -> None:
+        """Raises ValueError where what HDF5 says of an array cannot be."""
+        clips, ends = len(self._entry.plan.clips), where.sum(1)
+        if dataset.shape != (clips, *spec.shape) or dataset.dtype != np.dtype(spec.dtype):
+            raise ValueError(f"{dataset.dtype}{dataset.shape} is not what was packed")
+        if where.min() < 0 or ends.max() > os.fstat(self._file.fileno()).st_size:
+            raise ValueError("clips that lie outside the file")
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Clips of one array. where: [clips, 2] int64, offset and bytes of each.  checks: CRC-32Cs."""
+
+    path: Path
+    name: str
+    file: BinaryIO
+    spec: ArraySpec
+    where: np.ndarray
+    checks: np.ndarray
+    deflated: bool
+
+    def ask(self, rows: np.ndarray) -> "Future[np.ndarray]":
+        """Start reading: a future whose `result()` is [len(rows), ...]."""
+        return _threads(os.getpid()).submit(self.read, rows)
+
+    def read(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Clips, [len(rows), ...]. Raises StoreDamaged."""
+        found = np.empty((len(rows), *self.spec.shape), self.spec.dtype)
+        flat = found.reshape(len(rows), -1).view(np.uint8)
+        for place, row in zip(flat, rows, strict=True):
+            offset, size = self.where[row].tolist()
+            target = np.empty(size, np.uint8) if self.deflated else place
+            there = _read_into(self.file.fileno(), target.data, offset)
+            if there != size or _crc32c(target) != self.checks[row]:
+                raise damaged(self.path, f"{self.name} clip {row}", "other bytes than were packed")
+            if self.deflated:
+                place[:] = np.frombuffer(zlib.decompress(target.data), np.uint8)
+        return found
+
+
+class Writer:
+    """Writes a packed file, complete after `close`.
+
+    file: an `h5py.File`, open for writing.  deflate: make label images smaller, and slower.
+    """
+
+    def __init__(self, file: Any, deflate: bool = False) -> None:
+        self._file, self._deflated = file, SHRINKING if deflate else frozenset[str]()
+        self._splits: list[Entry] = []
+
+    def add(
+        self,
+        entry: Entry,
+        units: Mapping[str, Iterable[Mapping[str, np.ndarray]]],
+    ) -> None:
+        """Write one split. units: stage -> the arrays of each unit in order, padding cut off."""
+        clips = len(entry.plan.clips)
+        for variant in (each.variant for each in entry.packed):
+            group = self._file.create_group(entry.group(variant))
+            columns = [
+                _Column.create(group, spec, clips, spec.name in self._deflated)
+                for spec in variant.all_arrays
+            ]
+            for arrays in units[variant.stage]:
+                for column in columns:
+                    column.append(arrays[column.spec.name])
+            for column in columns:
+                group.create_dataset(column.spec.name + CHECKS, data=np.array(column.checks, "u4"))
+        self._splits.append(entry)
+
+    def close(self, version: str) -> None:
+        """Write the index; without it the file is none."""
+        text = json.dumps(asdict(Index(FORMAT, version, tuple(self._splits)))).encode()
+        self._file.create_dataset(INDEX, data=np.frombuffer(text, np.uint8))
+        self._file.attrs[INDEX_DIGEST] = hashlib.sha256(text).hexdigest()
+
+
+@dataclass
+class _Column:
+    """An array while it is written, clip after clip."""
+
+    dataset: Any
+    spec: ArraySpec
+    deflate: bool
+    checks: list[int]
+
+    @classmethod
+    def create(cls, group: Any, spec: ArraySpec, clips: int, deflate: bool) -> "_Column":
+        kind: dict[str, Any] = {}
+        if deflate:
+            kind = {"chunks": (1, *spec.shape), "compression": "gzip", "compression_opts": LEVEL}
+        shape = (clips, *spec.shape)
+        return cls(group.create_dataset(spec.name, shape, spec.dtype, **kind), spec, deflate, [])
+
+    def append(self, rows: np.ndarray) -> None:
+        first, rows = len(self.checks), np.ascontiguousarray(rows)
+        if not self.deflate:
+            self.dataset[first : first + len(rows)] = rows
+        for place, row in enumerate(rows, first):
+            data = row.tobytes()
+            if self.deflate:
+                data = zlib.compress(data, LEVEL)
+                self.dataset.id.write_direct_chunk((place, *(0 for _ in self.spec.shape)), data)
+            self.checks.append(_crc32c(data))
+
+
+def read_index(path: Path) -> Index:
+    """What a packed file holds. Raises ComboError, StoreDamaged."""
+    with _open(path) as file:
+        return _read_index(file, path)
+
+
+def splits_in_packed(path: Path, data_sets: Sequence[str] | None = None) -> list[PackedSplit]:
+    """Every split that a packed file holds, in the order it was packed."""
+    return [
+        PackedSplit(path, entry.data_set, entry.split)
+        for entry in read_index(path).splits
+        if data_sets is None or entry.data_set in data_sets
+    ]
+
+
+def spec_bytes(spec: ArraySpec) -> int:
+    """Bytes of one clip of an array."""
+    return int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+
+
+def damaged(path: Path, what: str, reason: object) -> StoreDamaged:
+    line = " ".join(str(reason).split())[:200]
+    return StoreDamaged(
+        f"{path} is damaged ({what}: {line}); copy it here once more, "
+        f"or pack it anew: combo pack STORE --to {path} --overwrite"
+    )
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise ComboError(
+            f"{path}: {error.strerror}; pack a store into a file: combo pack STORE --to {path}"
+        ) from None
+
+
+def _read_index(file: BinaryIO, path: Path) -> Index:
+    import h5py
+
+    try:
+        with h5py.File(file, "r") as opened:
+            stored: Any = opened[INDEX]
+            text = stored[:].tobytes()
+            digest = opened.attrs[INDEX_DIGEST]
+    except KeyError:
+        raise ComboError(f"{path} is an HDF5 file, but none that combo pack has written") from None
+    except Exception as error:
+        raise damaged(path, "no HDF5 file, or cut short", error) from error
+    if hashlib.sha256(text).hexdigest() != digest:
+        raise damaged(path, INDEX, "other bytes than were packed")
+    found = json.loads(text)
+    if found["format"] != FORMAT:
+        raise ComboError(
+            f"{path} was packed by combo {found['version']} in a form that this one does not know; "
+            f"pack it anew: combo pack STORE --to {path} --overwrite"
+        )
+    return TypeAdapter(Index).validate_python(found)
+
+
+def _noted_in(where: np.ndarray) -> Any:
+    def note(chunk: Any) -> None:
+        where[chunk.chunk_offset[0]] = chunk.byte_offset, chunk.size
+
+    return note
+
+
+def _crc32c(data: Any) -> int:
+    import google_crc32c
+
+    return google_crc32c.value(data)
+
+
+def _read_into(descriptor: int, target: memoryview, offset: int) -> int:
+    """Fill `target` from a place in a file; bytes read, fewer at its end."""
+    done = 0
+    while done < len(target):
+        count = os.preadv(descriptor, [target[done:]], offset + done)
+        if count <= 0:
+            break
+        done += count
+    return done
+
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Threads of a process: those of its parent are not there after a fork."""
+    del process
+    return ThreadPoolExecutor(min(4, os.cpu_count() or 1), "packed")
