@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..errors import ComboError, MediaError
 from ..layouts import Clip, SoundRule
 from ..manifest import AudioSettings, Manifest
 from ..media import digest
-from ..sound_files import read_log_mel_pickle, read_sound
+from ..sound_files import open_sound, read_log_mel_pickle, read_sound
 from ..store import ArraySpec, Variant
 from ..weights import resolve
 from .encoders import encoder
@@ -18,11 +21,12 @@ from .stage import Outcome, Worker, combined_digest, make_variant
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...model.vggish import LogMel
     from .encoders import Encode
 
 VERSION = 1
 EMBEDDING = 128
+_WINDOWS_HELD = 64
+"""Windows of a sound that wait for the front-end, 62 kB each."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,10 @@ class AudioStage:
             "audio",
             f"{self.settings.encoder}-{self.rule}",
             VERSION,
-            {**self.settings.model_dump(mode="json"), "windows": self.rule},
+            {
+                **self.settings.model_dump(mode="json", exclude={"memory_limit"}),
+                "windows": self.rule,
+            },
             (ArraySpec("embedding", (self.frames_per_clip, EMBEDDING), "float32"),),
             weights={name: digest for name, (_, digest) in self.weights.items()},
         )
@@ -77,15 +84,16 @@ class AudioStage:
     def open(self, threads: int) -> Worker:
         import torch
 
-        from ...model.vggish import LogMel
+        from ...model.vggish import WINDOW_BYTES, LogMel
 
         torch.set_num_threads(threads)
-        log_mel = LogMel()
+        limit, usual, front_end = self.settings.memory_limit, 4, LogMel()
+        at_once = usual if limit is None else max(1, min(usual, limit // WINDOW_BYTES))
         files = {name: path for name, (path, _) in self.weights.items()}
-        encode = encoder(self.settings.encoder).open(files)
-        return lambda clips: self._run(clips, log_mel, encode)
+        encode = encoder(self.settings.encoder).open(files, limit)
+        return lambda clips: self._run(clips, lambda some: front_end(some, at_once), encode)
 
-    def _run(self, clips: Sequence[Clip], log_mel: "LogMel", encode: "Encode") -> list[Outcome]:
+    def _run(self, clips: Sequence[Clip], log_mel: "Encode", encode: "Encode") -> list[Outcome]:
         import torch
 
         padded: list[Tensor] = []
@@ -106,7 +114,7 @@ class AudioStage:
             for outcome in outcomes
         ]
 
-    def _patches(self, clip: Clip, log_mel: "LogMel") -> "tuple[Tensor, str]":
+    def _patches(self, clip: Clip, log_mel: "Encode") -> "tuple[Tensor, str]":
         """Log-mel patches of a clip, padded to [T, 96, 64], and the digest of what was read."""
         from ...model.vggish import PADDINGS, pad_zeros
 
@@ -117,29 +125,43 @@ class AudioStage:
         try:
             if self.settings.source == "log-mel":
                 patches = read_log_mel_pickle(file)[:, 0]
+            elif self.rule == "centred":
+                patches = self._centred(file, clip.times, log_mel)
             else:
-                patches = log_mel(self._windows(file, clip.times))
+                patches = log_mel(self._consecutive(file))
             # A centred clip has a patch for each of its frames; those it does not have get zeros.
             pad = PADDINGS.get(self.rule, pad_zeros)
             return pad(patches, self.frames_per_clip), combined_digest([digest(file)])
         except ValueError as error:
             raise MediaError(file, str(error)) from None
 
-    def _windows(self, file: Path, times: Sequence[float]) -> "Tensor":
-        """Windows of a sound, [P, 15600]. Raises MediaError, and ValueError for a rule broken."""
+    def _consecutive(self, file: Path) -> "Tensor":
+        """Windows by the benchmark's rule, [P, 15600]. Raises MediaError, ValueError."""
         import torch
 
-        from ...model.vggish import centred, consecutive
+        from ...model.vggish import consecutive
 
-        # Reading stops where the sound is too long for the rule, and an hour costs no memory.
-        longest = None if self.rule == "centred" else self.frames_per_clip + 1.0
         sound = read_sound(
             file,
             stream=self.settings.stream,
-            longest=longest,
+            longest=self.frames_per_clip + 1.0,  # reading stops there, and an hour costs nothing
             resampling=self.settings.resampling,
         )
-        waveform = torch.from_numpy(sound.waveform)
-        if self.rule == "centred":
-            return centred(waveform, [time - sound.start for time in times])
-        return consecutive(waveform)
+        return consecutive(torch.from_numpy(sound.waveform))
+
+    def _centred(self, file: Path, times: Sequence[float], log_mel: "Encode") -> "Tensor":
+        """Log-mel patches around each time, [T, 96, 64]; never holds the sound as a whole."""
+        import torch
+
+        from ...model.vggish import BANDS, COLUMNS
+        from ..sound_windows import centred_windows
+
+        patches = torch.empty(len(times), COLUMNS, BANDS)
+        with open_sound(
+            file, stream=self.settings.stream, resampling=self.settings.resampling
+        ) as sound:
+            windows = centred_windows(sound.blocks, [time - sound.start for time in times])
+            while some := list(islice(windows, _WINDOWS_HELD)):
+                together = torch.from_numpy(np.stack([window for _, window in some]))
+                patches[[t for t, _ in some]] = log_mel(together)
+        return patches

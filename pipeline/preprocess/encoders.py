@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Encoder:
-    """weights: catalogue names of what it needs.  open: weights' files by name -> function."""
+    """weights: catalogue names of what it needs.
+    open: (weights' files by name, memory limit in bytes) -> function.
+    """
 
     weights: tuple[str, ...]
-    open: "Callable[[Mapping[str, Path]], Encode]"
+    open: "Callable[[Mapping[str, Path], int | None], Encode]"
 
 
 def encoder(name: str) -> Encoder:
@@ -34,17 +36,17 @@ def encoder(name: str) -> Encoder:
     return ENCODERS[name]
 
 
-def _mel_stats(weights: Mapping[str, Path]) -> "Encode":
+def _mel_stats(weights: Mapping[str, Path], memory_limit: int | None) -> "Encode":
     from ...model.vggish import mel_statistics
 
-    del weights
+    del weights, memory_limit
     return mel_statistics
 
 
-def _vggish(weights: Mapping[str, Path]) -> "Encode":
+def _vggish(weights: Mapping[str, Path], memory_limit: int | None) -> "Encode":
     import torch
 
-    from ...model.vggish import VGGish, Whitening, embed
+    from ...model.vggish import PATCH_BYTES, VGGish, Whitening, embed
     from ..weights import load_state
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -59,8 +61,12 @@ def _vggish(weights: Mapping[str, Path]) -> "Encode":
             f"the VGGish weights do not fit: {reason}; see combo weights verify"
         ) from None
 
+    # On a CPU larger batches leave the caches; on a GPU smaller ones leave it idle.
+    usual = 16 if device.type == "cpu" else 256
+    at_once = usual if memory_limit is None else max(1, min(usual, memory_limit // PATCH_BYTES))
+
     def encode(patches: "Tensor") -> "Tensor":
-        embeddings = embed(network, patches.to(device))
+        embeddings = embed(network, patches.to(device), at_once)
         return (embeddings if whitening is None else whitening(embeddings)).cpu()
 
     return encode

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ByteSize
 
 from combo.model.vggish import LogMel, consecutive
 from combo.pipeline.errors import ComboError
@@ -41,6 +42,16 @@ def test_log_mel_pickles_give_what_their_sounds_give(manifest: Manifest, tmp_pat
     )
     (missing,) = AudioStage.of(pickled, "avsbench", 5, {}).open(1)([clip])
     assert "No such file" in missing.reason
+
+
+def test_a_memory_limit_changes_neither_numbers_nor_the_variants_name(manifest: Manifest) -> None:
+    clip = make_job(manifest, "ms3", "val", "audio").clips[0]
+    free, bounded = (
+        AudioStage.of(AudioSettings(encoder="mel-stats", memory_limit=limit), "avsbench", 5, {})
+        for limit in (None, ByteSize(4 << 20))
+    )
+    assert free.variant() == bounded.variant()
+    np.testing.assert_allclose(embedding(free, clip), embedding(bounded, clip), atol=1e-6)
 
 
 def test_log_mel_pickles_cannot_be_cut_around_frames() -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from combo.model.vggish import LogMel, consecutive
 from combo.pipeline.errors import MediaError
 from combo.pipeline.resample import KaiserBest, resampler
-from combo.pipeline.sound_files import read_log_mel_pickle, read_sound, sound_blocks
+from combo.pipeline.sound_files import open_sound, read_log_mel_pickle, read_sound
 
 SOUND = Path(__file__).parents[1] / "data" / "sound"
 VIDEO = Path(__file__).parents[3] / "shared" / "real" / "videos" / "nasa_13013.mp4"
@@ -220,7 +220,8 @@ def test_where_the_sound_begins_is_counted_from_the_picture(tmp_path: Path) -> N
 def test_a_sound_in_pieces_is_the_sound(tmp_path: Path) -> None:
     path = tmp_path / "long.flac"
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, (700_000, 2)), 48_000)
-    pieces = list(sound_blocks(path))
+    with open_sound(path) as sound:
+        pieces = list(sound.blocks)
     assert len(pieces) > 4
     assert max(map(len, pieces)) <= 50_000
     assert np.array_equal(np.concatenate(pieces), read_sound(path).waveform)
