@@ -43,17 +43,17 @@ ALL_CLIPS, ALL_SECONDS = 11_356, 10
 NODE = 64
 """Cores of the node that is predicted besides this machine."""
 
-Samples = NDArray[np.float32]
+Samples = NDArray[np.float64]
 
 
 def sounds(count: int, rate: int, seconds: int = SECONDS) -> list[Samples]:
-    """Clips of tones in noise, [N] float32 each."""
+    """Clips of tones in noise, [N] float64 each."""
     rng = np.random.default_rng(0)
     when = np.arange(seconds * rate) / rate
     clips: list[Samples] = []
     for _ in range(count):
         tones = sum(np.sin(2 * np.pi * hertz * when) for hertz in rng.uniform(80, 6000, 3))
-        clips.append((0.1 * tones + rng.normal(0, 0.02, len(when))).astype(np.float32))
+        clips.append(0.1 * tones + rng.normal(0, 0.02, len(when)))
     return clips
 
 
@@ -71,7 +71,7 @@ def ours(clips: list[Samples], rate: int, log_mel: LogMel) -> Tensor:
 def theirs(clips: list[Samples], rate: int) -> Tensor:
     from torchvggish.vggish_input import waveform_to_examples
 
-    patches = [waveform_to_examples(clip.astype(np.float64), rate).detach() for clip in clips]
+    patches = [waveform_to_examples(clip, rate).detach() for clip in clips]
     return torch.cat(patches)[:, 0]
 
 

@@ -53,7 +53,7 @@ CUT = 0.25
 class Sound:
     """A sound as the front-end wants it.
 
-    waveform: [N] float32 mono, -1..1 where the file does not exceed it, N >= 1.  rate: its samples
+    waveform: [N] float64 mono, -1..1 where the file does not exceed it, N >= 1.  rate: its samples
     per second.  rate_in, channels, codec: what the file had.  start: seconds from the first frame
     of the file's first video stream to the first sample, 0 for a file without one; a frame shown at
     t is heard at t - start in the waveform.
@@ -89,9 +89,9 @@ def read_sound(
     with open_sound(path, rate, stream, resampling) as source:
         for block in source.blocks:
             buffer += block.data
-            if longest is not None and len(buffer) > 4 * rate * longest:
+            if longest is not None and len(buffer) > 8 * rate * longest:
                 raise MediaError(path, f"the sound is longer than the {longest:g} s allowed")
-    waveform = np.frombuffer(buffer, dtype=np.float32)
+    waveform = np.frombuffer(buffer, dtype=np.float64)
     return Sound(waveform, rate, source.rate, source.channels, source.codec, source.start)
 
 
@@ -118,7 +118,7 @@ def open_sound(
 class SoundBlocks:
     """An open sound: what the file has, as in `Sound`, and its samples, block by block.
 
-    blocks: [n] float32 mono; in this module also [n, channels], before they are mixed.
+    blocks: [n] float64 mono; in this module also [n, channels], before they are mixed.
     """
 
     rate: int
@@ -139,8 +139,8 @@ def _resampled(
             at = (position + int(bad)) / source.rate
             raise MediaError(path, f"NaN or infinite samples at {at:.3f} s")
         position += len(block)
-        mono = block[:, 0] if source.channels == 1 else block.mean(axis=1, dtype=np.float64)
-        some = stream.push(np.ascontiguousarray(mono, dtype=np.float32))
+        mono = block[:, 0] if source.channels == 1 else block.mean(axis=1)
+        some = stream.push(np.ascontiguousarray(mono))
         given += len(some)
         yield some
     rest = stream.finish()
@@ -216,7 +216,7 @@ def _reason(error: Exception) -> str:
 def _libsndfile_blocks(path: Path, sound: Any) -> Iterator[Samples]:
     _refuse_stated_truncation(path, sound)
     count = 0
-    while len(block := sound.read(BLOCK, dtype="float32", always_2d=True)):
+    while len(block := sound.read(BLOCK, dtype="float64", always_2d=True)):
         count += len(block)
         yield block
     # An MP3 file's header may count a decoder's delay of up to two frames.
@@ -309,15 +309,15 @@ def _gathered(blocks: Iterator[Samples]) -> Iterator[Samples]:
 
 
 def _samples(frame: "AudioFrame") -> Samples:
-    """[n, channels] float32 of a decoded frame; whole numbers scaled by their range."""
+    """[n, channels] float64 of a decoded frame; whole numbers scaled by their range."""
     values = frame.to_ndarray()
     channels = frame.layout.nb_channels
     values = values.T if frame.format.is_planar else values.reshape(-1, channels)
     if values.dtype.kind == "f":
-        return values.astype(np.float32)
+        return values.astype(np.float64)
     half_range = 1 << (8 * values.dtype.itemsize - 1)
     middle = half_range if values.dtype.kind == "u" else 0
-    return ((values.astype(np.float64) - middle) / half_range).astype(np.float32)
+    return (values.astype(np.float64) - middle) / half_range
 
 
 def _stated_end(container: "InputContainer", stream: "AudioStream") -> float | None:

@@ -28,7 +28,7 @@ def centred_windows(
     if waiting and starts[waiting[-1]] + WINDOW <= 0:
         raise ValueError(f"no sound around {seconds[waiting[-1]]:.2f} s: the sound begins later")
     begin = 0
-    held = np.zeros(0, dtype=np.float32)
+    held = np.zeros(0, dtype=np.float64)
     for block in blocks:
         held = np.concatenate([held, block])
         end = begin + len(held)
@@ -53,7 +53,7 @@ def centred_windows(
 
 
 def _cut(held: Samples, start: int) -> Samples:
-    window = np.zeros(WINDOW, dtype=np.float32)
+    window = np.zeros(WINDOW, dtype=np.float64)
     there = held[max(start, 0) : max(start + WINDOW, 0)]
     window[max(-start, 0) :][: len(there)] = there
     return window

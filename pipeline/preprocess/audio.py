@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from .encoders import Encode
 
-VERSION = 1
+VERSION = 2
 EMBEDDING = 128
 _WINDOWS_HELD = 64
-"""Windows of a sound that wait for the front-end, 62 kB each."""
+"""Windows of a sound that wait for the front-end, 125 kB each."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def outcome(path: Path, times: tuple[float, ...], windows: str = "centred") -> O
 def test_windows_cut_in_passing_are_those_of_the_whole_sound(
     cuts: list[int], times: list[float]
 ) -> None:
-    waveform = np.random.default_rng(0).normal(0, 0.1, 60_000).astype(np.float32)
+    waveform = np.random.default_rng(0).normal(0, 0.1, 60_000)
     blocks = (waveform[a:b] for a, b in pairwise([0, *sorted(cuts), len(waveform)]))
     found = dict(centred_windows(blocks, times))
     expected = centred(torch.from_numpy(waveform), times).numpy()
@@ -48,14 +48,14 @@ def test_windows_cut_in_passing_are_those_of_the_whole_sound(
 def test_nothing_is_read_behind_the_last_window() -> None:
     def endless() -> Iterator[np.ndarray]:
         while True:
-            yield np.ones(RATE, dtype=np.float32)
+            yield np.ones(RATE)
 
     assert [t for t, _ in centred_windows(endless(), [2.0, 0.5])] == [1, 0]
 
 
 def test_frames_without_sound_and_too_short_sounds_are_errors() -> None:
     def second(count: int = RATE) -> Iterator[np.ndarray]:
-        yield np.ones(count, dtype=np.float32)
+        yield np.ones(count)
 
     with pytest.raises(ValueError, match=r"no sound around 3\.50 s: the sound is 1\.00 s long"):
         list(centred_windows(second(), [0.5, 3.5]))
