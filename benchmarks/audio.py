@@ -15,6 +15,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -57,15 +58,26 @@ def sounds(count: int, rate: int, seconds: int = SECONDS) -> list[Samples]:
     return clips
 
 
-def ours(clips: list[Samples], rate: int, log_mel: LogMel) -> Tensor:
-    windows: list[Tensor] = []
-    for clip in clips:
-        waveform = clip
-        if rate != 16_000:
-            stream = KaiserBest(rate, 16_000)
-            waveform = np.concatenate([stream.push(clip), stream.finish()])
-        windows.append(consecutive(torch.from_numpy(waveform)))
-    return log_mel(torch.cat(windows))
+def ours(clips: list[Samples], rate: int, log_mel: LogMel, threads: int = 1) -> Tensor:
+    """Log-mel patches; the clips are divided over the threads as the audio stage does it."""
+
+    def some(part: list[Samples]) -> Tensor:
+        windows: list[Tensor] = []
+        for waveform in part:
+            if rate != 16_000:
+                stream = KaiserBest(rate, 16_000)
+                waveform = np.concatenate([stream.push(waveform), stream.finish()])
+            windows.append(consecutive(torch.from_numpy(waveform)))
+        return log_mel(torch.cat(windows))
+
+    parts = [clips[first:last] for first, last in spans(len(clips), min(threads, len(clips)))]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return torch.cat(list(pool.map(some, parts)))
+    finally:
+        torch.set_num_threads(before)
 
 
 def theirs(clips: list[Samples], rate: int) -> Tensor:
@@ -111,23 +123,37 @@ def row(name: str, clips: int, slow: float, fast: float, difference: float) -> N
 def front_end(log_mel: LogMel, count: int, threads: int) -> None:
     for rate in (16_000, 44_100):
         clips = sounds(count, rate)
-        ours(clips[:2], rate, log_mel)
+        ours(clips[:2], rate, log_mel, threads)
         theirs(clips[:2], rate)
         fast, slow, difference = paired(
-            lambda a, b, c=clips, r=rate: ours(c[a:b], r, log_mel),
+            lambda a, b, c=clips, r=rate: ours(c[a:b], r, log_mel, threads),
             lambda a, b, c=clips, r=rate: theirs(c[a:b], r),
             count,
             groups=10,
         )
         row(f"front-end, {rate} Hz, threads: {threads}", count, slow, fast, difference)
         if rate == 16_000:
-            columns = torch.zeros(4, COLUMNS, FFT, dtype=torch.float64)
-            blocks = count * SECONDS // len(columns)
             start = time.perf_counter()
-            for _ in range(blocks):
-                torch.fft.rfft(columns)
+            transforms(count * SECONDS, threads)
             alone = time.perf_counter() - start
             row(f"  the transform alone, threads: {threads}", count, slow, alone, 0.0)
+
+
+def transforms(windows: int, threads: int) -> None:
+    """The Fourier transforms of this many windows, and nothing else."""
+    columns = torch.zeros(4, COLUMNS, FFT, dtype=torch.float64)
+
+    def some(count: int) -> None:
+        for _ in range(count):
+            torch.fft.rfft(columns)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(some, [windows // len(columns) // threads] * threads))
+    finally:
+        torch.set_num_threads(before)
 
 
 def network(reference: torch.nn.Module, net: VGGish, patches: Tensor, threads: int) -> None:

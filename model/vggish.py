@@ -107,8 +107,9 @@ class LogMel(nn.Module):
         super().__init__()
         phase = torch.arange(SPAN, dtype=torch.float64) * (2 * math.pi / SPAN)
         self.register_buffer("hann", 0.5 - 0.5 * phase.cos(), persistent=False)
-        self._heard, self._groups = _groups(mel_weights())
-        for number, (_, _, weights) in enumerate(self._groups):
+        self._heard, groups = _groups(mel_weights())
+        self._groups = [(bins, bands) for bins, bands, _ in groups]
+        for number, (_, _, weights) in enumerate(groups):
             self.register_buffer(f"mel{number}", weights.float(), persistent=False)
 
     @torch.no_grad()
@@ -125,7 +126,8 @@ class LogMel(nn.Module):
         # spreads over the quiet bands, where ln(mel + 0.01) makes a thousandth of it.
         count = min(at_once, len(windows))
         sound = windows.new_empty((count, WINDOW), dtype=torch.float64)
-        room = windows.new_zeros((count, COLUMNS, FFT), dtype=torch.float64)
+        room = windows.new_empty((count, COLUMNS, FFT), dtype=torch.float64)
+        room[..., SPAN:] = 0
         for some, out in zip(windows.split(at_once), patches.split(at_once), strict=True):
             columns = room[: len(some)]
             spans = sound[: len(some)].copy_(some).unfold(1, SPAN, HOP)
@@ -138,7 +140,7 @@ class LogMel(nn.Module):
 
     def _mel(self, magnitudes: Tensor, out: Tensor) -> Tensor:
         """[n, heard bins] -> [n, 64], written to `out`."""
-        for number, (bins, bands, _) in enumerate(self._groups):
+        for number, (bins, bands) in enumerate(self._groups):
             weights = self.get_buffer(f"mel{number}")
             torch.mm(magnitudes[:, bins], weights, out=out[:, bands])
         return out

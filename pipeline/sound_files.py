@@ -3,7 +3,8 @@
 What the reference does with a 16-bit WAV file (samples / 32768, mean of the channels) is done here
 with whatever people have. Files that libsndfile knows go through it, everything else, sound tracks
 of videos above all, through PyAV; the content decides, never the file's name. Blocks are resampled
-as they are decoded, so a long file needs the memory of its result only.
+as they are decoded, so a long file needs the memory of its result only, and none of that in
+`open_sound`.
 
 What becomes of unusual files:
 

@@ -1,6 +1,7 @@
 """One embedding of the sound for each frame of a clip."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -88,30 +89,46 @@ class AudioStage:
 
         torch.set_num_threads(threads)
         limit, usual, front_end = self.settings.memory_limit, 4, LogMel()
-        at_once = usual if limit is None else max(1, min(usual, limit // WINDOW_BYTES))
+        # Pickles are only read, by code that changes what warnings Python shows.
+        readers, at_once = threads if self.settings.source == "sound" else 1, usual
+        if limit is not None:
+            readers = min(readers, limit // WINDOW_BYTES)
+            at_once = min(usual, limit // WINDOW_BYTES // readers)
         files = {name: path for name, (path, _) in self.weights.items()}
         encode = encoder(self.settings.encoder).open(files, limit)
-        return lambda clips: self._run(clips, lambda some: front_end(some, at_once), encode)
 
-    def _run(self, clips: Sequence[Clip], log_mel: "Encode", encode: "Encode") -> list[Outcome]:
+        def patches(clip: Clip) -> "tuple[Tensor, str] | Outcome":
+            try:
+                return self._patches(clip, lambda windows: front_end(windows, at_once))
+            except MediaError as error:
+                return Outcome(None, str(error))
+
+        def work(clips: Sequence[Clip]) -> list[Outcome]:
+            # A clip a thread: threads that share one clip's small products wait for each other,
+            # on a busy machine for longer than they compute.
+            torch.set_num_threads(1)
+            try:
+                with ThreadPoolExecutor(readers) as pool:
+                    found = list(pool.map(patches, clips))
+            finally:
+                torch.set_num_threads(threads)
+            return self._encoded(found, encode)
+
+        return work
+
+    def _encoded(
+        self, found: "Sequence[tuple[Tensor, str] | Outcome]", encode: "Encode"
+    ) -> list[Outcome]:
+        """The embeddings of a unit's patches, all together; failed clips as they are."""
         import torch
 
-        padded: list[Tensor] = []
-        outcomes: list[Outcome | str] = []  # a digest stands for a clip whose embedding comes below
-        for clip in clips:
-            try:
-                patches, inputs = self._patches(clip, log_mel)
-            except MediaError as error:
-                outcomes.append(Outcome(None, str(error)))
-            else:
-                padded.append(patches)
-                outcomes.append(inputs)
+        padded = [each[0] for each in found if not isinstance(each, Outcome)]
         embeddings = iter(encode(torch.cat(padded)).split(self.frames_per_clip) if padded else ())
         return [
-            outcome
-            if isinstance(outcome, Outcome)
-            else Outcome({"embedding": next(embeddings).numpy()}, inputs=outcome)
-            for outcome in outcomes
+            each
+            if isinstance(each, Outcome)
+            else Outcome({"embedding": next(embeddings).numpy()}, inputs=each[1])
+            for each in found
         ]
 
     def _patches(self, clip: Clip, log_mel: "Encode") -> "tuple[Tensor, str]":

@@ -54,6 +54,24 @@ def test_a_memory_limit_changes_neither_numbers_nor_the_variants_name(manifest: 
     np.testing.assert_allclose(embedding(free, clip), embedding(bounded, clip), atol=1e-6)
 
 
+def test_threads_share_out_the_clips_and_change_nothing(manifest: Manifest) -> None:
+    clips = list(make_job(manifest, "ms3", "train", "audio").clips)
+    clips.insert(1, Clip("mute"))
+    stage = AudioStage.of(AudioSettings(encoder="mel-stats"), "avsbench", 5, {})
+    before = torch.get_num_threads()
+    alone, shared = stage.open(1)(clips), stage.open(3)(clips)
+    torch.set_num_threads(before)
+    assert len(alone) == len(shared) == len(clips) > 2
+    for clip, one, other in zip(clips, alone, shared, strict=True):
+        assert one.reason == other.reason
+        if clip.name == "mute":
+            assert "no sound file" in one.reason
+        else:
+            assert one.arrays is not None
+            assert other.arrays is not None
+            assert np.array_equal(one.arrays["embedding"], other.arrays["embedding"])
+
+
 def test_log_mel_pickles_cannot_be_cut_around_frames() -> None:
     settings = AudioSettings(encoder="mel-stats", source="log-mel", windows="centred")
     with pytest.raises(ComboError, match="windows: avsbench"):
