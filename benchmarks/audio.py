@@ -15,8 +15,10 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +29,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from combo.model.vggish import (
+    BANDS,
     COLUMNS,
     FFT,
     PATCH_BYTES,
+    WINDOW,
     WINDOW_BYTES,
     LogMel,
     VGGish,
@@ -199,13 +203,10 @@ def main() -> None:
 
     torch.set_num_threads(1)
     print("\npeak of memory beside weights and results, against what a setting allows")
-    long = torch.zeros(40 * 60 * 16_000).normal_(0, 0.1)
-    for at_once in (4, 64, 256):
-        peak = peak_beside(lambda n=at_once: log_mel(consecutive(long), n))
-        print(f"  front-end, at_once={at_once:<4}{peak:6.0f} MB{at_once * WINDOW_BYTES / 1e6:8.0f}")
-    for at_once in (1, 16, 32):
-        peak = peak_beside(lambda n=at_once: embed(net, patches, n))
-        print(f"  network,   at_once={at_once:<4}{peak:6.0f} MB{at_once * PATCH_BYTES / 1e6:8.0f}")
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
+        for part, at_once, each in PEAKS:
+            peak = fresh.submit(peak_beside, part, at_once).result()
+            print(f"  {part}, at_once={at_once:<4}{peak:8.0f} MB{at_once * each / 1e6:8.0f}")
 
     predict(log_mel, net)
     if torch.cuda.is_available():
@@ -241,10 +242,27 @@ def predict(log_mel: LogMel, net: VGGish, clips: int = 16) -> None:
     print(f"  embeddings [{ALL_CLIPS}, 10, 128] float32: {ALL_CLIPS * 10 * 128 * 4 / 1e6:.0f} MB")
 
 
-def peak_beside(call: Callable[[], Tensor]) -> float:
-    """Growth of the process in MB while something runs, its result left out."""
+PEAKS = (
+    ("front-end", 4, WINDOW_BYTES),
+    ("front-end", 64, WINDOW_BYTES),
+    ("front-end", 256, WINDOW_BYTES),
+    ("network", 1, PATCH_BYTES),
+    ("network", 16, PATCH_BYTES),
+    ("network", 32, PATCH_BYTES),
+)
+
+
+def peak_beside(part: str, at_once: int) -> float:
+    """Growth of a new process in MB while a part runs over its input, its result left out."""
     from threading import Event, Thread
 
+    torch.set_num_threads(1)
+    if part == "network":
+        net, patches = VGGish.from_state(VGGish().state_dict()), torch.zeros(512, COLUMNS, BANDS)
+        call = partial(embed, net, patches)
+    else:
+        call = partial(LogMel(), torch.zeros(1024, WINDOW).normal_(0, 0.1))
+    call(1)  # what MKL keeps for itself, about 20 MB, is there before
     process, done = psutil.Process(), Event()
     before = highest = process.memory_info().rss
 
@@ -255,7 +273,7 @@ def peak_beside(call: Callable[[], Tensor]) -> float:
 
     watcher = Thread(target=watch)
     watcher.start()
-    result = call()
+    result = call(at_once)
     done.set()
     watcher.join()
     return max(0.0, highest - before - result.numel() * 4) / 1e6
