@@ -24,7 +24,7 @@ WINDOW = SPAN + (COLUMNS - 1) * HOP
 STRIDE = COLUMNS * HOP
 """Samples between neighbouring patches of the published front-end: 15,360, or 0.96 s."""
 EMBEDDING = 128
-WINDOW_BYTES, PATCH_BYTES = 5 << 19, 4 << 20
+WINDOW_BYTES, PATCH_BYTES = 3 << 20, 4 << 20
 """Working memory for each window that `LogMel`, each patch that `embed` computes at once."""
 _OFFSET = 0.01
 _MAPS_KEPT = 16
