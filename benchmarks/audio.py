@@ -1,58 +1,93 @@
 """Sound: front-end and network, apart, against torchvggish's own functions in the same process.
 
-    python benchmarks/audio.py [--clips 200] [--network-clips 20] [--threads 2]
+    python benchmarks/audio.py [--clips 200] [--network-clips 32] [--threads 1 2]
 
 Both sides start from the same waveforms in memory and end with the same numbers, whose largest
 difference is shown in units of their standard deviation. The network has random weights: they do
-not change its time. Last seen: see docs/measurements.md.
+not change its time. "The transform alone" is the double-precision Fourier transform of the same
+columns by PyTorch and nothing else: no front-end built on it can have a higher ratio.
+
+At the end it predicts all of AVSBench-semantic from the whole road of some files, on one core.
+Last seen: see docs/measurements.md.
 """
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import psutil
+import soundfile
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from combo.model.vggish import LogMel, VGGish, consecutive, embed
+from combo.model.vggish import (
+    BANDS,
+    COLUMNS,
+    FFT,
+    PATCH_BYTES,
+    WINDOW,
+    WINDOW_BYTES,
+    LogMel,
+    VGGish,
+    consecutive,
+    embed,
+)
 from combo.pipeline.resample import KaiserBest
+from combo.pipeline.sound_files import read_sound
 
 SECONDS = 5
 ALL_CLIPS, ALL_SECONDS = 11_356, 10
+NODE = 64
+"""Cores of the node that is predicted besides this machine."""
 
-Samples = NDArray[np.float32]
+Samples = NDArray[np.float64]
 
 
-def sounds(count: int, rate: int) -> list[Samples]:
-    """Clips of tones in noise, [N] float32 each."""
+def sounds(count: int, rate: int, seconds: int = SECONDS) -> list[Samples]:
+    """Clips of tones in noise, [N] float64 each."""
     rng = np.random.default_rng(0)
-    when = np.arange(SECONDS * rate) / rate
+    when = np.arange(seconds * rate) / rate
     clips: list[Samples] = []
     for _ in range(count):
         tones = sum(np.sin(2 * np.pi * hertz * when) for hertz in rng.uniform(80, 6000, 3))
-        clips.append((0.1 * tones + rng.normal(0, 0.02, len(when))).astype(np.float32))
+        clips.append(0.1 * tones + rng.normal(0, 0.02, len(when)))
     return clips
 
 
-def ours(clips: list[Samples], rate: int, log_mel: LogMel, at_once: int) -> Tensor:
-    windows: list[Tensor] = []
-    for clip in clips:
-        waveform = clip
-        if rate != 16_000:
-            stream = KaiserBest(rate, 16_000)
-            waveform = np.concatenate([stream.push(clip), stream.finish()])
-        windows.append(consecutive(torch.from_numpy(waveform)))
-    return log_mel(torch.cat(windows), at_once)
+def ours(clips: list[Samples], rate: int, log_mel: LogMel, threads: int = 1) -> Tensor:
+    """Log-mel patches; the clips are divided over the threads as the audio stage does it."""
+
+    def some(part: list[Samples]) -> Tensor:
+        windows: list[Tensor] = []
+        for waveform in part:
+            if rate != 16_000:
+                stream = KaiserBest(rate, 16_000)
+                waveform = np.concatenate([stream.push(waveform), stream.finish()])
+            windows.append(consecutive(torch.from_numpy(waveform)))
+        return log_mel(torch.cat(windows))
+
+    parts = [clips[first:last] for first, last in spans(len(clips), min(threads, len(clips)))]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return torch.cat(list(pool.map(some, parts)))
+    finally:
+        torch.set_num_threads(before)
 
 
 def theirs(clips: list[Samples], rate: int) -> Tensor:
     from torchvggish.vggish_input import waveform_to_examples
 
-    patches = [waveform_to_examples(clip.astype(np.float64), rate).detach() for clip in clips]
+    patches = [waveform_to_examples(clip, rate).detach() for clip in clips]
     return torch.cat(patches)[:, 0]
 
 
@@ -86,40 +121,47 @@ def spans(count: int, groups: int) -> Iterator[tuple[int, int]]:
 def row(name: str, clips: int, slow: float, fast: float, difference: float) -> None:
     sound = clips * SECONDS
     numbers = f"{sound / slow:12.0f}{sound / fast:10.0f}{slow / fast:8.1f}{difference:11.1e}"
-    print(f"{name:34}{numbers}")
+    print(f"{name:34}{numbers}", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clips", type=int, default=200)
-    parser.add_argument("--network-clips", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    from torchvggish import torchvggish
-
-    log_mel = LogMel()
-    print(f"{options.clips} clips of {SECONDS} s, {options.threads} threads")
-    heads = f"{'torchvggish':>12}{'here':>10}{'ratio':>8}{'max |d|/s':>11}"
-    print(f"{'seconds of sound per second':34}{heads}")
-    speed: dict[str, float] = {}
+def front_end(log_mel: LogMel, count: int, threads: int) -> None:
     for rate in (16_000, 44_100):
-        clips = sounds(options.clips, rate)
-        ours(clips[:2], rate, log_mel, 8)
+        clips = sounds(count, rate)
+        ours(clips[:2], rate, log_mel, threads)
         theirs(clips[:2], rate)
         fast, slow, difference = paired(
-            lambda a, b, c=clips, r=rate: ours(c[a:b], r, log_mel, 8),
+            lambda a, b, c=clips, r=rate: ours(c[a:b], r, log_mel, threads),
             lambda a, b, c=clips, r=rate: theirs(c[a:b], r),
-            options.clips,
-            groups=5,
+            count,
+            groups=10,
         )
-        row(f"front-end, {rate} Hz", options.clips, slow, fast, difference)
-        speed[f"front-end at {rate} Hz"] = options.clips * SECONDS / fast
+        row(f"front-end, {rate} Hz, threads: {threads}", count, slow, fast, difference)
+        if rate == 16_000:
+            start = time.perf_counter()
+            transforms(count * SECONDS, threads)
+            alone = time.perf_counter() - start
+            row(f"  the transform alone, threads: {threads}", count, slow, alone, 0.0)
 
-    reference = torchvggish.VGG(torchvggish.make_layers(), postprocess=False).eval()
-    network = VGGish.from_state(reference.state_dict())
-    patches = ours(sounds(options.network_clips, 16_000), 16_000, log_mel, 8)[:, None]
-    each = len(patches) // options.network_clips
+
+def transforms(windows: int, threads: int) -> None:
+    """The Fourier transforms of this many windows, and nothing else."""
+    columns = torch.zeros(4, COLUMNS, FFT, dtype=torch.float64)
+
+    def some(count: int) -> None:
+        for _ in range(count):
+            torch.fft.rfft(columns)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(some, [windows // len(columns) // threads] * threads))
+    finally:
+        torch.set_num_threads(before)
+
+
+def network(reference: torch.nn.Module, net: VGGish, patches: Tensor, threads: int) -> None:
+    count, each = len(patches) // SECONDS, SECONDS
 
     def reference_forward(first: int, last: int) -> Tensor:
         some = patches[first * each : last * each].split(each)  # a clip at a time, as it is used
@@ -127,36 +169,100 @@ def main() -> None:
 
     with torch.no_grad():
         reference_forward(0, 1)
-        embed(network, patches[:each])
+        embed(net, patches[:each])
         fast, slow, difference = paired(
-            lambda a, b: embed(network, patches[a * each : b * each]),
+            lambda a, b: embed(net, patches[a * each : b * each]),
             reference_forward,
-            options.network_clips,
-            groups=min(4, options.network_clips),
+            count,
+            groups=max(1, count // 16),  # clips of 5 frames, two units of the pipeline
         )
-    row("network, a clip against batches", options.network_clips, slow, fast, difference)
-    speed["network"] = options.network_clips * SECONDS / fast
+    row(f"network, threads: {threads}", count, slow, fast, difference)
 
-    print("\npeak of memory beside the results, front-end over 40 minutes of sound (CPU)")
-    long = torch.zeros(40 * 60 * 16_000).normal_(0, 0.1)
-    for at_once in (8, 64, 512):
-        print(f"  at_once={at_once:<5}{peak_beside(log_mel, long, at_once):8.0f} MB")
 
-    total = ALL_CLIPS * ALL_SECONDS
-    print(
-        f"\npredicted for {ALL_CLIPS} clips of {ALL_SECONDS} s on this machine, decoding left out"
-    )
-    for name, per_second in speed.items():
-        print(f"  {name:24}{total / per_second / 60:8.1f} min")
-    print(f"  embeddings [{ALL_CLIPS}, 10, 128] float32: {ALL_CLIPS * 10 * 128 * 4 / 1e6:.0f} MB")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=int, default=200)
+    parser.add_argument("--network-clips", type=int, default=32)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    options = parser.parse_args()
+    from torchvggish import torchvggish
+
+    log_mel = LogMel()
+    reference = torchvggish.VGG(torchvggish.make_layers(), postprocess=False).eval()
+    net = VGGish.from_state(reference.state_dict())
+    patches = ours(sounds(options.network_clips, 16_000), 16_000, log_mel)[:, None]
+    print(f"{options.clips} clips of {SECONDS} s")
+    heads = f"{'torchvggish':>12}{'here':>10}{'ratio':>8}{'max |d|/s':>11}"
+    print(f"{'seconds of sound per second':34}{heads}")
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        front_end(log_mel, options.clips, threads)
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        network(reference, net, patches, threads)
+
+    torch.set_num_threads(1)
+    print("\npeak of memory beside weights and results, against what a setting allows")
+    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as fresh:
+        for part, at_once, each in PEAKS:
+            peak = fresh.submit(peak_beside, part, at_once).result()
+            print(f"  {part}, at_once={at_once:<4}{peak:8.0f} MB{at_once * each / 1e6:8.0f}")
+
+    predict(log_mel, net)
     if torch.cuda.is_available():
-        on_gpu(network, total)
+        on_gpu(log_mel, net)
 
 
-def peak_beside(log_mel: LogMel, waveform: Tensor, at_once: int) -> float:
-    """Growth of the process in MB while the front-end runs, its result left out."""
+def predict(log_mel: LogMel, net: VGGish, clips: int = 16) -> None:
+    """Seconds of the whole road, from files to embeddings, on one core; and for the whole set."""
+    parts: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{number}.wav" for number in range(clips)]
+        for file, sound in zip(files, sounds(clips, 44_100, ALL_SECONDS), strict=True):
+            soundfile.write(file, np.stack([sound, sound], axis=1), 44_100, subtype="PCM_16")
+        read_sound(files[0])
+        start = time.process_time()
+        windows = [consecutive(torch.from_numpy(read_sound(file).waveform)) for file in files]
+        parts["reading 44.1 kHz stereo WAV, resampling"] = time.process_time() - start
+    start = time.process_time()
+    patches = [log_mel(some) for some in windows]
+    parts["front-end"] = time.process_time() - start
+    start = time.process_time()
+    for unit in range(0, clips, 8):
+        embed(net, torch.cat(patches[unit : unit + 8]))
+    parts["network"] = time.process_time() - start
+    print(f"\npredicted for {ALL_CLIPS} clips of {ALL_SECONDS} s, from {clips} clips on one core")
+    for name, seconds in parts.items():
+        print(f"  {name:42}{seconds / clips * 1e3:8.1f} ms a clip")
+    total = sum(parts.values()) / clips * ALL_CLIPS / 3600
+    print(f"  {'one core':42}{total:8.2f} core-hours")
+    for cores in (psutil.cpu_count(logical=False) or 1, NODE):
+        name = f"{cores} cores, one process each, if they scale"
+        print(f"  {name:42}{total / cores * 60:8.1f} min")
+    print(f"  embeddings [{ALL_CLIPS}, 10, 128] float32: {ALL_CLIPS * 10 * 128 * 4 / 1e6:.0f} MB")
+
+
+PEAKS = (
+    ("front-end", 4, WINDOW_BYTES),
+    ("front-end", 64, WINDOW_BYTES),
+    ("front-end", 256, WINDOW_BYTES),
+    ("network", 1, PATCH_BYTES),
+    ("network", 16, PATCH_BYTES),
+    ("network", 32, PATCH_BYTES),
+)
+
+
+def peak_beside(part: str, at_once: int) -> float:
+    """Growth of a new process in MB while a part runs over its input, its result left out."""
     from threading import Event, Thread
 
+    torch.set_num_threads(1)
+    if part == "network":
+        net, patches = VGGish.from_state(VGGish().state_dict()), torch.zeros(512, COLUMNS, BANDS)
+        call = partial(embed, net, patches)
+    else:
+        call = partial(LogMel(), torch.zeros(1024, WINDOW).normal_(0, 0.1))
+    call(1)  # what MKL keeps for itself, about 20 MB, is there before
     process, done = psutil.Process(), Event()
     before = highest = process.memory_info().rss
 
@@ -167,32 +273,33 @@ def peak_beside(log_mel: LogMel, waveform: Tensor, at_once: int) -> float:
 
     watcher = Thread(target=watch)
     watcher.start()
-    result = log_mel(consecutive(waveform), at_once)
+    result = call(at_once)
     done.set()
     watcher.join()
-    return (highest - before - result.numel() * 4) / 1e6
+    return max(0.0, highest - before - result.numel() * 4) / 1e6
 
 
-def on_gpu(network: VGGish, total: int) -> None:
-    """The same two steps on a GPU, from waveforms on the device to embeddings."""
-    log_mel, network = LogMel().cuda(), network.cuda()
+def on_gpu(log_mel: LogMel, net: VGGish) -> None:
+    """Front-end and network on a GPU, from waveforms on the device to embeddings."""
+    log_mel, net = log_mel.cuda(), net.cuda()
     waveform = torch.zeros(2000 * 16_000, device="cuda").normal_(0, 0.1)
-    print(f"\non {torch.cuda.get_device_name()}")
+    print(f"\non {torch.cuda.get_device_name()}, reading and resampling left out")
 
-    def front_end() -> Tensor:
-        return log_mel(consecutive(waveform), 4096)
+    def front() -> Tensor:
+        return log_mel(consecutive(waveform), 512)
 
     def both() -> Tensor:
-        return embed(network, front_end(), 1024)
+        return embed(net, front(), 256)
 
-    for name, call in (("front-end at 16000 Hz", front_end), ("front-end and network", both)):
+    for name, call in (("front-end at 16000 Hz", front), ("front-end and network", both)):
         call()
         torch.cuda.synchronize()
         start = time.perf_counter()
         call()
         torch.cuda.synchronize()
         per_second = 2000 / (time.perf_counter() - start)
-        print(f"  {name:24}{per_second:10.0f} s/s {total / per_second / 60:8.2f} min for the set")
+        minutes = ALL_CLIPS * ALL_SECONDS / per_second / 60
+        print(f"  {name:24}{per_second:10.0f} s/s {minutes:8.2f} min for the set")
 
 
 if __name__ == "__main__":

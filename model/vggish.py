@@ -24,7 +24,11 @@ WINDOW = SPAN + (COLUMNS - 1) * HOP
 STRIDE = COLUMNS * HOP
 """Samples between neighbouring patches of the published front-end: 15,360, or 0.96 s."""
 EMBEDDING = 128
+WINDOW_BYTES, PATCH_BYTES = 3 << 20, 4 << 20
+"""Working memory for each window that `LogMel`, each patch that `embed` computes at once."""
 _OFFSET = 0.01
+_MAPS_KEPT = 16
+"""Patches whose maps wait for the linear layers, for each patch that is convolved at once."""
 
 
 def consecutive(waveform: Tensor) -> Tensor:
@@ -46,16 +50,24 @@ def centred(waveform: Tensor, seconds: Sequence[float] | Tensor) -> Tensor:
     window has no sound in it at all.
     """
     _check(waveform)
-    times = torch.as_tensor(seconds, dtype=torch.float64)
-    if times.ndim != 1 or not bool(times.isfinite().all()):
-        raise ValueError("timestamps must be a list of finite seconds")
-    starts = (times * RATE).round().long() - WINDOW // 2
-    for time, start in zip(times.tolist(), starts.tolist(), strict=True):
+    starts = window_starts(seconds)
+    for time, start in zip(torch.as_tensor(seconds).tolist(), starts.tolist(), strict=True):
         if start + WINDOW <= 0 or start >= len(waveform):
             length = len(waveform) / RATE
             raise ValueError(f"no sound around {time:.2f} s: the sound is {length:.2f} s long")
     padded = nn.functional.pad(waveform, (WINDOW, WINDOW))
     return padded.unfold(0, WINDOW, 1)[(starts + WINDOW).to(waveform.device)]
+
+
+def window_starts(seconds: Sequence[float] | Tensor) -> Tensor:
+    """First sample of the window around each timestamp, negative where it reaches over the start.
+
+    seconds: [T] finite.  Returns [T] int64 on the CPU.  Raises ValueError.
+    """
+    times = torch.as_tensor(seconds, dtype=torch.float64).cpu()
+    if times.ndim != 1 or not bool(times.isfinite().all()):
+        raise ValueError("timestamps must be a list of finite seconds")
+    return (times * RATE).round().long() - WINDOW // 2
 
 
 def pad_avsbench(patches: Tensor, count: int = 5) -> Tensor:
@@ -90,34 +102,69 @@ class LogMel(nn.Module):
     """
 
     hann: Tensor
-    mel: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         phase = torch.arange(SPAN, dtype=torch.float64) * (2 * math.pi / SPAN)
         self.register_buffer("hann", 0.5 - 0.5 * phase.cos(), persistent=False)
-        self.register_buffer("mel", mel_weights().float(), persistent=False)
+        self._heard, groups = _groups(mel_weights())
+        self._groups = [(bins, bands) for bins, bands, _ in groups]
+        for number, (_, _, weights) in enumerate(groups):
+            self.register_buffer(f"mel{number}", weights.float(), persistent=False)
 
     @torch.no_grad()
-    def forward(self, windows: Tensor, at_once: int = 8) -> Tensor:
+    def forward(self, windows: Tensor, at_once: int = 4) -> Tensor:
         """[W, 15600] floating point -> [W, 96, 64] float32.
 
-        at_once: windows computed together, 1.5 MiB of working memory each; few keep a CPU in its
-        caches, a GPU wants thousands.  Raises ValueError for another length of window.
+        at_once: windows computed together, `WINDOW_BYTES` of working memory each; few keep a CPU in
+        its caches, a GPU wants thousands.  Raises ValueError for another length of window.
         """
         if windows.ndim != 2 or windows.shape[1] != WINDOW:
             raise ValueError(f"windows must be [W, {WINDOW}], not {list(windows.shape)}")
         patches = windows.new_empty((len(windows), COLUMNS, BANDS), dtype=torch.float32)
         # The transform is double precision: in single precision the rounding of a loud low tone
         # spreads over the quiet bands, where ln(mel + 0.01) makes a thousandth of it.
-        room = windows.new_zeros((min(at_once, len(windows)), COLUMNS, FFT), dtype=torch.float64)
+        count = min(at_once, len(windows))
+        sound = windows.new_empty((count, WINDOW), dtype=torch.float64)
+        room = windows.new_empty((count, COLUMNS, FFT), dtype=torch.float64)
+        room[..., SPAN:] = 0
         for some, out in zip(windows.split(at_once), patches.split(at_once), strict=True):
             columns = room[: len(some)]
-            columns[..., :SPAN].copy_(some.unfold(1, SPAN, HOP)).mul_(self.hann)
-            squares = torch.view_as_real(torch.fft.rfft(columns)).float().square_()
-            magnitudes = (squares[..., 0] + squares[..., 1]).sqrt_()
-            out.copy_((magnitudes @ self.mel).add_(_OFFSET).log_())
+            spans = sound[: len(some)].copy_(some).unfold(1, SPAN, HOP)
+            torch.mul(spans, self.hann, out=columns[..., :SPAN])
+            heard = torch.view_as_real(torch.fft.rfft(columns))[..., self._heard, :]
+            squares = heard.float().square_()
+            magnitudes = (squares[..., 0] + squares[..., 1]).sqrt_().flatten(0, 1)
+            self._mel(magnitudes, out.view(-1, BANDS)).add_(_OFFSET).log_()
         return patches
+
+    def _mel(self, magnitudes: Tensor, out: Tensor) -> Tensor:
+        """[n, heard bins] -> [n, 64], written to `out`."""
+        for number, (bins, bands) in enumerate(self._groups):
+            weights = self.get_buffer(f"mel{number}")
+            torch.mm(magnitudes[:, bins], weights, out=out[:, bands])
+        return out
+
+
+def _groups(weights: Tensor) -> tuple[slice, list[tuple[slice, slice, Tensor]]]:
+    """The bins that any band hears, and the bands in four groups with the few that each hears.
+
+    weights: [257, 64]. Returns the heard bins; for each group: bins (counted from the first heard),
+    bands, weights [bins, bands]. A quarter of the products of the whole, nearly empty matrix.
+    """
+
+    def span(some: Tensor) -> tuple[int, int]:
+        hearing = some.any(dim=1).nonzero()
+        return int(hearing[0]), int(hearing[-1]) + 1
+
+    lowest, highest = span(weights)
+    groups: list[tuple[slice, slice, Tensor]] = []
+    for first in range(0, BANDS, BANDS // 4):
+        bands = slice(first, first + BANDS // 4)
+        low, high = span(weights[:, bands])
+        bins = slice(low - lowest, high - lowest)
+        groups.append((bins, bands, weights[low:high, bands].contiguous()))
+    return slice(lowest, highest), groups
 
 
 def mel_weights() -> Tensor:
@@ -197,20 +244,30 @@ class VGGish(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """[N, 1, 96, 64] float -> [N, 128], not negative."""
-        maps = self.features(patches)
+        return self.embeddings(self.maps(patches))
+
+    def maps(self, patches: Tensor) -> Tensor:
+        """What the convolutions make of [N, 1, 96, 64]: [N, 12288]."""
         # The checkpoint's linear layer expects time, mel, channel: channels last.
-        return self.embeddings(maps.permute(0, 2, 3, 1).flatten(1))
+        return self.features(patches).permute(0, 2, 3, 1).flatten(1)
 
 
 @torch.no_grad()
-def embed(network: VGGish, patches: Tensor, at_once: int = 32) -> Tensor:
+def embed(network: VGGish, patches: Tensor, at_once: int = 16) -> Tensor:
     """Embeddings of any number of patches in bounded memory.
 
-    patches: [N, 96, 64] or [N, 1, 96, 64] on the network's device.  at_once: patches computed
-    together.  Returns [N, 128].
+    patches: [N, 96, 64] or [N, 1, 96, 64] on the network's device.  at_once: patches that are
+    convolved together; working memory is `PATCH_BYTES` for each.  Returns [N, 128].
     """
-    batches = patches.reshape(-1, 1, COLUMNS, BANDS).split(at_once)
-    return torch.cat([network(batch) for batch in batches])
+    images = patches.reshape(-1, 1, COLUMNS, BANDS)
+    # The linear layers read 272 MB of weights a batch, so they get larger ones than the
+    # convolutions, which are fastest where a batch stays in a CPU's caches.
+    return torch.cat(
+        [
+            network.embeddings(torch.cat([network.maps(few) for few in many.split(at_once)]))
+            for many in images.split(at_once * _MAPS_KEPT)
+        ]
+    )
 
 
 class Whitening(nn.Module):

@@ -71,6 +71,9 @@ class AudioSettings(Model):
     """Which of a file's sound streams, counted from 0; the first by default."""
     resampling: Literal["kaiser_best", "soxr"] = "kaiser_best"
     """resampy's filter, as the public code's, or SoX's very high quality."""
+    memory_limit: ByteSize | None = Field(default=None, ge=4 << 20)
+    """Working memory of front-end and network beside the weights, such as 32MB; by default 64 MiB,
+    on a GPU 1 GiB. Not part of the result."""
 
 
 class FelzenszwalbSettings(Model):

@@ -3,7 +3,8 @@
 What the reference does with a 16-bit WAV file (samples / 32768, mean of the channels) is done here
 with whatever people have. Files that libsndfile knows go through it, everything else, sound tracks
 of videos above all, through PyAV; the content decides, never the file's name. Blocks are resampled
-as they are decoded, so a long file needs the memory of its result only.
+as they are decoded, so a long file needs the memory of its result only, and none of that in
+`open_sound`.
 
 What becomes of unusual files:
 
@@ -24,7 +25,7 @@ import re
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,7 +54,7 @@ CUT = 0.25
 class Sound:
     """A sound as the front-end wants it.
 
-    waveform: [N] float32 mono, -1..1 where the file does not exceed it, N >= 1.  rate: its samples
+    waveform: [N] float64 mono, -1..1 where the file does not exceed it, N >= 1.  rate: its samples
     per second.  rate_in, channels, codec: what the file had.  start: seconds from the first frame
     of the file's first video stream to the first sample, 0 for a file without one; a frame shown at
     t is heard at t - start in the waveform.
@@ -86,37 +87,40 @@ def read_sound(
     Raises MediaError as the module says.
     """
     buffer = bytearray()
-    with _open(path, stream) as source:
-        for block in _resampled(path, source, rate, resampling):
+    with open_sound(path, rate, stream, resampling) as source:
+        for block in source.blocks:
             buffer += block.data
-            if longest is not None and len(buffer) > 4 * rate * longest:
+            if longest is not None and len(buffer) > 8 * rate * longest:
                 raise MediaError(path, f"the sound is longer than the {longest:g} s allowed")
-    waveform = np.frombuffer(buffer, dtype=np.float32)
-    if len(waveform) == 0:
-        raise MediaError(path, "there is no sample in it")
+    waveform = np.frombuffer(buffer, dtype=np.float64)
     return Sound(waveform, rate, source.rate, source.channels, source.codec, source.start)
 
 
-def sound_blocks(
+@contextmanager
+def open_sound(
     path: Path,
     rate: int = 16_000,
     stream: int | None = None,
     resampling: Resampling = "kaiser_best",
-) -> Iterator[Samples]:
-    """The waveform of `read_sound` in pieces, for sounds that should never be in memory as one.
+) -> "Generator[SoundBlocks]":
+    """The sound of `read_sound` in pieces, for sounds that should never be in memory as one.
 
-    The pieces last seconds at most and make up exactly the same samples.
+    The pieces last seconds at most and make up exactly the same samples. What is wrong with a part
+    of the file is noticed when that part is read.  Raises MediaError, here or while reading.
     """
     with _open(path, stream) as source:
-        yield from _resampled(path, source, rate, resampling)
+        yield replace(source, blocks=_resampled(path, source, rate, resampling))
 
 
 # --- decoding ---------------------------------------------------------------------------------
 
 
 @dataclass
-class _Source:
-    """An open sound: what it is, and its samples, [n, channels] float32 a block."""
+class SoundBlocks:
+    """An open sound: what the file has, as in `Sound`, and its samples, block by block.
+
+    blocks: [n] float64 mono; in this module also [n, channels], before they are mixed.
+    """
 
     rate: int
     channels: int
@@ -125,22 +129,29 @@ class _Source:
     blocks: Iterator[Samples]
 
 
-def _resampled(path: Path, source: _Source, rate: int, resampling: Resampling) -> Iterator[Samples]:
+def _resampled(
+    path: Path, source: SoundBlocks, rate: int, resampling: Resampling
+) -> Iterator[Samples]:
     stream = resampler(resampling, source.rate, rate)
-    position = 0
+    position = given = 0
     for block in source.blocks:
         if not np.isfinite(block).all():
             bad = np.flatnonzero(~np.isfinite(block).all(axis=1))[0]
             at = (position + int(bad)) / source.rate
             raise MediaError(path, f"NaN or infinite samples at {at:.3f} s")
         position += len(block)
-        mono = block[:, 0] if source.channels == 1 else block.mean(axis=1, dtype=np.float64)
-        yield stream.push(np.ascontiguousarray(mono, dtype=np.float32))
-    yield stream.finish()
+        mono = block[:, 0] if source.channels == 1 else block.mean(axis=1)
+        some = stream.push(np.ascontiguousarray(mono))
+        given += len(some)
+        yield some
+    rest = stream.finish()
+    if given + len(rest) == 0:
+        raise MediaError(path, "there is no sample in it")
+    yield rest
 
 
 @contextmanager
-def _open(path: Path, stream: int | None) -> Generator[_Source]:
+def _open(path: Path, stream: int | None) -> Generator[SoundBlocks]:
     import av
     import soundfile
     from av.error import FFmpegError
@@ -157,7 +168,7 @@ def _open(path: Path, stream: int | None) -> Generator[_Source]:
             if stream:
                 raise MediaError(path, f"it has one sound stream, so there is no stream {stream}")
             with soundfile.SoundFile(path) as sound:
-                yield _Source(
+                yield SoundBlocks(
                     sound.samplerate,
                     sound.channels,
                     f"{sound.format}/{sound.subtype}".lower(),
@@ -206,7 +217,7 @@ def _reason(error: Exception) -> str:
 def _libsndfile_blocks(path: Path, sound: Any) -> Iterator[Samples]:
     _refuse_stated_truncation(path, sound)
     count = 0
-    while len(block := sound.read(BLOCK, dtype="float32", always_2d=True)):
+    while len(block := sound.read(BLOCK, dtype="float64", always_2d=True)):
         count += len(block)
         yield block
     # An MP3 file's header may count a decoder's delay of up to two frames.
@@ -247,7 +258,7 @@ def _ogg_is_whole(path: Path) -> bool:
 # --- everything else --------------------------------------------------------------------------
 
 
-def _ffmpeg_source(path: Path, container: "InputContainer", stream: int | None) -> _Source:
+def _ffmpeg_source(path: Path, container: "InputContainer", stream: int | None) -> SoundBlocks:
     sounds = container.streams.audio
     wanted = stream or 0
     if not sounds:
@@ -262,7 +273,7 @@ def _ffmpeg_source(path: Path, container: "InputContainer", stream: int | None) 
         raise MediaError(path, "there is no sample in it")
     began = first.time or 0.0
     codec = f"{container.format.name.split(',')[0]}/{chosen.codec_context.name}"
-    source = _Source(first.sample_rate, first.layout.nb_channels, codec, 0.0, iter(()))
+    source = SoundBlocks(first.sample_rate, first.layout.nb_channels, codec, 0.0, iter(()))
     if container.streams.video:
         picture = container.streams.video[0]
         source.start = began - float((picture.start_time or 0) * (picture.time_base or 0))
@@ -299,15 +310,15 @@ def _gathered(blocks: Iterator[Samples]) -> Iterator[Samples]:
 
 
 def _samples(frame: "AudioFrame") -> Samples:
-    """[n, channels] float32 of a decoded frame; whole numbers scaled by their range."""
+    """[n, channels] float64 of a decoded frame; whole numbers scaled by their range."""
     values = frame.to_ndarray()
     channels = frame.layout.nb_channels
     values = values.T if frame.format.is_planar else values.reshape(-1, channels)
     if values.dtype.kind == "f":
-        return values.astype(np.float32)
+        return values.astype(np.float64)
     half_range = 1 << (8 * values.dtype.itemsize - 1)
     middle = half_range if values.dtype.kind == "u" else 0
-    return ((values.astype(np.float64) - middle) / half_range).astype(np.float32)
+    return (values.astype(np.float64) - middle) / half_range
 
 
 def _stated_end(container: "InputContainer", stream: "AudioStream") -> float | None:

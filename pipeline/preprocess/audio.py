@@ -1,15 +1,19 @@
 """One embedding of the sound for each frame of a clip."""
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..errors import ComboError, MediaError
 from ..layouts import Clip, SoundRule
 from ..manifest import AudioSettings, Manifest
 from ..media import digest
-from ..sound_files import read_log_mel_pickle, read_sound
+from ..sound_files import open_sound, read_log_mel_pickle, read_sound
 from ..store import ArraySpec, Variant
 from ..weights import resolve
 from .encoders import encoder
@@ -18,11 +22,12 @@ from .stage import Outcome, Place, Worker, combined_digest, make_variant
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ...model.vggish import LogMel
     from .encoders import Encode
 
-VERSION = 1
+VERSION = 2
 EMBEDDING = 128
+_WINDOWS_HELD = 64
+"""Windows of a sound that wait for the front-end, 125 kB each."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,10 @@ class AudioStage:
             "audio",
             f"{self.settings.encoder}-{self.rule}",
             VERSION,
-            {**self.settings.model_dump(mode="json"), "windows": self.rule},
+            {
+                **self.settings.model_dump(mode="json", exclude={"memory_limit"}),
+                "windows": self.rule,
+            },
             (ArraySpec("embedding", (self.frames_per_clip, EMBEDDING), "float32"),),
             weights={name: digest for name, (_, digest) in self.weights.items()},
         )
@@ -88,36 +96,54 @@ class AudioStage:
     def open(self, place: Place) -> Worker:
         import torch
 
-        from ...model.vggish import LogMel
+        from ...model.vggish import WINDOW_BYTES, LogMel
 
-        torch.set_num_threads(place.threads)
-        log_mel = LogMel()
+        threads = place.threads
+        torch.set_num_threads(threads)
+        limit, usual, front_end = self.settings.memory_limit, 4, LogMel()
+        # Pickles are only read, by code that changes what warnings Python shows.
+        readers, at_once = threads if self.settings.source == "sound" else 1, usual
+        if limit is not None:
+            readers = min(readers, limit // WINDOW_BYTES)
+            at_once = min(usual, limit // WINDOW_BYTES // readers)
         files = {name: path for name, (path, _) in self.weights.items()}
-        encode = encoder(self.settings.encoder).open(files, place.device)
-        return lambda clips: self._run(clips, log_mel, encode)
+        encode = encoder(self.settings.encoder).open(files, place.device, limit)
 
-    def _run(self, clips: Sequence[Clip], log_mel: "LogMel", encode: "Encode") -> list[Outcome]:
+        def patches(clip: Clip) -> "tuple[Tensor, str] | Outcome":
+            try:
+                return self._patches(clip, lambda windows: front_end(windows, at_once))
+            except MediaError as error:
+                return Outcome(None, str(error))
+
+        def work(clips: Sequence[Clip]) -> list[Outcome]:
+            # A clip a thread: threads that share one clip's small products wait for each other,
+            # on a busy machine for longer than they compute.
+            torch.set_num_threads(1)
+            try:
+                with ThreadPoolExecutor(readers) as pool:
+                    found = list(pool.map(patches, clips))
+            finally:
+                torch.set_num_threads(threads)
+            return self._encoded(found, encode)
+
+        return work
+
+    def _encoded(
+        self, found: "Sequence[tuple[Tensor, str] | Outcome]", encode: "Encode"
+    ) -> list[Outcome]:
+        """The embeddings of a unit's patches, all together; failed clips as they are."""
         import torch
 
-        padded: list[Tensor] = []
-        outcomes: list[Outcome | str] = []  # a digest stands for a clip whose embedding comes below
-        for clip in clips:
-            try:
-                patches, inputs = self._patches(clip, log_mel)
-            except MediaError as error:
-                outcomes.append(Outcome(None, str(error)))
-            else:
-                padded.append(patches)
-                outcomes.append(inputs)
+        padded = [each[0] for each in found if not isinstance(each, Outcome)]
         embeddings = iter(encode(torch.cat(padded)).split(self.frames_per_clip) if padded else ())
         return [
-            outcome
-            if isinstance(outcome, Outcome)
-            else Outcome({"embedding": next(embeddings).numpy()}, inputs=outcome)
-            for outcome in outcomes
+            each
+            if isinstance(each, Outcome)
+            else Outcome({"embedding": next(embeddings).numpy()}, inputs=each[1])
+            for each in found
         ]
 
-    def _patches(self, clip: Clip, log_mel: "LogMel") -> "tuple[Tensor, str]":
+    def _patches(self, clip: Clip, log_mel: "Encode") -> "tuple[Tensor, str]":
         """Log-mel patches of a clip, padded to [T, 96, 64], and the digest of what was read."""
         from ...model.vggish import PADDINGS, pad_zeros
 
@@ -128,29 +154,43 @@ class AudioStage:
         try:
             if self.settings.source == "log-mel":
                 patches = read_log_mel_pickle(file)[:, 0]
+            elif self.rule == "centred":
+                patches = self._centred(file, clip.times, log_mel)
             else:
-                patches = log_mel(self._windows(file, clip.times))
+                patches = log_mel(self._consecutive(file))
             # A centred clip has a patch for each of its frames; those it does not have get zeros.
             pad = PADDINGS.get(self.rule, pad_zeros)
             return pad(patches, self.frames_per_clip), combined_digest([digest(file)])
         except ValueError as error:
             raise MediaError(file, str(error)) from None
 
-    def _windows(self, file: Path, times: Sequence[float]) -> "Tensor":
-        """Windows of a sound, [P, 15600]. Raises MediaError, and ValueError for a rule broken."""
+    def _consecutive(self, file: Path) -> "Tensor":
+        """Windows by the benchmark's rule, [P, 15600]. Raises MediaError, ValueError."""
         import torch
 
-        from ...model.vggish import centred, consecutive
+        from ...model.vggish import consecutive
 
-        # Reading stops where the sound is too long for the rule, and an hour costs no memory.
-        longest = None if self.rule == "centred" else self.frames_per_clip + 1.0
         sound = read_sound(
             file,
             stream=self.settings.stream,
-            longest=longest,
+            longest=self.frames_per_clip + 1.0,  # reading stops there, and an hour costs nothing
             resampling=self.settings.resampling,
         )
-        waveform = torch.from_numpy(sound.waveform)
-        if self.rule == "centred":
-            return centred(waveform, [time - sound.start for time in times])
-        return consecutive(waveform)
+        return consecutive(torch.from_numpy(sound.waveform))
+
+    def _centred(self, file: Path, times: Sequence[float], log_mel: "Encode") -> "Tensor":
+        """Log-mel patches around each time, [T, 96, 64]; never holds the sound as a whole."""
+        import torch
+
+        from ...model.vggish import BANDS, COLUMNS
+        from ..sound_windows import centred_windows
+
+        patches = torch.empty(len(times), COLUMNS, BANDS)
+        with open_sound(
+            file, stream=self.settings.stream, resampling=self.settings.resampling
+        ) as sound:
+            windows = centred_windows(sound.blocks, [time - sound.start for time in times])
+            while some := list(islice(windows, _WINDOWS_HELD)):
+                together = torch.from_numpy(np.stack([window for _, window in some]))
+                patches[[t for t, _ in some]] = log_mel(together)
+        return patches

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Encoder:
     """weights: catalogue names of what it needs.
-    open: (weights' files by name, device of the network) -> the function.
+    open: (weights' files by name, device of the network, memory limit in bytes) -> the function.
     """
 
     weights: tuple[str, ...]
-    open: "Callable[[Mapping[str, Path], str], Encode]"
+    open: "Callable[[Mapping[str, Path], str, int | None], Encode]"
 
 
 def encoder(name: str) -> Encoder:
@@ -36,15 +36,15 @@ def encoder(name: str) -> Encoder:
     return ENCODERS[name]
 
 
-def _mel_stats(weights: Mapping[str, Path], device: str) -> "Encode":
+def _mel_stats(weights: Mapping[str, Path], device: str, memory_limit: int | None) -> "Encode":
     from ...model.vggish import mel_statistics
 
-    del weights, device
+    del weights, device, memory_limit
     return mel_statistics
 
 
-def _vggish(weights: Mapping[str, Path], device: str) -> "Encode":
-    from ...model.vggish import VGGish, Whitening, embed
+def _vggish(weights: Mapping[str, Path], device: str, memory_limit: int | None) -> "Encode":
+    from ...model.vggish import PATCH_BYTES, VGGish, Whitening, embed
     from ..weights import load_state
 
     try:
@@ -58,8 +58,12 @@ def _vggish(weights: Mapping[str, Path], device: str) -> "Encode":
             f"the VGGish weights do not fit: {reason}; see combo weights verify"
         ) from None
 
+    # On a CPU larger batches leave the caches; on a GPU smaller ones leave it idle.
+    usual = 16 if device == "cpu" else 256
+    at_once = usual if memory_limit is None else max(1, min(usual, memory_limit // PATCH_BYTES))
+
     def encode(patches: "Tensor") -> "Tensor":
-        embeddings = embed(network, patches.to(device))
+        embeddings = embed(network, patches.to(device), at_once)
         return (embeddings if whitening is None else whitening(embeddings)).cpu()
 
     return encode

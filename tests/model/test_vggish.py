@@ -219,6 +219,21 @@ def test_the_network_is_torchvggishs(state: dict[str, Tensor]) -> None:
     assert (ours - expected).abs().max() <= 1e-4 * expected.std()
 
 
+def test_patches_at_once_bound_the_convolutions_and_change_nothing(
+    state: dict[str, Tensor],
+) -> None:
+    network, seen = VGGish.from_state(state), list[int]()
+    network.features.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    patches = golden("test.combo_10s").repeat(2, 1, 1, 1)
+    expected = embed(network, patches)
+    for at_once in (1, 3):
+        seen.clear()
+        ours = embed(network, patches, at_once)
+        assert max(seen) == at_once
+        assert sum(seen) == len(patches)
+        assert (ours - expected).abs().max() <= 1e-4 * expected.std()
+
+
 def test_parameters_are_named_as_in_published_checkpoints() -> None:
     if not SHARED_KEYS.exists():
         pytest.skip("the golden data beside the repository is not there")

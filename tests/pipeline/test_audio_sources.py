@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ByteSize
 
 from combo.model.vggish import LogMel, consecutive
 from combo.pipeline.errors import ComboError
@@ -42,6 +43,34 @@ def test_log_mel_pickles_give_what_their_sounds_give(manifest: Manifest, tmp_pat
     )
     (missing,) = AudioStage.of(pickled, "avsbench", 5, {}).open(Place())([clip])
     assert "No such file" in missing.reason
+
+
+def test_a_memory_limit_changes_neither_numbers_nor_the_variants_name(manifest: Manifest) -> None:
+    clip = make_job(manifest, "ms3", "val", "audio").clips[0]
+    free, bounded = (
+        AudioStage.of(AudioSettings(encoder="mel-stats", memory_limit=limit), "avsbench", 5, {})
+        for limit in (None, ByteSize(4 << 20))
+    )
+    assert free.variant() == bounded.variant()
+    np.testing.assert_allclose(embedding(free, clip), embedding(bounded, clip), atol=1e-6)
+
+
+def test_threads_share_out_the_clips_and_change_nothing(manifest: Manifest) -> None:
+    clips = list(make_job(manifest, "ms3", "train", "audio").clips)
+    clips.insert(1, Clip("mute"))
+    stage = AudioStage.of(AudioSettings(encoder="mel-stats"), "avsbench", 5, {})
+    before = torch.get_num_threads()
+    alone, shared = stage.open(Place(1))(clips), stage.open(Place(3))(clips)
+    torch.set_num_threads(before)
+    assert len(alone) == len(shared) == len(clips) > 2
+    for clip, one, other in zip(clips, alone, shared, strict=True):
+        assert one.reason == other.reason
+        if clip.name == "mute":
+            assert "no sound file" in one.reason
+        else:
+            assert one.arrays is not None
+            assert other.arrays is not None
+            assert np.array_equal(one.arrays["embedding"], other.arrays["embedding"])
 
 
 def test_log_mel_pickles_cannot_be_cut_around_frames() -> None:

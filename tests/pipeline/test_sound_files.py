@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from combo.model.vggish import LogMel, consecutive
 from combo.pipeline.errors import MediaError
 from combo.pipeline.resample import KaiserBest, resampler
-from combo.pipeline.sound_files import read_log_mel_pickle, read_sound, sound_blocks
+from combo.pipeline.sound_files import open_sound, read_log_mel_pickle, read_sound
 
 SOUND = Path(__file__).parents[1] / "data" / "sound"
 VIDEO = Path(__file__).parents[3] / "shared" / "real" / "videos" / "nasa_13013.mp4"
@@ -79,8 +79,7 @@ def test_a_file_gives_the_published_log_mels_whatever_its_rate(name: str) -> Non
     sound = read_sound(SOUND / f"{name}.wav")
     patches = LogMel()(consecutive(torch.from_numpy(sound.waveform)))
     expected = torch.from_numpy(GOLDEN[f"{name}.examples"])
-    tolerance = 1e-5 if sound.rate_in == 16_000 else 1e-4
-    torch.testing.assert_close(patches[:, None], expected, atol=tolerance, rtol=0)
+    torch.testing.assert_close(patches[:, None], expected, atol=5e-6, rtol=0)
 
 
 def test_the_references_resampler_is_matched_to_float_noise() -> None:
@@ -88,7 +87,7 @@ def test_the_references_resampler_is_matched_to_float_noise() -> None:
     expected = GOLDEN["synth_44k1_stereo.resampled_16k"]
     assert (sound.rate_in, sound.channels, sound.codec) == (44_100, 2, "wav/pcm_16")
     assert sound.waveform.shape == expected.shape
-    assert np.abs(sound.waveform - expected).max() < 1e-6
+    assert np.abs(sound.waveform - expected).max() < 1e-7
 
 
 def test_soxr_by_name_differs_in_the_two_highest_bands_only() -> None:
@@ -102,12 +101,12 @@ def test_soxr_by_name_differs_in_the_two_highest_bands_only() -> None:
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 32_000, 44_100, 48_000, 96_000, 12_345])
 def test_every_rate_is_resampled_as_resampy_does(rate: int) -> None:
     resampy = pytest.importorskip("resampy")
-    noise = np.random.default_rng(rate).normal(0, 0.1, rate // 4 + 1).astype(np.float32)
+    noise = np.random.default_rng(rate).normal(0, 0.1, rate // 4 + 1)
     stream = KaiserBest(rate, 16_000)
     ours = np.concatenate([stream.push(noise), stream.finish()])
-    theirs = resampy.resample(noise.astype(np.float64), rate, 16_000)
+    theirs = resampy.resample(noise, rate, 16_000)
     assert len(ours) == len(theirs)
-    assert np.abs(ours - theirs).max() < 1e-6
+    assert np.abs(ours - theirs).max() < 1e-7
 
 
 @given(
@@ -116,7 +115,7 @@ def test_every_rate_is_resampled_as_resampy_does(rate: int) -> None:
 @settings(deadline=None, max_examples=30)
 def test_how_a_sound_is_cut_into_blocks_changes_nothing(cuts: list[int], kind: str) -> None:
     assert kind in ("kaiser_best", "soxr")
-    noise = np.random.default_rng(1).normal(0, 0.1, 9_000).astype(np.float32)
+    noise = np.random.default_rng(1).normal(0, 0.1, 9_000)
     whole, stream = resampler(kind, 44_100, 16_000), resampler(kind, 44_100, 16_000)
     blocks = [stream.push(block) for block in np.split(noise, sorted(cuts))]
     in_blocks = np.concatenate([*blocks, stream.finish()])
@@ -164,6 +163,17 @@ def test_sixteen_bits_are_scaled_as_in_the_reference(tmp_path: Path) -> None:
     samples = np.array([-32768, -1, 0, 1, 32767], dtype=np.int16)
     soundfile.write(tmp_path / "a.wav", samples, 16_000)
     assert read_sound(tmp_path / "a.wav").waveform.tolist() == (samples / 32768).tolist()
+
+
+@pytest.mark.parametrize(("subtype", "bits"), [("PCM_16", 16), ("PCM_32", 32)])
+def test_no_bit_is_lost_on_the_way_to_mono(tmp_path: Path, subtype: str, bits: int) -> None:
+    # Rounded to single precision, six channels are heard in the quiet bands beside a loud tone.
+    kind = np.dtype(f"int{bits}")
+    limits = np.iinfo(kind)
+    samples = np.random.default_rng(0).integers(limits.min, limits.max, (16_000, 6), kind)
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype=subtype)
+    expected = samples.astype(np.float64).mean(axis=1) / 2 ** (bits - 1)
+    assert np.abs(read_sound(tmp_path / "a.wav").waveform - expected).max() < 1e-15
 
 
 @pytest.mark.parametrize(
@@ -220,7 +230,8 @@ def test_where_the_sound_begins_is_counted_from_the_picture(tmp_path: Path) -> N
 def test_a_sound_in_pieces_is_the_sound(tmp_path: Path) -> None:
     path = tmp_path / "long.flac"
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, (700_000, 2)), 48_000)
-    pieces = list(sound_blocks(path))
+    with open_sound(path) as sound:
+        pieces = list(sound.blocks)
     assert len(pieces) > 4
     assert max(map(len, pieces)) <= 50_000
     assert np.array_equal(np.concatenate(pieces), read_sound(path).waveform)
