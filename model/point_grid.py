@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import nms
@@ -355,7 +356,8 @@ def _checked(images: Tensor) -> Tensor:
 def _grid(points_per_side: int, device: torch.device) -> Tensor:
     """Centres of a grid of cells, [points, 2] float64 as (x, y) in 0..1, x varying fastest."""
     half = 1 / (2 * points_per_side)
-    line = torch.linspace(half, 1 - half, points_per_side, dtype=torch.float64, device=device)
+    # As the public generators make it: torch's linspace differs in the last bit.
+    line = torch.from_numpy(np.linspace(half, 1 - half, points_per_side)).to(device)
     y, x = torch.meshgrid(line, line, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], dim=1)
 
