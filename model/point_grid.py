@@ -139,11 +139,15 @@ class PointGrid:
         min_mask_region_area: int | None = None,
         memory_limit: int | None = None,
         autocast: torch.dtype | None = None,
+        compile: bool | str = False,
     ) -> None:
         """net: a `SemanticSam`, segment-anything's `Sam`, or anything that is `PointPromptable`.
 
         autocast: torch.bfloat16 or torch.float16 for the network; float32 if None. Thresholds,
         mask logits and everything after them are float32 in any case.
+        compile: let torch.compile make the network's expensive parts, in place; or the name of one
+        of its backends. Changes results by float noise, and takes minutes for the first image of
+        every size.
         Raises ValueError for settings out of range and for levels that the network lacks.
         """
         self.net = _point_promptable(net)
@@ -170,6 +174,8 @@ class PointGrid:
         # Found once: later, memory that torch keeps for its next use would seem taken.
         self.memory_limit = memory_limit or _memory_of(self.net.device)
         self.autocast = autocast
+        if compile:
+            self.net.compile_parts("inductor" if compile is True else compile)
 
     def records(self, image: Tensor) -> list[MaskRecord]:
         """Masks of an image in the public generator's order.
@@ -295,14 +301,16 @@ class PointGrid:
         found = found[nms(found.boxes.float(), found.ious, self.settings.box_nms_thresh)]
         if found.masks.dtype == torch.bool:
             return found
-        upsampling = image.upsampling
-        nothing = found.masks.new_zeros(0, *upsampling.size, dtype=torch.bool)
-        masks = _batches(
-            len(found.masks),
-            self._working_set() // upsampling.large_bytes,
-            lambda part: upsampling(found.masks[part]) > self.net.mask_threshold,
-        )
-        return replace(found, masks=torch.cat([nothing, *masks]))
+        upsampling, threshold = image.upsampling, self.net.mask_threshold
+        masks = found.masks.new_empty(len(found.masks), *upsampling.size, dtype=torch.bool)
+        at_once = self._working_set() // upsampling.large_bytes
+
+        def enlarge(part: slice) -> None:
+            torch.gt(upsampling(found.masks[part]), threshold, out=masks[part])
+
+        for _ in _batches(len(masks), at_once, enlarge):
+            pass
+        return replace(found, masks=masks)
 
     def _cleaned(self, found: _Masks) -> _Masks:
         """Without small regions. Masks that lost or gained pixels come after the others, and give
@@ -314,7 +322,13 @@ class PointGrid:
         boxes = mask_boxes(masks)
         overlap = max(self.settings.box_nms_thresh, self.settings.crop_nms_thresh)
         kept = nms(boxes.float(), (~changed).float(), overlap)
-        return replace(found, masks=masks, boxes=boxes)[kept]
+        found = replace(found, masks=masks, boxes=boxes)
+        # All kept in their order is the usual case, and copying the masks the largest step then.
+        return (
+            found
+            if torch.equal(kept, torch.arange(len(masks), device=kept.device))
+            else found[kept]
+        )
 
     def _precision(self) -> torch.autocast:
         enabled = self.autocast is not None
