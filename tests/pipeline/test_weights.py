@@ -4,12 +4,14 @@ import fcntl
 import functools
 import hashlib
 import http.server
+import io
 import json
 import os
 import pickle
 import subprocess
 import sys
 import threading
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -325,8 +327,38 @@ def test_a_web_page_in_place_of_the_file_is_refused(server, monkeypatch):
     server.body = b"<!DOCTYPE html><html>please log in</html>"
     with pytest.raises(ComboError, match="no weights file"):
         fetch("free")
-    server.body = BODY
-    assert fetch("free").read_bytes() == BODY
+    server.body = BODY  # begins like an archive and is none
+    with pytest.raises(ComboError, match="damaged or cut off"):
+        fetch("free")
+    server.body = archive()
+    assert fetch("free").read_bytes() == archive()
+
+
+def archive() -> bytes:
+    """A zip file as PyTorch writes them: entries as they are, each with its checksum."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as file:
+        file.writestr("archive/data.pkl", b"\x80")
+        file.writestr(zipfile.ZipInfo("archive/data/0"), bytes(range(256)) * 40)
+    return made.getvalue()
+
+
+def test_without_a_published_digest_an_archives_own_checksums_tell_damage(tmp_path, folder):
+    whole = archive()
+    flipped = bytearray(whole)
+    flipped[5000] ^= 1
+    for damaged, text in (
+        (whole[:9000], "damaged or cut off"),
+        (flipped, "damaged at archive/data/0"),
+    ):
+        mine = tmp_path / "mine.pth"
+        mine.write_bytes(damaged)
+        with pytest.raises(ComboError, match=text) as caught:
+            weights.add("semantic-sam-l", mine)
+        assert "\n" not in str(caught.value)
+        assert not folder.exists()
+        (verdict,) = weights.verify(["semantic-sam-l"], {"semantic-sam-l": mine})
+        assert (verdict.state, text in verdict.reason) == ("wrong", True)
 
 
 def test_another_size_than_the_published_one_is_refused_before_it_is_fetched(
@@ -413,10 +445,10 @@ def test_verifying_reads_every_byte_anew():
 
 def test_verifying_tells_missing_and_undigested_files_apart(folder: Path):
     folder.mkdir()
-    (folder / CATALOGUE["semantic-sam-t"].file).write_bytes(BODY)
+    (folder / CATALOGUE["semantic-sam-t"].file).write_bytes(archive())
     found = weights.verify(["semantic-sam-t", "vggish"])
     assert [v.state for v in found] == ["unpublished", "missing"]
-    assert found[0].sha256 == SHA256
+    assert found[0].sha256 == hashlib.sha256(archive()).hexdigest()
 
 
 def test_the_list_says_what_is_there_and_who_gave_it(tmp_path: Path, folder: Path):
