@@ -56,6 +56,7 @@ class Job:
     device: str
     autocast: str
     threads: int
+    compile: bool = False
     iou_head: tuple[Tensor, Tensor] | None = None
     """Weight and bias of the last layer that predicts IoUs; of a random start if None."""
 
@@ -69,6 +70,12 @@ class Cost:
     peak: float = 0.0
     peak_after_encoder: float = 0.0
     masks: list[tuple[tuple[int, ...], bytes]] = field(default_factory=list[Any])
+
+    def reset(self) -> None:
+        """Forget the seconds and the memory of a first round, in which a network is compiled."""
+        self.seconds.clear()
+        self.cpu_seconds.clear()
+        self.peak = 0.0
 
     @contextmanager
     def timed(self, phase: str, device: torch.device) -> Iterator[None]:
@@ -258,8 +265,13 @@ def ours(job: Job) -> Cost:
         timed,
         points_per_side=job.points_per_side,
         autocast=AUTOCAST[job.autocast],
+        compile=job.compile,
         **settings,
     )
+    if job.compile:
+        for size in {image.shape: image for image in images}.values():
+            grid.records(size)
+        cost.reset()
     for image in images:
         with cost.timed("total", device):
             records = grid.records(image)
@@ -313,13 +325,27 @@ def in_a_fresh_process(side: Callable[[Job], T], job: Job) -> T:
         return pool.apply(side, (job,))
 
 
-def row(name: str, cost: Cost, images: int) -> list[float]:
-    total, encode = cost.seconds["total"] / images, cost.seconds["encode"] / images
-    decode = cost.seconds["decode"] / images
-    values = [encode, decode, total - encode - decode, total - encode, total]
-    print(f"{name:18}" + "".join(f"{value:10.2f}" for value in values), end="")
-    print(f"{max(cost.peak, cost.peak_after_encoder):11.0f}{cost.peak_after_encoder:11.0f}")
-    return values
+def phases(seconds: dict[str, float], images: int) -> list[float]:
+    """encode, decode, masks, everything after encoding, total: seconds an image."""
+    total, encode = seconds["total"] / images, seconds["encode"] / images
+    decode = seconds["decode"] / images
+    return [encode, decode, total - encode - decode, total - encode, total]
+
+
+def row(name: str, values: Sequence[float], peaks: Sequence[float] = ()) -> None:
+    print(f"{name:22}" + "".join(f"{value:10.2f}" for value in values), end="")
+    print("".join(f"{peak:11.0f}" for peak in peaks))
+
+
+def rows(name: str, cost: Cost, job: Job, images: int) -> tuple[list[float], list[float]]:
+    """Prints and returns seconds by phase, by the clock and on the cores."""
+    clock, cores = phases(cost.seconds, images), phases(cost.cpu_seconds, images)
+    peaks = (max(cost.peak, cost.peak_after_encoder), cost.peak_after_encoder)
+    row(name, clock, peaks)
+    if job.device == "cpu":
+        # What other programs do to the clock they hardly do to the time on the cores.
+        row("  of the cores", cores)
+    return clock, cores
 
 
 def report(job: Job) -> None:
@@ -327,27 +353,24 @@ def report(job: Job) -> None:
     print(f"{job.model}, {job.points_per_side} x {job.points_per_side} points, ", end="")
     print(f"{job.threads} threads on {job.device}, autocast {job.autocast}: {', '.join(images)}")
     heads = ("encode s", "decode s", "masks s", "after it", "total s", "peak MiB", "after it")
-    print(" " * 18 + "".join(f"{head:>10}" for head in heads[:5]), end="")
+    print(" " * 22 + "".join(f"{head:>10}" for head in heads[:5]), end="")
     print("".join(f"{head:>11}" for head in heads[5:]))
     if job.model not in VARIANTS:
         job = replace(job, iou_head=in_a_fresh_process(scattered_iou_head, job))
     mine = in_a_fresh_process(ours, job)
-    fast = row("combo", mine, len(images))
+    fast = rows("combo", mine, job, len(images))
     if job.model in VARIANTS:
-        print(f"{len(mine.masks)} masks; {1 / fast[-1]:.3f} images/s")
+        print(f"{len(mine.masks)} masks; {1 / fast[0][-1]:.3f} images/s")
         return
     other = in_a_fresh_process(theirs, job)
-    slow = row("segment-anything", other, len(images))
-    ratios = [b / a for a, b in zip(fast, slow, strict=True)]
-    print(f"{'times faster':18}" + "".join(f"{ratio:10.2f}" for ratio in ratios))
+    slow = rows("segment-anything", other, job, len(images))
+    row("times faster", [b / a for a, b in zip(fast[0], slow[0], strict=True)])
+    if job.device == "cpu":
+        row("  of the cores", [b / a for a, b in zip(fast[1], slow[1], strict=True)])
     codes = other.seconds.get("run lengths", 0.0) / len(images)
     print(f"run-length codes take {codes:.2f} s of the package's masks; ", end="")
-    print(f"without them we are {(slow[3] - codes) / fast[3]:.2f} times faster after the encoder")
-    if job.device == "cpu":
-        # What other programs do to the clock they do not do to the time on the cores.
-        after = [c.cpu_seconds["total"] - c.cpu_seconds["encode"] for c in (mine, other)]
-        print(f"core seconds after the encoder: {after[0]:.2f} and {after[1]:.2f}, ", end="")
-        print(f"{after[1] / after[0]:.2f} times fewer")
+    without = (slow[0][3] - codes) / fast[0][3]
+    print(f"without them we are {without:.2f} times faster after the encoder")
     print(compared(mine, other))
 
 
@@ -376,6 +399,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--autocast", default="no", choices=list(AUTOCAST))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile, timed once it is done"
+    )
     chosen = parser.parse_args()
     report(
         Job(
@@ -386,6 +412,7 @@ def main() -> None:
             device=chosen.device,
             autocast=chosen.autocast,
             threads=chosen.threads,
+            compile=chosen.compile,
         )
     )
 

@@ -98,6 +98,9 @@ def _network(name: str, settings: MaskigeSettings, weights: Path) -> "PointGrid"
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
+    if precision is None:
+        # PyTorch's own default rounds convolutions to TF32 on recent GPUs.
+        torch.backends.cudnn.allow_tf32 = False
     limit = None if settings.memory_limit is None else int(settings.memory_limit)
     state = load_state(weights)
     try:
