@@ -81,6 +81,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if wanted and server.ranges == "kept" and unchanged:
             status, first = 206, int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if first >= len(body):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(body)}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
         self.send_response(status)
         if server.etag:
             self.send_header("ETag", server.etag)
@@ -293,6 +299,19 @@ def test_a_part_of_a_file_that_has_changed_on_the_server_is_given_up(published, 
     leave_part(folder, published, b"an older edition", etag='"zero"')
     assert fetch("net").read_bytes() == BODY
     assert server.requests == [("/file.pth", "bytes=16-")]
+
+
+def test_a_part_that_was_complete_is_only_checked(published, server, folder):
+    leave_part(folder, published, BODY, etag='"one"')
+    assert fetch("net").read_bytes() == BODY
+    assert server.requests == [("/file.pth", f"bytes={len(BODY)}-")]
+    assert only_file(folder).name == published.file
+
+
+def test_a_part_longer_than_the_file_is_given_up(published, server, folder):
+    leave_part(folder, published, BODY + b"more")
+    assert fetch("net").read_bytes() == BODY
+    assert server.requests == [("/file.pth", f"bytes={len(BODY) + 4}-"), ("/file.pth", None)]
 
 
 def test_a_redirection_is_followed_and_still_resumed(published, server, folder):
