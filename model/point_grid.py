@@ -181,7 +181,8 @@ class PointGrid:
         """Masks of an image in the public generator's order.
 
         image: [3, H, W] uint8, RGB; or [1, H, W], grey, which is read as three equal channels.
-        An image without masks gives an empty list.  Raises ValueError for other shapes or types.
+        An image without masks gives an empty list.  Raises ValueError for other shapes or types,
+        MemoryError for an image too large for the device.
         """
         height, width = image.shape[-2:]
         with torch.no_grad():
@@ -380,6 +381,7 @@ def _batches(count: int, size: int, run: Callable[[slice], T], fixed: bool = Fal
     """`run` for consecutive slices of `count` things, `size` at a time.
 
     Running out of memory halves the size and goes on, down to one thing, unless it is `fixed`.
+    Raises MemoryError where that is not enough.
     """
     size, start = max(1, size), 0
     while start < count:
@@ -395,7 +397,7 @@ def _batches(count: int, size: int, run: Callable[[slice], T], fixed: bool = Fal
                     "split in silence: choose fewer points_per_batch, which is another result"
                 ) from error
             if size == 1:
-                raise
+                raise MemoryError("no memory for the smallest step of making masks") from error
         else:
             yield result
             start = part.stop

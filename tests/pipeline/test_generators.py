@@ -1,5 +1,6 @@
 """Maskige generators that need weights, from the manifest to the store, with seeded weights."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,34 @@ GRID_SETTINGS = (
     "crop_nms_thresh",
     "min_mask_region_area",
 )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory as Linux does it")
+def test_a_frame_too_large_for_the_memory_fails_its_clip_and_no_other(
+    tmp_path: Path, frame: np.ndarray
+) -> None:
+    import resource
+
+    large = tmp_path / "clips" / "wide"
+    large.mkdir()
+    Image.fromarray(frame).resize((1600, 1200)).save(large / "0.png")
+    net = SemanticSam.from_variant("swin-t")
+    torch.save({"model": net.state_dict()}, tmp_path / "weights.pth")
+    job = make_job(manifest(tmp_path, "semantic-sam-t"), "mine", "all", "maskige")
+    work = job.stage.open(1)
+    clips = {clip.name: clip for clip in job.clips}
+    assert work([clips["clip"]])[0].arrays is not None
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + (160 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        small, wide = work([clips["clip"], clips["wide"]])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert small.arrays is not None
+    assert wide.arrays is None
+    assert "frames of 1600 x 1200: no memory" in wide.reason
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path, frame: np.ndarray) -> None:
