@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import batched_nms
 
 from .mask_regions import logit_boxes, mask_boxes, remove_small_regions, stability
 from .maskige import Merged, mask_areas, merge
@@ -299,7 +299,7 @@ class PointGrid:
 
     def _distinct(self, image: EncodedImage, found: _Masks) -> _Masks:
         """Masks whose boxes do not repeat a better one, by falling predicted IoU, as bool."""
-        found = found[nms(found.boxes.float(), found.ious, self.settings.box_nms_thresh)]
+        found = found[_suppressed(found.boxes, found.ious, self.settings.box_nms_thresh)]
         if found.masks.dtype == torch.bool:
             return found
         upsampling, threshold = image.upsampling, self.net.mask_threshold
@@ -322,7 +322,7 @@ class PointGrid:
         masks, changed = remove_small_regions(found.masks, area)
         boxes = mask_boxes(masks)
         overlap = max(self.settings.box_nms_thresh, self.settings.crop_nms_thresh)
-        kept = nms(boxes.float(), (~changed).float(), overlap)
+        kept = _suppressed(boxes, (~changed).float(), overlap)
         found = replace(found, masks=masks, boxes=boxes)
         # All kept in their order is the usual case, and copying the masks the largest step then.
         return (
@@ -375,6 +375,15 @@ def _grid(points_per_side: int, device: torch.device) -> Tensor:
     line = torch.from_numpy(np.linspace(half, 1 - half, points_per_side)).to(device)
     y, x = torch.meshgrid(line, line, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], dim=1)
+
+
+def _suppressed(boxes: Tensor, scores: Tensor, overlap: float) -> Tensor:
+    """Indices of the boxes that stay, by falling score.
+
+    By the function that the public generators call, with one category for all: beyond a thousand
+    boxes it goes another way, where equal scores may come in another order.
+    """
+    return batched_nms(boxes.float(), scores, torch.zeros_like(boxes[:, 0]), overlap)
 
 
 def _batches(count: int, size: int, run: Callable[[slice], T], fixed: bool = False) -> Iterator[T]:
