@@ -73,14 +73,14 @@ def remove_small_regions(masks: Tensor, min_area: int) -> tuple[Tensor, Tensor]:
     """
     count, height, width = masks.shape
     at_once = max(1, _LABEL_BYTES // (height * width * 8))
-    cleaned: list[Tensor] = [masks[:0]]
-    changed: list[Tensor] = [masks.new_zeros(0)]
-    for part in masks.split(at_once) if count else ():
-        filled, had_holes = _fill_holes(part.cpu().numpy(), min_area)
+    cleaned, changed = torch.empty_like(masks), masks.new_zeros(count)
+    for start in range(0, count, at_once):
+        part = slice(start, start + at_once)
+        filled, had_holes = _fill_holes(masks[part].cpu().numpy(), min_area)
         kept, had_islands = _drop_islands(filled, min_area)
-        cleaned.append(torch.from_numpy(kept).to(masks.device))
-        changed.append(torch.from_numpy(had_holes | had_islands).to(masks.device))
-    return torch.cat(cleaned), torch.cat(changed)
+        cleaned[part] = torch.from_numpy(kept)
+        changed[part] = torch.from_numpy(had_holes | had_islands)
+    return cleaned, changed
 
 
 def _components(masks: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import batched_nms
 
 from .mask_regions import logit_boxes, mask_boxes, remove_small_regions, stability
 from .maskige import Merged, mask_areas, merge
@@ -138,11 +139,15 @@ class PointGrid:
         min_mask_region_area: int | None = None,
         memory_limit: int | None = None,
         autocast: torch.dtype | None = None,
+        compile: bool | str = False,
     ) -> None:
         """net: a `SemanticSam`, segment-anything's `Sam`, or anything that is `PointPromptable`.
 
         autocast: torch.bfloat16 or torch.float16 for the network; float32 if None. Thresholds,
         mask logits and everything after them are float32 in any case.
+        compile: let torch.compile make the network's expensive parts, in place; or the name of one
+        of its backends. Changes results by float noise, and takes minutes for the first image of
+        every size.
         Raises ValueError for settings out of range and for levels that the network lacks.
         """
         self.net = _point_promptable(net)
@@ -169,12 +174,15 @@ class PointGrid:
         # Found once: later, memory that torch keeps for its next use would seem taken.
         self.memory_limit = memory_limit or _memory_of(self.net.device)
         self.autocast = autocast
+        if compile:
+            self.net.compile_parts("inductor" if compile is True else compile)
 
     def records(self, image: Tensor) -> list[MaskRecord]:
         """Masks of an image in the public generator's order.
 
         image: [3, H, W] uint8, RGB; or [1, H, W], grey, which is read as three equal channels.
-        An image without masks gives an empty list.  Raises ValueError for other shapes or types.
+        An image without masks gives an empty list.  Raises ValueError for other shapes or types,
+        MemoryError for an image too large for the device.
         """
         height, width = image.shape[-2:]
         with torch.no_grad():
@@ -291,17 +299,19 @@ class PointGrid:
 
     def _distinct(self, image: EncodedImage, found: _Masks) -> _Masks:
         """Masks whose boxes do not repeat a better one, by falling predicted IoU, as bool."""
-        found = found[nms(found.boxes.float(), found.ious, self.settings.box_nms_thresh)]
+        found = found[_suppressed(found.boxes, found.ious, self.settings.box_nms_thresh)]
         if found.masks.dtype == torch.bool:
             return found
-        upsampling = image.upsampling
-        nothing = found.masks.new_zeros(0, *upsampling.size, dtype=torch.bool)
-        masks = _batches(
-            len(found.masks),
-            self._working_set() // upsampling.large_bytes,
-            lambda part: upsampling(found.masks[part]) > self.net.mask_threshold,
-        )
-        return replace(found, masks=torch.cat([nothing, *masks]))
+        upsampling, threshold = image.upsampling, self.net.mask_threshold
+        masks = found.masks.new_empty(len(found.masks), *upsampling.size, dtype=torch.bool)
+        at_once = self._working_set() // upsampling.large_bytes
+
+        def enlarge(part: slice) -> None:
+            torch.gt(upsampling(found.masks[part]), threshold, out=masks[part])
+
+        for _ in _batches(len(masks), at_once, enlarge):
+            pass
+        return replace(found, masks=masks)
 
     def _cleaned(self, found: _Masks) -> _Masks:
         """Without small regions. Masks that lost or gained pixels come after the others, and give
@@ -312,8 +322,14 @@ class PointGrid:
         masks, changed = remove_small_regions(found.masks, area)
         boxes = mask_boxes(masks)
         overlap = max(self.settings.box_nms_thresh, self.settings.crop_nms_thresh)
-        kept = nms(boxes.float(), (~changed).float(), overlap)
-        return replace(found, masks=masks, boxes=boxes)[kept]
+        kept = _suppressed(boxes, (~changed).float(), overlap)
+        found = replace(found, masks=masks, boxes=boxes)
+        # All kept in their order is the usual case, and copying the masks the largest step then.
+        return (
+            found
+            if torch.equal(kept, torch.arange(len(masks), device=kept.device))
+            else found[kept]
+        )
 
     def _precision(self) -> torch.autocast:
         enabled = self.autocast is not None
@@ -355,15 +371,26 @@ def _checked(images: Tensor) -> Tensor:
 def _grid(points_per_side: int, device: torch.device) -> Tensor:
     """Centres of a grid of cells, [points, 2] float64 as (x, y) in 0..1, x varying fastest."""
     half = 1 / (2 * points_per_side)
-    line = torch.linspace(half, 1 - half, points_per_side, dtype=torch.float64, device=device)
+    # As the public generators make it: torch's linspace differs in the last bit.
+    line = torch.from_numpy(np.linspace(half, 1 - half, points_per_side)).to(device)
     y, x = torch.meshgrid(line, line, indexing="ij")
     return torch.stack([x.flatten(), y.flatten()], dim=1)
+
+
+def _suppressed(boxes: Tensor, scores: Tensor, overlap: float) -> Tensor:
+    """Indices of the boxes that stay, by falling score.
+
+    By the function that the public generators call, with one category for all: beyond a thousand
+    boxes it goes another way, where equal scores may come in another order.
+    """
+    return batched_nms(boxes.float(), scores, torch.zeros_like(boxes[:, 0]), overlap)
 
 
 def _batches(count: int, size: int, run: Callable[[slice], T], fixed: bool = False) -> Iterator[T]:
     """`run` for consecutive slices of `count` things, `size` at a time.
 
     Running out of memory halves the size and goes on, down to one thing, unless it is `fixed`.
+    Raises MemoryError where that is not enough.
     """
     size, start = max(1, size), 0
     while start < count:
@@ -379,7 +406,7 @@ def _batches(count: int, size: int, run: Callable[[slice], T], fixed: bool = Fal
                     "split in silence: choose fewer points_per_batch, which is another result"
                 ) from error
             if size == 1:
-                raise
+                raise MemoryError("no memory for the smallest step of making masks") from error
         else:
             yield result
             start = part.stop

@@ -118,6 +118,14 @@ class PointPromptable(Protocol):
         """Roughly the working memory of one point of a batch."""
         ...
 
+    def compile_parts(self, backend: str) -> None:
+        """Hand the expensive parts to torch.compile, in place.
+
+        They are compiled at first use, and anew for images of another size: one version for all
+        sizes takes a minute and a half to trace through Swin's windows alone.
+        """
+        ...
+
     def encode(self, images: Tensor) -> Sequence[EncodedImage]:
         """Images [B, 3, H, W] uint8 RGB."""
         ...

@@ -41,6 +41,8 @@ class SamPoints:
 
     def __init__(self, sam: "Sam") -> None:
         self.sam = sam
+        self._encode_images = encode_images
+        self._decoder = PointDecoder(sam.mask_decoder)
 
     @property
     def settings(self) -> GridSettings:
@@ -76,6 +78,10 @@ class SamPoints:
         # The image's tokens before a layer, the same with positions, and after the layer.
         return 3 * 4 * rows * columns * width_of_token
 
+    def compile_parts(self, backend: str) -> None:
+        self._encode_images = torch.compile(encode_images, backend=backend, dynamic=False)
+        self._decoder.compile(backend)
+
     def encode(self, images: Tensor) -> list["EncodedByViT"]:
         from segment_anything.utils.transforms import ResizeLongestSide
 
@@ -87,15 +93,16 @@ class SamPoints:
         resized = torch.stack([torch.from_numpy(array).permute(2, 0, 1) for array in pixels])
         seen = (int(resized.shape[-2]), int(resized.shape[-1]))
         padded = self.sam.preprocess(resized.to(self.device))
-        embeddings = encode_images(self.sam.image_encoder, padded)
+        embeddings = self._encode_images(self.sam.image_encoder, padded)
         position = self.sam.prompt_encoder.get_dense_pe()[0].flatten(1).T
         no_mask = self.sam.prompt_encoder.no_mask_embed.weight
-        decoder = PointDecoder(self.sam.mask_decoder)
         return [
             EncodedByViT(
                 sam=self.sam,
-                decoder=decoder,
-                side=ImageSide.of(embedding.flatten(1).T.float() + no_mask, position, decoder),
+                decoder=self._decoder,
+                side=ImageSide.of(
+                    embedding.flatten(1).T.float() + no_mask, position, self._decoder
+                ),
                 size=(height, width),
                 seen=seen,
             )
@@ -174,20 +181,28 @@ class PointDecoder:
     def __init__(self, decoder: Any) -> None:
         self.decoder = decoder
         self.transformer = decoder.transformer
+        self._attended = self._attend
+
+    def compile(self, backend: str) -> None:
+        self._attended = torch.compile(self._attend, backend=backend, dynamic=False)
 
     def __call__(self, sparse: Tensor, side: ImageSide, grid: tuple[int, int]) -> "PointTokens":
         """sparse: [P, 2, C] from the prompt encoder; grid: rows and columns of S."""
         own = torch.cat([self.decoder.iou_token.weight, self.decoder.mask_tokens.weight])
         tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
+        queries, image = self._attended(tokens, side)
+        ious = self.decoder.iou_prediction_head(queries[:, 0])[:, 1:]
+        return PointTokens(self, queries[:, 2:], image, grid, ious.float().flatten())
+
+    def _attend(self, tokens: Tensor, side: ImageSide) -> tuple[Tensor, Tensor]:
+        """Tokens [P, T, C] and the image [P, S, C] after the two-way transformer."""
         queries, image = self._first_layer(tokens, side)
         for layer in self.transformer.layers[1:]:
             queries, image = self._layer(layer, queries, tokens, image, side.position)
         last = self.transformer.final_attn_token_to_image
         placed_image = image + side.position.to(image.dtype)
         queries = queries + _tokens_to_image(last, queries + tokens, image, placed_image)
-        queries = self.transformer.norm_final_attn(queries)
-        ious = self.decoder.iou_prediction_head(queries[:, 0])[:, 1:]
-        return PointTokens(self, queries[:, 2:], image, grid, ious.float().flatten())
+        return self.transformer.norm_final_attn(queries), image
 
     def _first_layer(self, tokens: Tensor, side: ImageSide) -> tuple[Tensor, Tensor]:
         layer = self.transformer.layers[0]

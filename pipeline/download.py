@@ -40,6 +40,10 @@ class ConnectionCutError(Exception):
     """The connection ended before the file did. What came is kept."""
 
 
+class _NothingLeftError(Exception):
+    """The server says that the part is as long as the file: an earlier call died checking it."""
+
+
 def download(
     url: str,
     target: Path,
@@ -122,7 +126,10 @@ class _Transfer:
             return
         if self.size is not None and have > self.size:
             have = self._restart()
-        answer = self._request(have)
+        try:
+            answer = self._request(have)
+        except _NothingLeftError:
+            return
         if answer is None:
             have = self._restart()
             answer = self._request(have)
@@ -134,7 +141,10 @@ class _Transfer:
             self._receive(answer, have)
 
     def _request(self, have: int) -> http.client.HTTPResponse | None:
-        """The answer from byte `have` on, or from 0; None when the server refuses the range."""
+        """The answer from byte `have` on, or from 0; None when the server refuses the range.
+
+        Raises _NothingLeftError when the file ends there.
+        """
         headers = {"User-Agent": "combo-avs", "Accept-Encoding": "identity"}
         if have:
             headers["Range"] = f"bytes={have}-"
@@ -145,6 +155,8 @@ class _Transfer:
             answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT)
         except urllib.error.HTTPError as error:
             if have and error.code in _RANGE_REFUSED:
+                if error.headers.get("Content-Range") == f"bytes */{have}":
+                    raise _NothingLeftError from error
                 return None
             status = f"the server answered {error.code} {error.reason}"
             if error.code in _PASSING:

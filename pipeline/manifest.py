@@ -94,6 +94,8 @@ class GridSettings(Model):
     stability_score_thresh: float = 0.95
     stability_score_offset: float = 1.0
     box_nms_thresh: float = 0.7
+    crop_nms_thresh: float = 0.7
+    """Counts where boxes are compared again after small regions: the larger of the two."""
     min_mask_region_area: int = Field(default=0, ge=0)
     """Holes and islands with fewer pixels are removed."""
 
@@ -120,6 +122,9 @@ class MaskigeSettings(Model):
     """Make masks on the frame at its own size, or at the size in the store."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of a network; bf16 and fp16 are for GPUs. Part of the result."""
+    compile: bool = False
+    """Let torch.compile make a network's expensive parts: minutes for the first frame of every
+    size, and in fewer than eight sizes. Part of the result (float noise)."""
     memory_limit: ByteSize | None = None
     """Working memory of a network, such as 8GB; by default what the device has. Not part of the
     result."""

@@ -12,6 +12,8 @@ import contextlib
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +190,8 @@ def add(name: str, file: Path) -> Path:
 def verify(
     names: Iterable[str] = (), paths: Paths | None = None, digests: Digests | None = None
 ) -> list[Verdict]:
-    """Compare files with their published digests, reading every byte anew.
+    """Compare files with their published digests, reading every byte anew. Where none is published,
+    a zip archive's own checksums are compared.
 
     names: those to check, where a missing one is reported too; none: all that are there.
     """
@@ -205,6 +208,8 @@ def verify(
             sha256 = file_digest(found.path)
             if expected:
                 _demand(found.path, sha256, expected)
+            else:
+                _demand_whole(found.path, f"remove it and get it again from {found.weights.page}")
         except ComboError as error:
             verdicts.append(Verdict(name, found.path, "wrong", reason=str(error)))
         else:
@@ -258,13 +263,24 @@ def _check(weights: Weights, file: Path, source: str) -> None:
     if weights.digest_start:
         _demand(file, file_digest(file), weights.digest_start)
         return
-    with file.open("rb") as opened:
-        start = opened.read(16)
-    if not start.startswith((b"PK", b"\x80")):
-        raise ComboError(
-            f"{source}{file}: no weights file (it begins with {start!r}); get {weights.file} from "
-            f"{weights.page}"
-        )
+    _demand_whole(file, f"get {weights.file} from {weights.page}", source)
+
+
+def _demand_whole(file: Path, mend: str, source: str = "") -> None:
+    """Raise ComboError unless an undigested file is of a kind that weights come in, and, where it
+    is a zip archive (PyTorch's format since 1.6), every entry has the checksum stored with it."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(16)
+        if not start.startswith((b"PK", b"\x80")):
+            raise ComboError(f"{source}{file}: no weights file (it begins with {start!r}); {mend}")
+        if start.startswith(b"PK"):
+            with zipfile.ZipFile(file) as archive:
+                broken = archive.testzip()
+            if broken is not None:
+                raise ComboError(f"{source}{file}: damaged at {broken}; {mend}")
+    except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ComboError(f"{source}{file}: damaged or cut off ({error}); {mend}") from error
 
 
 def _demand(path: Path, sha256: str, expected: str | None) -> None:

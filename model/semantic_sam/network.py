@@ -111,6 +111,11 @@ class SemanticSam(nn.Module):
     def point_bytes(self, height: int, width: int) -> int:
         return (height + STRIDE) * (width + STRIDE) // MASK_STRIDE**2 * 4
 
+    def compile_parts(self, backend: str) -> None:
+        head = self.sem_seg_head
+        for part in (self.backbone, head.pixel_decoder, head.predictor.decoder):
+            part.compile(backend=backend, dynamic=False)
+
     def encode(self, images: Tensor) -> list["EncodedByBackbone"]:
         """Images [B, 3, H, W] uint8 (or any numbers 0..255), RGB, at their own size.
 
@@ -120,10 +125,10 @@ class SemanticSam(nn.Module):
         height, width = images.shape[-2:]
         normalised = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         padded = F.pad(normalised, (0, -width % STRIDE, 0, -height % STRIDE))
-        features = self.backbone(padded)
+        features = [level.to(self.pixel_mean.dtype) for level in self.backbone(padded)]
         with torch.autocast(images.device.type, enabled=False):
-            exact = [level.to(self.pixel_mean.dtype) for level in features]
-            mask_features, maps = self.sem_seg_head.pixel_decoder(exact)
+            mask_features, maps = self.sem_seg_head.pixel_decoder(features)
+            del features  # half a gigabyte of a photograph
             memory = self.sem_seg_head.predictor.remember(maps)
         return [
             EncodedByBackbone(

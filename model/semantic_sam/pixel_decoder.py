@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..deformable_attention import DeformableAttention
 from ..positions import sine_positions
+from .parts import parts
 
 WIDTH = 256
 HEADS = 8
@@ -19,6 +20,10 @@ HIDDEN = 2048
 GROUPS = 32
 LEVELS = 4
 POINTS = 4
+SAMPLED = 6 * HEADS * LEVELS * POINTS * 4
+"""Numbers that deformable attention makes of a token: about six for each corner of each point."""
+
+MOST_PARTS = 16
 
 
 class ConvNorm(nn.Conv2d):
@@ -47,8 +52,17 @@ class EncoderLayer(nn.Module):
         self, x: Tensor, positions: Tensor, reference: Tensor, shapes: list[tuple[int, int]]
     ) -> Tensor:
         """x: [B, S, C], all levels' tokens; positions: [1, S, C]; reference: [1, S, levels, 2]."""
-        x = self.norm1(x + self.self_attn(x + positions, reference, x, shapes))
-        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+        values = self.self_attn.project_values(x)
+        out = torch.empty_like(x)
+        # Every part borders the values anew, so there must not be many of them.
+        few = x.shape[1] // MOST_PARTS + 1
+        for part in parts(x[0], SAMPLED * len(x), fewest=few):
+            tokens = x[:, part]
+            asking = tokens + positions[:, part]
+            seen = self.norm1(tokens + self.self_attn(asking, reference[:, part], values, shapes))
+            hidden = F.relu(self.linear1(seen), inplace=True)
+            out[:, part] = self.norm2(seen + self.linear2(hidden))
+        return out
 
 
 class Encoder(nn.Module):
@@ -119,8 +133,8 @@ class PixelDecoder(nn.Module):
         finest = F.interpolate(
             encoded[0], size=res2.shape[-2:], mode="bilinear", align_corners=False
         )
-        fused = F.relu(self.layer_1(self.adapter_1(res2) + finest))
-        return self.mask_features(fused), encoded
+        joined = self.layer_1(finest.add_(self.adapter_1(res2)))
+        return self.mask_features(F.relu(joined, inplace=True)), encoded
 
 
 def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:

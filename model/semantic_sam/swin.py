@@ -14,6 +14,8 @@ from timm.layers.mlp import Mlp
 from timm.models.swin_transformer import PatchMerging, get_relative_position_index
 from torch import Tensor, nn
 
+from .parts import parts
+
 
 @dataclass(frozen=True)
 class SwinSize:
@@ -60,17 +62,22 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, shift: int) -> Tensor:
         """x: [B, rows, columns, window * window, C], the windows of a map rolled by `shift`."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-3, -2)
         bias = self.relative_position_bias_table[self.relative_position_index].movedim(-1, 0)
-        bias = bias.to(q.dtype)
-        attended = torch.empty_like(v)
+        attended = torch.empty_like(x)
         for windows, mask in self._groups(shift, bias):
-            parts = [part[windows] for part in (q, k, v)]
-            flat = [part.flatten(0, 2) for part in parts]
-            if len(flat[0]):
-                out = F.scaled_dot_product_attention(*flat, attn_mask=mask[None])
-                attended[windows] = out.view(parts[0].shape)
-        return self.proj(attended.transpose(-3, -2).flatten(-2))
+            seen = x[windows]
+            flat = seen.flatten(0, 2)
+            heard = torch.empty_like(flat)
+            for part in parts(flat, 3 * flat.shape[1:].numel()):
+                heard[part] = self._attend(flat[part], mask[None])
+            attended[windows] = heard.view(seen.shape)
+        return attended
+
+    def _attend(self, windows: Tensor, mask: Tensor) -> Tensor:
+        """windows: [N, window * window, C]; mask: [1, heads, window * window, window * window]."""
+        q, k, v = self.qkv(windows).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.to(q.dtype))
+        return self.proj(seen.transpose(1, 2).flatten(2))
 
     def _groups(self, shift: int, bias: Tensor) -> list[tuple[tuple[slice, slice, slice], Tensor]]:
         """Slices of the windows [B, rows, columns] that share one term added to the logits.
@@ -108,7 +115,10 @@ class SwinBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self._attend(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        tokens = x.flatten(0, 2)  # a view: what is added to it is added to x
+        for part in parts(tokens, 4 * tokens.shape[1]):
+            tokens[part] += self.mlp(self.norm2(tokens[part]))
+        return x
 
     def _attend(self, x: Tensor) -> Tensor:
         """The zeros that fill the last windows are tokens like others: attended to, unmasked."""

@@ -15,14 +15,23 @@ def show(output: Output, manifest_file: Path | None) -> None:
     held = weights.held(load_manifest(manifest_file).weight_paths())
     if output.as_json:
         output.json(
-            [{**dataclasses.asdict(h.weights), "path": str(h.path), "there": h.there} for h in held]
+            [
+                {
+                    **dataclasses.asdict(h.weights),
+                    "sha256": h.weights.digest_start,
+                    "path": str(h.path),
+                    "there": h.there,
+                }
+                for h in held
+            ]
         )
         return
     output.table(
-        ("name", "there", "what", "published at", "licence"),
+        ("name", "there", "what", "published at", "MB", "SHA-256", "licence"),
         (
             (h.weights.name, "yes" if h.there else "", h.weights.about, h.weights.source,
-             h.weights.licence)
+             h.weights.size // 10**6 if h.weights.size else "",
+             (h.weights.digest_start or "")[:8], h.weights.licence)
             for h in held
         ),
     )  # fmt: skip

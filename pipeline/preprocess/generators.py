@@ -17,6 +17,8 @@ from ..media import Pixels
 from .stage import Place
 
 if TYPE_CHECKING:
+    import torch
+
     from ...model.point_grid import PointGrid
 
 MOST_MASKS = np.iinfo(np.uint8).max
@@ -107,6 +109,9 @@ def _network(name: str, settings: MaskigeSettings, weights: Path, device: str) -
     from ..weights import load_state
 
     precision = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[settings.precision]
+    if precision is None:
+        # PyTorch's own default rounds convolutions to TF32 on recent GPUs.
+        torch.backends.cudnn.allow_tf32 = False
     limit = None if settings.memory_limit is None else int(settings.memory_limit)
     state = load_state(weights)
     try:
@@ -124,22 +129,42 @@ def _network(name: str, settings: MaskigeSettings, weights: Path, device: str) -
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ComboError(f"{weights} does not fit {name}: {reason}") from error
+    if settings.compile:
+        _check_compiler(device)
     return PointGrid(
         network.to(device).eval(),
         levels=levels,
         memory_limit=limit,
         autocast=precision,
+        compile=settings.compile,
         **own.model_dump(exclude={"level"}),
     )
 
 
+def _check_compiler(device: "torch.device") -> None:
+    """Raises ComboError where torch.compile lacks what it needs; before any frame is read."""
+    import torch
+
+    try:
+        torch.compile(torch.sin)(torch.zeros(8, device=device))
+    except Exception as error:  # whatever a compiler's absence looks like on this platform
+        reason = " ".join(str(error).split())[:200]
+        raise ComboError(
+            f"stages.maskige.compile: torch.compile does not work here on {device.type} ({reason});"
+            " it needs a C++ compiler, on GPUs also Triton; or set compile: false"
+        ) from error
+
+
 def _point_grid(name: str) -> Generator:
     def settings_of(settings: MaskigeSettings) -> Mapping[str, Any]:
+        arithmetic = {"precision": settings.precision, "compile": settings.compile}
         if not name.startswith("semantic-sam"):
-            return {"precision": settings.precision, **settings.sam.model_dump(mode="json")}
+            own = settings.sam
+            return {**arithmetic, "long_side": SAM_LONG_SIDE, **own.model_dump(mode="json")}
         own = settings.semantic_sam
         return {
-            "precision": settings.precision,
+            **arithmetic,
+            "padded_to": SEMANTIC_SAM_STRIDE,
             **own.model_dump(mode="json"),
             "internal_level": SEMANTIC_SAM_TOKENS[own.level],
         }
@@ -167,6 +192,11 @@ def _point_grid(name: str) -> Generator:
 SEMANTIC_SAM_TOKENS = {1: 3, 2: 2, 3: 0, 4: 4, 5: 1, 6: 5}
 """Level asked for -> the network's own token, as the published code maps them: levels look swapped
 to whoever sees only one of the two numbers, so the store records both."""
+
+SAM_LONG_SIDE = 1024
+SEMANTIC_SAM_STRIDE = 32
+"""What becomes of an image before the network: SAM's is resized so that the longer side has this
+many pixels, Semantic-SAM's keeps its size and is padded to multiples of this."""
 
 GENERATORS: Mapping[str, Generator] = {
     "imported": Generator(lambda _: {}, None, _imported),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import MediaError
 from ..layouts import Clip
 from ..manifest import Manifest, MaskigeSettings
 from ..media import Fit, fit_frame, fit_label, frame_files, read_frames
@@ -90,7 +91,11 @@ class MaskigeStage:
         frames = read_frames(clip.frames, digests)
         if self.settings.at == "stored":
             frames = [fit_frame(frame, self.size, self.fit) for frame in frames]
-        found = generate(frames)
+        try:
+            found = generate(frames)
+        except MemoryError as error:
+            height, width = frames[0].shape[:2]
+            raise MediaError(clip.name, f"frames of {width} x {height}: {error}") from error
         arrays = {
             "label_map": np.zeros((self.frames_per_clip, *self.size), np.uint8),
             "masks": np.zeros(self.frames_per_clip, np.uint32),

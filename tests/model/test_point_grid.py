@@ -8,7 +8,8 @@ network play no part in the rules tested here.
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,9 +40,11 @@ from combo.model.point_grid import PointGrid
 from combo.model.point_prompts import (
     SAM_SETTINGS,
     SEMANTIC_SAM_SETTINGS,
+    DecodedPoints,
     GridSettings,
     Upsampling,
 )
+from combo.model.sam_points import EncodedByViT
 from combo.model.semantic_sam.network import SemanticSam
 from combo.model.semantic_sam.swin import SwinSize
 
@@ -52,6 +55,10 @@ Settings = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def sam() -> Sam:
+    return small_sam()
+
+
+def small_sam() -> Sam:
     """A SAM with one thin encoder block at 256 pixels; the rest is as large as the real one."""
     torch.manual_seed(0)
     side = 256
@@ -108,6 +115,10 @@ def with_scattered_masks(sam: Sam, sparseness: float) -> Sam:
 
 @pytest.fixture(scope="module")
 def semantic() -> SemanticSam:
+    return thin_semantic_sam()
+
+
+def thin_semantic_sam() -> SemanticSam:
     """A Semantic-SAM with a thin backbone."""
     torch.manual_seed(0)
     net = SemanticSam(SwinSize(16, depths=(1, 1, 1, 1), heads=(1, 2, 2, 4), window=4))
@@ -209,6 +220,84 @@ def test_little_memory_makes_smaller_steps_and_the_same_masks(sam: Sam) -> None:
         assert int((a.segmentation != b.segmentation).sum()) <= 2
 
 
+@contextmanager
+def address_space(mebibytes: int) -> Iterator[None]:
+    """No more than this many MiB beside what the process has already."""
+    import resource
+
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + (mebibytes << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory as Linux does it")
+def test_when_memory_really_runs_out_the_batch_is_halved_until_it_fits(
+    sam: Sam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = picture(120, 90)
+    settings = {**LOOSE, "points_per_side": 16, "points_per_batch": 256}
+    expected = PointGrid(sam, **settings).records(image)
+    assert len(expected) > 3
+    sizes: list[int] = []
+    decode = EncodedByViT.decode
+
+    def recorded(self: EncodedByViT, points: Tensor, levels: Sequence[int]) -> DecodedPoints:
+        sizes.append(len(points))
+        return decode(self, points, levels)
+
+    monkeypatch.setattr(EncodedByViT, "decode", recorded)
+    # All 256 points at once, of which each takes a quarter MiB several times over.
+    monkeypatch.setattr("combo.model.point_grid.CPU_WORKING_SET", 1 << 33)
+    grid = PointGrid(sam, **settings, memory_limit=1 << 33)
+    with address_space(mebibytes=32):
+        records = grid.records(image)
+    assert sizes[:2] == [256, 128]
+    assert sizes[-1] < 256
+    assert [r.bbox for r in records] == [r.bbox for r in expected]
+
+
+def test_frames_are_encoded_together_as_far_as_memory_goes(
+    semantic: SemanticSam, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = torch.stack([picture(50, 70, seed) for seed in range(5)])
+    together: list[int] = []
+    encode = semantic.encode
+
+    def recorded(images: Tensor) -> Any:
+        together.append(len(images))
+        return encode(images)
+
+    monkeypatch.setattr(semantic, "encode", recorded)
+    one = semantic.image_bytes(50, 70)
+    settings: Settings = {"points_per_side": 2, "levels": (3,), "pred_iou_thresh": -9}
+    for limit, sizes in ((10 * one, [5]), (2 * one, [2, 2, 1]), (1, [1] * 5)):
+        together.clear()
+        PointGrid(semantic, **settings, memory_limit=limit).label_maps(clip)
+        assert together == sizes
+
+
+@pytest.mark.slow
+def test_a_compiled_network_gives_the_same_masks() -> None:
+    # Traced as for any backend; turning it into machine code too takes minutes.
+    semantic: Any = thin_semantic_sam()
+    head = semantic.sem_seg_head
+    for layered in (head.pixel_decoder.transformer.encoder, head.predictor.decoder):
+        layered.layers = layered.layers[:1]  # the others are traced like it
+    networks = (small_sam(), LOOSE), (semantic, {**LOOSE, "levels": (3,)})
+    for net, settings in networks:
+        images = [picture(120, 90), picture(64, 100)]
+        expected = [PointGrid(net, **settings).label_map(image) for image in images]
+        assert all(labels.any() for labels in expected)
+        grid = PointGrid(net, **settings, compile="eager")
+        for image, labels in zip(images, expected, strict=True):
+            assert (grid.label_map(image) != labels).float().mean() < 1e-3
+
+
 def test_the_label_map_is_the_merged_records(sam: Sam, semantic: SemanticSam) -> None:
     image = picture(120, 90)
     for grid in (
@@ -274,6 +363,30 @@ def test_a_large_photograph_gets_masks_of_its_own_size(sam: Sam) -> None:
     assert grid.label_map(image).unique().numel() > 1
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads its own memory as Linux tells it")
+def test_a_large_photograph_takes_semantic_sam_a_bounded_amount_of_memory() -> None:
+    net = thin_semantic_sam()
+    encoder: Any = net.sem_seg_head.pixel_decoder.transformer.encoder
+    encoder.layers = encoder.layers[:1]  # of six, which take the same memory one after another
+    image = picture(3000, 4000)
+    grid = PointGrid(net, points_per_side=2, levels=(3,), pred_iou_thresh=-9)
+    before = peak_memory()
+    labels = grid.label_map(image)
+    assert labels.shape == (3000, 4000)
+    assert labels.any()
+    # The 256 mask features of every fourth pixel along both axes take 64 bytes a pixel, before
+    # and after each of their convolutions, and what nine layers keep for the prompts 192.
+    assert peak_memory() - before < 450 * image[0].numel()
+
+
+def peak_memory() -> int:
+    """Most bytes that the process had since the last call."""
+    status = Path("/proc/self/status").read_text()
+    Path("/proc/self/clear_refs").write_text("5")
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+
 def test_a_single_pixel_is_an_image(semantic: SemanticSam) -> None:
     # A mask of one pixel has a box without area, which suppresses no other: all points may stay.
     grid = PointGrid(semantic, points_per_side=3, levels=(3,), pred_iou_thresh=-9.0)
@@ -283,10 +396,12 @@ def test_a_single_pixel_is_an_image(semantic: SemanticSam) -> None:
     assert grid.label_map(picture(1, 1)).tolist() == [[1 if records else 0]]
 
 
-def test_a_grey_image_is_one_with_three_equal_channels(sam: Sam) -> None:
+def test_a_grey_image_is_one_with_three_equal_channels(sam: Sam, semantic: SemanticSam) -> None:
     grey = picture(60, 80)[:1]
-    grid = PointGrid(sam, **LOOSE)
-    assert torch.equal(grid.label_map(grey), grid.label_map(grey.repeat(3, 1, 1)))
+    for grid in (PointGrid(sam, **LOOSE), PointGrid(semantic, **LOOSE, levels=(3,))):
+        labels = grid.label_map(grey)
+        assert labels.any()
+        assert torch.equal(labels, grid.label_map(grey.repeat(3, 1, 1)))
 
 
 def test_an_image_without_a_mask_gives_no_records_and_zeros(
@@ -302,21 +417,26 @@ def test_an_image_without_a_mask_gives_no_records_and_zeros(
             assert not empty.any()
 
 
-def test_of_more_than_255_masks_the_smallest_are_merged_and_the_rest_is_counted(sam: Sam) -> None:
+def test_of_more_than_255_masks_the_smallest_are_merged_and_the_rest_is_counted(
+    sam: Sam, semantic: SemanticSam
+) -> None:
     image = picture(48, 64)
-    grid = PointGrid(
-        sam,
-        points_per_side=10,
-        pred_iou_thresh=0,
-        stability_score_thresh=0,
-        box_nms_thresh=1.0,
-    )
-    records = grid.records(image)
-    assert len(records) == 300
-    merged = grid.merged(image[None])[0]
-    assert merged.left_out == 45
-    expected = merge(torch.stack([record.segmentation for record in records]))
-    assert torch.equal(merged.label_map, expected.label_map)
+    everything: Settings = {
+        "points_per_side": 10,
+        "pred_iou_thresh": 0,
+        "stability_score_thresh": 0,
+        "box_nms_thresh": 1.0,
+    }
+    for grid in (
+        PointGrid(sam, **everything),
+        PointGrid(semantic, **{**everything, "pred_iou_thresh": -9, "levels": (1, 3, 6)}),
+    ):
+        records = grid.records(image)
+        merged = grid.merged(image[None])[0]
+        assert 255 < len(records) <= 300
+        assert merged.left_out == len(records) - 255
+        expected = merge(torch.stack([record.segmentation for record in records]))
+        assert torch.equal(merged.label_map, expected.label_map)
 
 
 @pytest.mark.parametrize(

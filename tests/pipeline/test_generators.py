@@ -1,20 +1,34 @@
 """Maskige generators that need weights, from the manifest to the store, with seeded weights."""
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from combo.model.point_grid import PointGrid
+from combo.model.point_grid import SAM_SETTINGS, SEMANTIC_SAM_SETTINGS, PointGrid
 from combo.model.semantic_sam import SemanticSam
+from combo.model.semantic_sam.network import STRIDE, TOKEN_OF_LEVEL
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.jobs.unit import Job
-from combo.pipeline.manifest import Manifest, load_manifest
+from combo.pipeline.manifest import (
+    FelzenszwalbSettings,
+    GridSettings,
+    Manifest,
+    MaskigeSettings,
+    SamSettings,
+    SemanticSamSettings,
+    load_manifest,
+)
 from combo.pipeline.media import digest
+from combo.pipeline.preprocess.generators import SEMANTIC_SAM_STRIDE, SEMANTIC_SAM_TOKENS
+from combo.pipeline.preprocess.maskige import MaskigeStage
 from combo.pipeline.preprocess.tasks import make_job
+from combo.pipeline.store import Variant
 
 MANIFEST = """\
 store: store
@@ -77,6 +91,101 @@ def test_semantic_sam_goes_from_published_weights_to_label_maps(
     expected = grid.label_map(torch.from_numpy(frame).permute(2, 0, 1))
     assert np.array_equal(label_map, expected.numpy())
     assert label_map.any(), "no mask at all would prove nothing"
+
+
+@pytest.mark.parametrize("generator", ["semantic-sam-t", "sam-vit-b"])
+def test_whatever_can_change_a_mask_makes_another_variant(generator: str) -> None:
+    own = "sam" if generator.startswith("sam") else "semantic_sam"
+    base = MaskigeSettings(generator=generator)
+
+    def variant(changes: dict[str, Any], digest: str = "ab", size: int = 64) -> Variant:
+        settings = base.model_copy(update=changes)
+        return MaskigeStage(settings, (size, size), "squash", 5, Path("file"), digest).variant()
+
+    grid = getattr(base, own)
+    # None of these is the default.
+    grids = {
+        "points_per_side": 8,
+        "points_per_batch": 7,
+        "pred_iou_thresh": 0.5,
+        "stability_score_thresh": 0.5,
+        "stability_score_offset": 2.0,
+        "box_nms_thresh": 0.5,
+        "crop_nms_thresh": 0.9,
+        "min_mask_region_area": 100,
+    }
+    if own == "semantic_sam":
+        grids["level"] = 2
+    assert grids.keys() == type(grid).model_fields.keys(), "a setting that is not tried here"
+    tried = [
+        variant({}),
+        variant({}, digest="cd"),
+        variant({}, size=96),
+        variant({"at": "stored"}),
+        variant({"precision": "bf16"}),
+        variant({"compile": True}),
+        *(variant({own: grid.model_copy(update={name: v})}) for name, v in grids.items()),
+    ]
+    assert len({one.fingerprint for one in tried}) == len({one.name for one in tried}) == len(tried)
+    settings = tried[0].settings
+    named = {"generator", "at", "precision", "compile", *grids}
+    assert named <= settings.keys()
+    assert settings.get("long_side") == (1024 if own == "sam" else None)
+    assert settings.get("padded_to") == (None if own == "sam" else 32)
+    # What the machine has room for, and the other generators' settings, change nothing.
+    other = {"memory_limit": 10**9, "felzenszwalb": FelzenszwalbSettings(scale=1.0)}
+    assert variant(other).fingerprint == tried[0].fingerprint
+
+
+def test_the_numbers_that_the_store_records_are_the_networks() -> None:
+    assert SEMANTIC_SAM_TOKENS == TOKEN_OF_LEVEL
+    assert SEMANTIC_SAM_STRIDE == STRIDE
+    assert {"points_per_side", *GRID_SETTINGS} == set(GridSettings.model_fields)
+    for settings, defaults in (
+        (SamSettings(), SAM_SETTINGS),
+        (SemanticSamSettings(), SEMANTIC_SAM_SETTINGS),
+    ):
+        for name in GRID_SETTINGS:
+            assert getattr(settings, name) == getattr(defaults, name), name
+
+
+GRID_SETTINGS = (
+    "points_per_batch",
+    "pred_iou_thresh",
+    "stability_score_thresh",
+    "stability_score_offset",
+    "box_nms_thresh",
+    "crop_nms_thresh",
+    "min_mask_region_area",
+)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory as Linux does it")
+def test_a_frame_too_large_for_the_memory_fails_its_clip_and_no_other(
+    tmp_path: Path, frame: np.ndarray
+) -> None:
+    import resource
+
+    large = tmp_path / "clips" / "wide"
+    large.mkdir()
+    Image.fromarray(frame).resize((1600, 1200)).save(large / "0.png")
+    net = SemanticSam.from_variant("swin-t")
+    torch.save({"model": net.state_dict()}, tmp_path / "weights.pth")
+    job = make_job(manifest(tmp_path, "semantic-sam-t"), "mine", "all", "maskige")
+    work = job.stage.open(1)
+    clips = {clip.name: clip for clip in job.clips}
+    assert work([clips["clip"]])[0].arrays is not None
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + (160 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        small, wide = work([clips["clip"], clips["wide"]])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert small.arrays is not None
+    assert wide.arrays is None
+    assert "frames of 1600 x 1200: no memory" in wide.reason
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path, frame: np.ndarray) -> None:

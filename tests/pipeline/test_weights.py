@@ -4,12 +4,14 @@ import fcntl
 import functools
 import hashlib
 import http.server
+import io
 import json
 import os
 import pickle
 import subprocess
 import sys
 import threading
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +81,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if wanted and server.ranges == "kept" and unchanged:
             status, first = 206, int(wanted.removeprefix("bytes=").removesuffix("-"))
+            if first >= len(body):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(body)}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
         self.send_response(status)
         if server.etag:
             self.send_header("ETag", server.etag)
@@ -293,6 +301,19 @@ def test_a_part_of_a_file_that_has_changed_on_the_server_is_given_up(published, 
     assert server.requests == [("/file.pth", "bytes=16-")]
 
 
+def test_a_part_that_was_complete_is_only_checked(published, server, folder):
+    leave_part(folder, published, BODY, etag='"one"')
+    assert fetch("net").read_bytes() == BODY
+    assert server.requests == [("/file.pth", f"bytes={len(BODY)}-")]
+    assert only_file(folder).name == published.file
+
+
+def test_a_part_longer_than_the_file_is_given_up(published, server, folder):
+    leave_part(folder, published, BODY + b"more")
+    assert fetch("net").read_bytes() == BODY
+    assert server.requests == [("/file.pth", f"bytes={len(BODY) + 4}-"), ("/file.pth", None)]
+
+
 def test_a_redirection_is_followed_and_still_resumed(published, server, folder):
     leave_part(folder, published, BODY[:1000])
     assert fetch("net", url=f"{server.url}moved").read_bytes() == BODY
@@ -325,8 +346,38 @@ def test_a_web_page_in_place_of_the_file_is_refused(server, monkeypatch):
     server.body = b"<!DOCTYPE html><html>please log in</html>"
     with pytest.raises(ComboError, match="no weights file"):
         fetch("free")
-    server.body = BODY
-    assert fetch("free").read_bytes() == BODY
+    server.body = BODY  # begins like an archive and is none
+    with pytest.raises(ComboError, match="damaged or cut off"):
+        fetch("free")
+    server.body = archive()
+    assert fetch("free").read_bytes() == archive()
+
+
+def archive() -> bytes:
+    """A zip file as PyTorch writes them: entries as they are, each with its checksum."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as file:
+        file.writestr("archive/data.pkl", b"\x80")
+        file.writestr(zipfile.ZipInfo("archive/data/0"), bytes(range(256)) * 40)
+    return made.getvalue()
+
+
+def test_without_a_published_digest_an_archives_own_checksums_tell_damage(tmp_path, folder):
+    whole = archive()
+    flipped = bytearray(whole)
+    flipped[5000] ^= 1
+    for damaged, text in (
+        (whole[:9000], "damaged or cut off"),
+        (flipped, "damaged at archive/data/0"),
+    ):
+        mine = tmp_path / "mine.pth"
+        mine.write_bytes(damaged)
+        with pytest.raises(ComboError, match=text) as caught:
+            weights.add("semantic-sam-l", mine)
+        assert "\n" not in str(caught.value)
+        assert not folder.exists()
+        (verdict,) = weights.verify(["semantic-sam-l"], {"semantic-sam-l": mine})
+        assert (verdict.state, text in verdict.reason) == ("wrong", True)
 
 
 def test_another_size_than_the_published_one_is_refused_before_it_is_fetched(
@@ -413,10 +464,10 @@ def test_verifying_reads_every_byte_anew():
 
 def test_verifying_tells_missing_and_undigested_files_apart(folder: Path):
     folder.mkdir()
-    (folder / CATALOGUE["semantic-sam-t"].file).write_bytes(BODY)
+    (folder / CATALOGUE["semantic-sam-t"].file).write_bytes(archive())
     found = weights.verify(["semantic-sam-t", "vggish"])
     assert [v.state for v in found] == ["unpublished", "missing"]
-    assert found[0].sha256 == SHA256
+    assert found[0].sha256 == hashlib.sha256(archive()).hexdigest()
 
 
 def test_the_list_says_what_is_there_and_who_gave_it(tmp_path: Path, folder: Path):
