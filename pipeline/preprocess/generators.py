@@ -17,8 +17,6 @@ from ..media import Pixels
 from .stage import Place
 
 if TYPE_CHECKING:
-    import torch
-
     from ...model.point_grid import PointGrid
 
 MOST_MASKS = np.iinfo(np.uint8).max
@@ -141,7 +139,7 @@ def _network(name: str, settings: MaskigeSettings, weights: Path, device: str) -
     )
 
 
-def _check_compiler(device: "torch.device") -> None:
+def _check_compiler(device: str) -> None:
     """Raises ComboError where torch.compile lacks what it needs; before any frame is read."""
     import torch
 
@@ -150,7 +148,7 @@ def _check_compiler(device: "torch.device") -> None:
     except Exception as error:  # whatever a compiler's absence looks like on this platform
         reason = " ".join(str(error).split())[:200]
         raise ComboError(
-            f"stages.maskige.compile: torch.compile does not work here on {device.type} ({reason});"
+            f"stages.maskige.compile: torch.compile does not work here on {device} ({reason});"
             " it needs a C++ compiler, on GPUs also Triton; or set compile: false"
         ) from error
 

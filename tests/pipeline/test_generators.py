@@ -27,6 +27,7 @@ from combo.pipeline.manifest import (
 from combo.pipeline.media import digest
 from combo.pipeline.preprocess.generators import SEMANTIC_SAM_STRIDE, SEMANTIC_SAM_TOKENS
 from combo.pipeline.preprocess.maskige import MaskigeStage
+from combo.pipeline.preprocess.stage import Place
 from combo.pipeline.preprocess.tasks import make_job
 from combo.pipeline.store import Variant
 
@@ -172,7 +173,7 @@ def test_a_frame_too_large_for_the_memory_fails_its_clip_and_no_other(
     net = SemanticSam.from_variant("swin-t")
     torch.save({"model": net.state_dict()}, tmp_path / "weights.pth")
     job = make_job(manifest(tmp_path, "semantic-sam-t"), "mine", "all", "maskige")
-    work = job.stage.open(1)
+    work = job.stage.open(Place())
     clips = {clip.name: clip for clip in job.clips}
     assert work([clips["clip"]])[0].arrays is not None
     pages = int(Path("/proc/self/statm").read_text().split()[0])
