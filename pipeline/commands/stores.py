@@ -8,11 +8,12 @@ from pathlib import Path
 from ..console import Output, duration
 from ..errors import ComboError
 from ..jobs.status import progress
+from ..jobs.unit import Job
 from ..jobs.verify import Finding, count_findings, repair_variant, verify_variant
-from ..manifest import load_manifest
+from ..manifest import Manifest, load_manifest
 from ..packed import is_packed, refuse_packed
 from ..preprocess.tasks import job_of
-from ..store import splits_in
+from ..store import SplitStore, Variant, splits_in
 from . import packing
 
 
@@ -113,19 +114,18 @@ def verify(
         findings += count_findings(split) if full else ()
         for variant in split.variants():
             wrong: list[Finding] = []
-            job = job_of(manifest, split, variant) if inputs else None
+            # A store may hold variants that this manifest does not make: those are only read.
+            job = _job(output, manifest, split, variant) if inputs or repair else None
             with output.bar(f"{split} {variant.stage}", split.plan().units) as bar:
-                for each in verify_variant(split, variant, job):
+                for each in verify_variant(split, variant, job if inputs else None):
                     if isinstance(each, Finding):
                         wrong.append(each)
                     else:
                         checked += 1
                         bar.advance()
-            if repair and any(finding.unit is not None for finding in wrong):
+            if repair and job and any(finding.unit is not None for finding in wrong):
                 with output.bar(f"{split} {variant.stage} again", len(wrong)) as bar:
-                    done = repair_variant(
-                        job or job_of(manifest, split, variant), wrong, lambda _: bar.advance()
-                    )
+                    done = repair_variant(job, wrong, lambda _, bar=bar: bar.advance())
                 repaired += [finding for finding in wrong if finding in done]
                 wrong = [finding for finding in wrong if finding not in done]
             findings += wrong
@@ -146,6 +146,15 @@ def verify(
         output.result(f"{checked} units good{again}, {len(findings)} findings")
     if findings:
         sys.exit(1)
+
+
+def _job(output: Output, manifest: Manifest, split: SplitStore, variant: Variant) -> Job | None:
+    """The job that makes a variant; where this manifest has none, None and a note why."""
+    try:
+        return job_of(manifest, split, variant)
+    except ComboError as error:
+        output.warn(f"{split} {variant.key} cannot be made or compared here: {error}")
+        return None
 
 
 def doctor(output: Output, manifest_file: Path | None) -> None:

@@ -367,3 +367,23 @@ def test_a_dry_run_tells_what_is_needed_and_writes_nothing(manifest_file, tmp_pa
     assert combo(*words, "--split", "test").wait() == 0
     told, _ = combo(*words, "--split", "train", "--dry-run").communicate()
     assert "about" in told, "a unit of another split was measured"
+
+
+def test_a_variant_that_the_manifest_does_not_make_is_verified_but_not_repaired(
+    manifest_file,
+) -> None:
+    path = manifest_file()
+    job = make_job(load_manifest(path), "s4", "test", "maskige")
+    path.write_text(path.read_text().replace("at: stored", "at: native"))
+    other = make_job(load_manifest(path), "s4", "test", "maskige")
+    for each in (job, other):
+        settle_plan(each.split, each.plan, Options())
+        run_job(each, Options())
+        each.split.shards(each.variant, 0)[0].unlink()
+    repair = combo("verify", "--repair", "--data", "s4", "--manifest", path, "--json")
+    printed, said = repair.communicate()
+    assert repair.returncode == 1
+    assert [job.variant.key in f["where"] for f in json.loads(printed)["findings"]] == [True]
+    assert [other.variant.key in f["where"] for f in json.loads(printed)["repaired"]] == [True]
+    assert f"{job.variant.key} cannot be made or compared here" in said
+    assert findings(other) == []
