@@ -9,6 +9,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 
@@ -35,6 +36,39 @@ class FrozenNorm(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
 
+class _ScaledConv(torch.autograd.Function):
+    """Convolution with weight * scale, which is made again in the backward direction, not kept:
+    the scaled weights of both encoders would be a fifth of a gigabyte.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, *geometry: Any
+    ) -> Tensor:
+        """geometry: stride, padding, dilation, groups. Returns the maps that `conv2d` does."""
+        ctx.save_for_backward(x, weight, scale)
+        ctx.geometry = geometry
+        stride, padding, dilation, groups = geometry
+        return F.conv2d(x, weight * scale, shift, stride, padding, dilation, groups)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.geometry
+        (grad,) = grads
+        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
+        # Under autocast the convolution was one of grad's precision.
+        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x.to(grad.dtype), (weight * scale).to(grad.dtype), None,
+            stride, padding, dilation, False, [0, 0], groups, wanted,
+        )  # fmt: skip
+        if of_x is not None:
+            of_x = of_x.to(x.dtype)
+        if of_weight is not None:
+            of_weight = of_weight.to(weight.dtype) * scale
+        return of_x, of_weight, None, None, None, None, None, None
+
+
 def _pair(numbers: tuple[int, ...]) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
@@ -43,12 +77,15 @@ class FrozenNormConv2d(nn.Conv2d):
     """A convolution without bias, followed by its frozen norm."""
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        """Raises ValueError for padding given by name, which `_frozen` leaves alone."""
+        if isinstance(conv.padding, str):
+            raise ValueError(f"padding {conv.padding!r}")
         super().__init__(
             conv.in_channels,
             conv.out_channels,
             kernel_size=_pair(conv.kernel_size),
             stride=_pair(conv.stride),
-            padding=conv.padding if isinstance(conv.padding, str) else _pair(conv.padding),
+            padding=_pair(conv.padding),
             dilation=_pair(conv.dilation),
             groups=conv.groups,
             bias=False,
@@ -58,13 +95,19 @@ class FrozenNormConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         scale, shift = self.norm.scale_and_shift()
-        return self._conv_forward(input, self.weight * scale[:, None, None, None], shift)
+        return _ScaledConv.apply(
+            input, self.weight, scale[:, None, None, None], shift,
+            self.stride, self.padding, self.dilation, self.groups,
+        )  # fmt: skip
 
 
 def _frozen(conv: nn.Module | None, norm: nn.Module | None) -> FrozenNormConv2d | None:
-    if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d and conv.bias is None:
-        return FrozenNormConv2d(conv, norm)
-    return None
+    if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
+        return None
+    plain = (
+        conv.bias is None and conv.padding_mode == "zeros" and conv.padding not in ("same", "valid")
+    )
+    return FrozenNormConv2d(conv, norm) if plain else None
 
 
 def freeze_norms(body: nn.Module) -> nn.Module:

@@ -115,7 +115,12 @@ class Combo(nn.Module):
         h, w = images.shape[-2:]
         divisor = self.settings.size_divisor
         images = (images - self.pixel_mean) / self.pixel_std
-        return F.pad(images, (0, -w % divisor, 0, -h % divisor))
+        images = F.pad(images, (0, -w % divisor, 0, -h % divisor))
+        if images.device.type == "cpu":
+            # Convolutions keep the layout that they are given; pooling and resizing, too, are many
+            # times faster on a CPU with a pixel's channels side by side.
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images
 
     def forward(
         self, frames: Tensor, maskige: Tensor, sound: Tensor, valid: Tensor | None = None
@@ -156,7 +161,7 @@ class Combo(nn.Module):
                 full = F.interpolate(
                     mask[None].float(), size=size, mode="bilinear", align_corners=False
                 )[0, :, :h, :w]
-                scores.append(torch.einsum("qk,qhw->khw", of_queries, full.sigmoid()))
+                scores.append(torch.einsum("qk,qhw->khw", of_queries, full.sigmoid_()))
             whole = torch.stack(scores).unflatten(0, out.class_logits.shape[:2])
         if out.valid is not None:
             whole = whole * out.valid.to(whole.device)[:, :, None, None, None]
@@ -178,9 +183,13 @@ def _output(
 ) -> ComboOutput:
     rows, columns = -(-size[0] // 4), -(-size[1] // 4)
     padded = [layout.unpack(masks) for _, masks in predictions]
+    cut = padded
+    if padded[-1].shape[-2:] != (rows, columns):
+        # Not for nothing: the gradient of a cut is another array of the masks' size.
+        cut = [masks[..., :rows, :columns] for masks in padded]
     layers = [
-        Prediction(layout.unpack(classes), masks[..., :rows, :columns])
-        for (classes, _), masks in zip(predictions, padded, strict=True)
+        Prediction(layout.unpack(classes), masks)
+        for (classes, _), masks in zip(predictions, cut, strict=True)
     ]
     return ComboOutput(layers, padded[-1], size, layout.valid)
 

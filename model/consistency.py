@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +12,25 @@ SUMMED_AT_ONCE = 8192
 """Numbers of a mask per product; 1 - S of alike frames keeps only the last digits of the sums."""
 
 
+class _Products(torch.autograd.Function):
+    """Products of every two rows; backward in one product too, whatever the sums were cut into."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        """[B, T, N] float32 -> [B, T, T] float64."""
+        ctx.save_for_backward(rows)
+        pieces = rows.split(SUMMED_AT_ONCE, dim=2)
+        return torch.stack([piece @ piece.transpose(1, 2) for piece in pieces]).double().sum(dim=0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (rows,) = ctx.saved_tensors
+        return (grads[0] + grads[0].transpose(1, 2)).to(rows.dtype) @ rows
+
+
 def _products(masks: Tensor) -> Tensor:
     """[B, T, ...] -> [B, T, T] float64."""
-    pieces = masks.float().flatten(2).split(SUMMED_AT_ONCE, dim=2)
-    return torch.stack([piece @ piece.transpose(1, 2) for piece in pieces]).double().sum(dim=0)
+    return _Products.apply(masks.float().flatten(2))
 
 
 def _neighbour_terms(masks: Iterable[Tensor]) -> Tensor:

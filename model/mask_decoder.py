@@ -62,7 +62,9 @@ class DecoderLayer(nn.Module):
         x = self.cross_norm(x + self.cross_attention(x + place, key, value, open_to))
         placed = x + place
         x = self.self_norm(x + self.self_attention(placed, placed, x, None))
-        return self.ffn_norm(x + self.linear2(self.linear1(x).relu()))
+        return self.ffn_norm(
+            x + self.linear2(F.relu(self.linear1(x), inplace=not torch.is_grad_enabled()))
+        )
 
 
 class MaskEmbedding(nn.Module):

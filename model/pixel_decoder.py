@@ -47,7 +47,9 @@ class DeformableLayer(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, centres: Tensor, shapes: Shapes) -> Tensor:
         """x: [F, S, C]; positions: [S, C]; centres: [1, S, levels, 2]. Returns [F, S, C]."""
         x = self.norm1(x + self.self_attn(x + positions, centres, x, shapes))
-        return self.norm2(x + self.linear2(self.linear1(x).relu()))
+        return self.norm2(
+            x + self.linear2(F.relu(self.linear1(x), inplace=not torch.is_grad_enabled()))
+        )
 
 
 def _centres(shapes: Shapes, device: torch.device) -> Tensor:

@@ -145,6 +145,26 @@ def test_networks_have_the_published_number_of_parameters(
     assert sum(p.numel() for p in net.parameters() if p.requires_grad) == trainable
 
 
+PARTS = {
+    "siam_encoder.frames": (23_454_912, 81_443_008),
+    "siam_encoder.maskiges": (23_454_912, 81_443_008),
+    "siam_encoder.gates": (700_400, 49_216),
+    "pixel_decoder": (6_035_904, 5_315_008),
+    "bilateral_fusion": (297_856, 297_856),
+    "audio_mlp": (18_358_528, 18_358_528),
+    "mask_decoder": (14_459_395, 14_459_395),
+}
+
+
+@pytest.mark.parametrize("column", [0, 1])
+def test_each_part_has_the_published_number_of_parameters(column: int) -> None:
+    with torch.device("meta"):
+        net = Combo.from_preset(("combo-r50-s4", "combo-pvt-s4")[column])
+    counted = {name: sum(p.numel() for p in net.get_submodule(name).parameters()) for name in PARTS}
+    assert counted == {name: counts[column] for name, counts in PARTS.items()}
+    assert all(p.requires_grad for p in net.parameters())
+
+
 @pytest.mark.parametrize(("sem", "millions"), [("separate", 158.9), ("shared", 135.5)])
 def test_sharing_the_encoders_saves_what_the_paper_says(sem: str, millions: float) -> None:
     with torch.device("meta"):
@@ -324,3 +344,112 @@ def test_arrays_that_do_not_fit_together_are_refused(wrong: int) -> None:
     batch[wrong] = batch[wrong][:, :, :2]
     with pytest.raises(ValueError, match="not"):
         net(*batch)
+
+
+# --- the real ResNet-50 network, at a small size ------------------------------------------------
+
+
+def seeded_resnet(**settings: object) -> Combo:
+    """combo-r50-avss, not as deep; the residual branches, which start at zero, take part."""
+    torch.manual_seed(0)
+    shallow = {"decoder_layers": 2, "pixel_layers": 2, "audio_hidden": 64, "fusion_dropout": 0.0}
+    net = Combo.from_preset("combo-r50-avss", **{**shallow, **settings}).eval()
+    with torch.no_grad():
+        for name, value in net.state_dict().items():
+            if "gamma" in name or name.endswith("norm.weight"):
+                value.fill_(0.5)
+    return net
+
+
+@pytest.fixture(scope="module")
+def resnet() -> Combo:
+    return seeded_resnet().requires_grad_(False)
+
+
+def small_clips(batch: int, frames: int) -> list[Tensor]:
+    images = clips(batch, frames)[:2]
+    return [*images, torch.randn(batch, frames, 128, generator=torch.Generator().manual_seed(3))]
+
+
+def test_the_resnet_network_compiles_into_one_graph(resnet: Combo) -> None:
+    batch = small_clips(1, 2)
+    compiled = torch.compile(resnet, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        out, exact = compiled(*batch), resnet(*batch)
+    torch.testing.assert_close(out.mask_logits, exact.mask_logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(out.class_logits, exact.class_logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_resnet_network_exports(resnet: Combo) -> None:
+    batch = small_clips(1, 2)
+    program = torch.export.export(resnet, tuple(batch))
+    with torch.no_grad():
+        out, exact = program.module()(*batch), resnet(*batch)
+    torch.testing.assert_close(out.mask_logits, exact.mask_logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_resnet_network_learns_under_autocast(dtype: torch.dtype) -> None:
+    net = seeded_resnet()
+    batch = small_clips(1, 2)
+
+    def gradient() -> Tensor:
+        out = net(*batch)
+        loss = out.mask_logits.float().square().mean() + out.class_logits.float().square().mean()
+        weight = net.siam_encoder.maskiges.body.get_submodule("layer4.2.conv3").weight
+        return torch.autograd.grad(loss, [weight])[0]
+
+    exact = gradient()
+    with torch.autocast("cpu", dtype=dtype):
+        half = gradient()
+    assert half.dtype == torch.float32
+    assert nn.functional.cosine_similarity(half.flatten(), exact.flatten(), dim=0) > 0.9
+
+
+def test_the_resnet_network_is_the_same_in_channels_last(resnet: Combo) -> None:
+    batch = small_clips(1, 2)
+    with torch.no_grad():
+        exact = resnet(*batch).mask_logits
+        last = resnet.to(memory_format=torch.channels_last)(*batch).mask_logits
+    resnet.to(memory_format=torch.contiguous_format)
+    torch.testing.assert_close(last, exact, rtol=1e-3, atol=1e-3 * exact.std().item())
+
+
+@pytest.mark.parametrize("order", [(5, 10), (10, 5)])
+def test_a_clip_of_five_and_one_of_ten_are_what_they_are_alone(order: tuple[int, int]) -> None:
+    """With `fidelity=paper` clips do not see each other; the reference mixes their sounds."""
+    net = seeded_resnet(fidelity="paper")
+    batch = small_clips(2, 10)
+    valid = torch.arange(10)[None] < torch.tensor(order)[:, None]
+    with torch.inference_mode():
+        together = net(*batch, valid)
+        scores = net.scores(together)
+        for i, frames in enumerate(order):
+            alone = net(*[clip[i : i + 1, :frames] for clip in batch])
+            for ours, theirs in zip(together.layers, alone.layers, strict=True):
+                for name in ("class_logits", "mask_logits"):
+                    expected = getattr(theirs, name)[0]
+                    close = 1e-3 * expected.std().item()
+                    torch.testing.assert_close(
+                        getattr(ours, name)[i, :frames], expected, rtol=1e-3, atol=close
+                    )
+            assert not scores[i, frames:].any()
+
+
+@pytest.mark.parametrize("order", [(5, 10), (10, 5)])
+def test_the_reference_stacks_clips_of_five_and_ten_into_rows_of_five(
+    resnet: Combo, order: tuple[int, int]
+) -> None:
+    rows = small_clips(3, 5)
+    valid = torch.arange(10)[None] < torch.tensor(order)[:, None]
+    mixed = []
+    for clip in rows:
+        padded = clip.new_zeros(2, 10, *clip.shape[2:])
+        padded[valid] = clip.flatten(0, 1)
+        mixed.append(padded)
+    with torch.inference_mode():
+        stacked, ours = resnet(*rows), resnet(*mixed, valid)
+    for a, b in zip(ours.layers, stacked.layers, strict=True):
+        torch.testing.assert_close(
+            a.mask_logits[valid], b.mask_logits.flatten(0, 1), rtol=1e-3, atol=1e-3
+        )
