@@ -87,7 +87,10 @@ def combo(*words: object, cwd: Path) -> str:
 def workers() -> dict[str, str]:
     """The Slurm jobs of Dask workers. They are the only jobs without a number of a task that any
     test has while it looks."""
-    return {job: state for job, state in (queue() or {"?": "?"}).items() if "_" not in job}
+    there = queue()
+    if there is None:
+        return {"?": "Slurm is busy"}
+    return {job: state for job, state in there.items() if "_" not in job}
 
 
 def start_again(task: str) -> None:
@@ -140,7 +143,7 @@ def test_an_array_whose_tasks_are_killed_ends_as_one_process_would(
 
     wait_until(kill_one_that_has_begun)
     assert len(killed) >= 2, "the tasks were faster than the kills"
-    wait_until(lambda: not set(killed) & set(queue() or killed))
+    wait_until(lambda: (there := queue()) is not None and not set(killed) & set(there))
     parts = {part.job: part.state for part in read_parts(job.split, job.variant)}
     assert {parts[task] for task in killed[::2]} == {"died"}
     assert {parts[task] for task in killed[1::2]} <= {"died", "stopped"}
@@ -208,7 +211,7 @@ def test_dask_workers_in_slurm_jobs_may_be_killed(tmp_path: Path, clips: Path) -
     job = make_job(load_manifest(manifest), "s4", "train", "maskige")
     wait_until(lambda: len(records.listing(job.split, job.variant)) >= 3)
     wait_until(lambda: "RUNNING" in workers().values())
-    one = next(job for job, state in workers().items() if state == "RUNNING")
+    one = next(number for number, state in workers().items() if state == "RUNNING")
     slurm("scancel", "--full", "--signal=KILL", one)
     said, notes = process.communicate(timeout=240)
     assert process.returncode == 0, notes
