@@ -1,0 +1,58 @@
+"""Which devices and cores processes get."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from combo.pipeline.devices import cores, devices
+from combo.pipeline.errors import ComboError
+from combo.pipeline.jobs.local import LocalRunner
+
+
+@dataclass
+class Job:
+    """As much of a job as a runner looks at."""
+
+    stage: Any
+
+
+NETWORK, NONE = (Job(SimpleNamespace(has_network=has)) for has in (True, False))
+
+
+def test_cores_are_those_of_the_allocation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    there = cores()
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert cores() == 1
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", str(there + 5))
+    assert cores() == there
+
+
+@pytest.mark.parametrize(("workers", "units", "processes"), [(None, 9, 1), (3, 9, 3), (3, 2, 2)])
+def test_without_a_gpu_one_process_works_unless_more_are_asked_for(
+    workers: int | None, units: int, processes: int
+) -> None:
+    for job in (NETWORK, NONE):
+        places = LocalRunner(workers, "cpu").places(job, units)  # type: ignore[arg-type]
+        assert [place.device for place in places] == ["cpu"] * processes
+        assert all(place.threads == max(1, cores() // processes) for place in places)
+
+
+@pytest.mark.gpu
+def test_every_gpu_gets_a_process_and_more_on_request() -> None:
+    import torch
+
+    count = torch.cuda.device_count()
+    if not count:
+        pytest.skip("no CUDA device")
+    places = LocalRunner(None, "auto", per_device=2).places(NETWORK, 100)  # type: ignore[arg-type]
+    assert [place.device for place in places] == [f"cuda:{i % count}" for i in range(2 * count)]
+    assert len(LocalRunner(None, "auto").places(NONE, 100)) == 1  # type: ignore[arg-type]
+
+
+def test_a_stage_without_a_network_asks_for_no_device() -> None:
+    assert LocalRunner(1, "nonsense").places(NONE, 5)[0].device == "cpu"  # type: ignore[arg-type]
+    with pytest.raises(ComboError, match=r"device nonsense cannot be used .*--device cpu"):
+        devices("nonsense")
