@@ -322,10 +322,6 @@ def pack(
         list[str] | None,
         typer.Option(help="stage=NAME: this variant of a stage; by default the manifest's."),
     ] = None,
-    deflate: Annotated[
-        bool,
-        typer.Option("--deflate", help="Deflate label images: a third smaller, slower."),
-    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that holds something else.")
     ] = False,
@@ -349,7 +345,6 @@ def pack(
         data or [],
         split or [],
         variant or [],
-        deflate,
         overwrite,
     )
 

@@ -67,9 +67,9 @@ def make_media(root: Path, clips: int) -> str:
     return "photographs"
 
 
-def make_packed(reader: ClipReader, path: Path, deflate: bool = False) -> ClipReader:
+def make_packed(reader: ClipReader, path: Path) -> ClipReader:
     split = SplitStore(reader.split.store, reader.split.data_set, reader.split.split)
-    assert pack(path, [(split, reader.choice)], "benchmark", deflate=deflate)
+    assert pack(path, [(split, reader.choice)], "benchmark")
     return ClipReader(open_source(path, split.data_set, split.split), reader.choice)
 
 
@@ -221,9 +221,7 @@ def print_results(turns: Sequence[Road], workers: Road, reader: ClipReader, root
     loose = sum(path.stat().st_size for path in (root / "files").rglob("*") if path.is_file())
     store = stored_bytes(reader)
     print(f"a clip takes {store / clips / 1e6:.3f} MB in the store (goal: 1.2), ", end="")
-    for name in ("packed", "deflated"):
-        size = (root / f"{name}.h5").stat().st_size
-        print(f"{size / clips / 1e6:.3f} MB {name}, ", end="")
+    print(f"{(root / 'packed.h5').stat().st_size / clips / 1e6:.3f} MB packed, ", end="")
     print(f"{loose / clips / 1e6:.3f} MB in files")
 
 
@@ -241,7 +239,6 @@ def main() -> None:
         reader = make_store(load_manifest(root / "data_manifest.yaml"))
         write_files(reader, root / "files")
         packed = make_packed(reader, root / "packed.h5")
-        deflated = make_packed(reader, root / "deflated.h5", deflate=True)
         files, cores = Files(root / "files"), os.cpu_count() or 1
         print(f"{len(reader)} clips of {FRAMES} frames at {SIZE}, {content}; {cores} cores\n")
         turns = [
@@ -250,7 +247,6 @@ def main() -> None:
             Road("store, Maskiges painted on the CPU", painted(reader)),
             Road("packed file, training loader", packed.batches(endless(len(packed)))),
             Road("packed file, Maskiges painted on the CPU", painted(packed)),
-            Road("packed file, label images deflated", deflated.batches(endless(len(packed)))),
         ]
         for _ in range(options.rounds):
             for road in turns:

@@ -89,9 +89,9 @@ def _data_set(manifest: Manifest, name: str) -> Iterator[Finding]:
     for split, count in counts.items():
         expected = rules.expected.get(split)
         published = f" of the {expected:,} published" if expected else ""
-        finished = {
-            s.stage: s for s in progress(manifest.store_path, [name], [split]) if s.finished
-        }
+        store = manifest.store_path
+        states = progress(store, [name], [split]) if store.exists() else []
+        finished = {s.stage: s for s in states if s.finished}
         missing = [stage for stage in STAGES if stage not in finished]
         state = f"{count:,} clips{published}; " + (
             f"to do: {', '.join(missing)}" if missing else "preprocessed"
@@ -100,8 +100,10 @@ def _data_set(manifest: Manifest, name: str) -> Iterator[Finding]:
         if failed:
             state += f"; failed: {', '.join(f'{n} in {stage}' for stage, n in failed.items())}"
         verb = _verb(manifest, missing[0]) if len(missing) == 1 else "preprocess all"
-        mend = f"combo {verb} --data {name} --split {split}" if missing else ""
-        yield Finding(f"{name}/{split}", not missing, state, mend)
+        mend = f"combo {verb} --data {name} --split {split}"
+        if is_packed(store):
+            mend = f"combo pack STORE --to {store} --overwrite"
+        yield Finding(f"{name}/{split}", not missing, state, mend if missing else "")
 
 
 def _verb(manifest: Manifest, stage: str) -> str:

@@ -5,8 +5,10 @@
     <data set>/<split>/<stage>/<variant>/<array>.crc32c  [clips], of each clip's bytes in the file
 
 This is the only place that knows these names. Arrays lie in the file as they are, which is what is
-read fastest; label images may be deflated (one chunk a clip, filter gzip), which saves a third of
-the file and triples the time. Whatever reads HDF5 reads both.
+read fastest, and whatever reads HDF5 reads it.
+
+The HDF5 library never writes to the disk: it lays the file out in memory, all but the arrays, whose
+places are then written from here. On a disk that is full it may take the process down with it.
 
 Reading for training goes around the HDF5 library, which has one lock for all threads: where each
 clip's bytes lie is looked up once, and from then on threads of our own read them with `pread`,
@@ -14,10 +16,10 @@ which no fork and no other thread can disturb. Every clip's bytes are held again
 which processors compute: zlib's CRC-32 would be half of all the work.
 """
 
+import errno
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -29,17 +31,15 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from .errors import ComboError
+from .memory_file import MemoryFile
 from .store import ArraySpec, Plan, StoreDamaged, Variant
 
 SUFFIXES = (".h5", ".hdf5")
 """By which a path is told to mean a packed file before there is one."""
 
-SHRINKING = frozenset({"labels", "label_map"})
-"""Arrays that are worth being deflated: photographs hardly shrink, and the others are small."""
-
-LEVEL = 1
 FORMAT = 1
 INDEX, INDEX_DIGEST, CHECKS = "index", "index_sha256", ".crc32c"
+CHECK_TYPE = "u4"
 
 
 def is_packed(path: Path) -> bool:
@@ -136,41 +136,34 @@ class PackedSplit:
             with h5py.File(self._file, "r") as file:
                 dataset: Any = file[path]
                 stored: Any = file[path + CHECKS]
-                where = np.full((len(dataset), 2), -1, np.int64)
-                deflated = dataset.chunks is not None
-                if deflated:
-                    dataset.id.chunk_iter(_noted_in(where))
-                else:
-                    size = spec_bytes(spec)
-                    where[:, 0] = dataset.id.get_offset() + size * np.arange(len(dataset))
-                    where[:, 1] = size
+                offset = dataset.id.get_offset()
+                self._check(dataset, spec, offset)
                 checks: np.ndarray = stored[:]
-                self._check(dataset, spec, where)
         except Exception as error:  # HDF5 raises whatever damaged bytes lead it into
             raise damaged(self.store, f"{self}/{variant.key}/{name}", error) from error
         what = f"{self}/{variant.key}/{name}"
-        return PackedRows(self.store, what, self._file, spec, where, checks, deflated)
+        return PackedRows(self.store, what, self._file, spec, offset, checks)
 
-    def _check(self, dataset: Any, spec: ArraySpec, where: np.ndarray) -> None:
+    def _check(self, dataset: Any, spec: ArraySpec, offset: int | None) -> None:
         """Raises ValueError where what HDF5 says of an array cannot be."""
-        clips, ends = len(self._entry.plan.clips), where.sum(1)
+        clips = len(self._entry.plan.clips)
         if dataset.shape != (clips, *spec.shape) or dataset.dtype != np.dtype(spec.dtype):
             raise ValueError(f"{dataset.dtype}{dataset.shape} is not what was packed")
-        if where.min() < 0 or ends.max() > os.fstat(self._file.fileno()).st_size:
+        size = os.fstat(self._file.fileno()).st_size
+        if offset is None or offset + clips * spec_bytes(spec) > size:
             raise ValueError("clips that lie outside the file")
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Clips of one array. where: [clips, 2] int64, offset and bytes of each.  checks: CRC-32Cs."""
+    """Clips of one array. offset: of the first, in the file.  checks: [clips], CRC-32C of each."""
 
     path: Path
     name: str
     file: BinaryIO
     spec: ArraySpec
-    where: np.ndarray
+    offset: int
     checks: np.ndarray
-    deflated: bool
 
     def ask(self, rows: np.ndarray) -> "Future[np.ndarray]":
         """Start reading: a future whose `result()` is [len(rows), ...]."""
@@ -181,80 +174,96 @@ class PackedRows:
         found = np.empty((len(rows), *self.spec.shape), self.spec.dtype)
         flat = found.reshape(len(rows), -1).view(np.uint8)
         for place, row in zip(flat, rows, strict=True):
-            offset, size = self.where[row].tolist()
-            target = np.empty(size, np.uint8) if self.deflated else place
-            there = _read_into(self.file.fileno(), target.data, offset)
-            if there != size or _crc32c(target) != self.checks[row]:
+            there = _read_into(self.file.fileno(), place.data, self.offset + place.size * int(row))
+            if there != place.size or _crc32c(place) != self.checks[row]:
                 raise damaged(self.path, f"{self.name} clip {row}", "other bytes than were packed")
-            if self.deflated:
-                place[:] = np.frombuffer(zlib.decompress(target.data), np.uint8)
         return found
 
 
-class Writer:
-    """Writes a packed file, complete after `close`.
+Units = Mapping[str, Iterable[Mapping[str, np.ndarray]]]
+"""Stage -> the arrays of each unit in order, padding cut off."""
 
-    file: an `h5py.File`, open for writing.  deflate: make label images smaller, and slower.
+
+def write(file: BinaryIO, version: str, splits: Sequence[tuple[Entry, Units]]) -> None:
+    """Write a packed file into one that is open and empty.
+
+    All of it is reserved before the first unit is asked for, where the file system can do that.
+    Raises OSError: a disk that is full, a quota that is used up.
     """
-
-    def __init__(self, file: Any, deflate: bool = False) -> None:
-        self._file, self._deflated = file, SHRINKING if deflate else frozenset[str]()
-        self._splits: list[Entry] = []
-
-    def add(
-        self,
-        entry: Entry,
-        units: Mapping[str, Iterable[Mapping[str, np.ndarray]]],
-    ) -> None:
-        """Write one split. units: stage -> the arrays of each unit in order, padding cut off."""
-        clips = len(entry.plan.clips)
+    layout = MemoryFile()
+    places = _lay_out(layout, Index(FORMAT, version, tuple(entry for entry, _ in splits)))
+    _reserve(file.fileno(), layout.size)
+    for offset, data in layout.pieces():
+        _write_at(file.fileno(), data, offset)
+    for entry, units in splits:
         for variant in (each.variant for each in entry.packed):
-            group = self._file.create_group(entry.group(variant))
-            columns = [
-                _Column.create(group, spec, clips, spec.name in self._deflated)
-                for spec in variant.all_arrays
-            ]
-            for arrays in units[variant.stage]:
-                for column in columns:
-                    column.append(arrays[column.spec.name])
-            for column in columns:
-                group.create_dataset(column.spec.name + CHECKS, data=np.array(column.checks, "u4"))
-        self._splits.append(entry)
-
-    def close(self, version: str) -> None:
-        """Write the index; without it the file is none."""
-        text = json.dumps(asdict(Index(FORMAT, version, tuple(self._splits)))).encode()
-        self._file.create_dataset(INDEX, data=np.frombuffer(text, np.uint8))
-        self._file.attrs[INDEX_DIGEST] = hashlib.sha256(text).hexdigest()
+            _write_variant(file.fileno(), entry, variant, units[variant.stage], places)
 
 
-@dataclass
-class _Column:
-    """An array while it is written, clip after clip."""
+def _lay_out(layout: MemoryFile, index: Index) -> dict[str, int]:
+    """The whole HDF5 file but for what the arrays hold; path of each array -> offset."""
+    import h5py
 
-    dataset: Any
-    spec: ArraySpec
-    deflate: bool
-    checks: list[int]
+    kind = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    kind.set_layout(h5py.h5d.CONTIGUOUS)
+    kind.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    kind.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    places: dict[str, int] = {}
+    with h5py.File(layout, "w") as file:
+        text = json.dumps(asdict(index)).encode()
+        file.create_dataset(INDEX, data=np.frombuffer(text, np.uint8))
+        file.attrs[INDEX_DIGEST] = hashlib.sha256(text).hexdigest()
+        for entry in index.splits:
+            clips = len(entry.plan.clips)
+            for variant in (each.variant for each in entry.packed):
+                for spec in variant.all_arrays:
+                    path = f"{entry.group(variant)}/{spec.name}"
+                    for name, shape, dtype in (
+                        (path, (clips, *spec.shape), spec.dtype),
+                        (path + CHECKS, (clips,), CHECK_TYPE),
+                    ):
+                        made: Any = file.create_dataset(name, shape, dtype, dcpl=kind)
+                        places[name] = made.id.get_offset()
+    return places
 
-    @classmethod
-    def create(cls, group: Any, spec: ArraySpec, clips: int, deflate: bool) -> "_Column":
-        kind: dict[str, Any] = {}
-        if deflate:
-            kind = {"chunks": (1, *spec.shape), "compression": "gzip", "compression_opts": LEVEL}
-        shape = (clips, *spec.shape)
-        return cls(group.create_dataset(spec.name, shape, spec.dtype, **kind), spec, deflate, [])
 
-    def append(self, rows: np.ndarray) -> None:
-        first, rows = len(self.checks), np.ascontiguousarray(rows)
-        if not self.deflate:
-            self.dataset[first : first + len(rows)] = rows
-        for place, row in enumerate(rows, first):
-            data = row.tobytes()
-            if self.deflate:
-                data = zlib.compress(data, LEVEL)
-                self.dataset.id.write_direct_chunk((place, *(0 for _ in self.spec.shape)), data)
-            self.checks.append(_crc32c(data))
+def _write_variant(
+    file: int,
+    entry: Entry,
+    variant: Variant,
+    units: Iterable[Mapping[str, np.ndarray]],
+    places: Mapping[str, int],
+) -> None:
+    """The arrays of a variant at their places, and their checks."""
+    checks: dict[str, list[int]] = {spec.name: [] for spec in variant.all_arrays}
+    group = entry.group(variant)
+    for arrays in units:
+        for spec in variant.all_arrays:
+            rows, done = np.ascontiguousarray(arrays[spec.name]), checks[spec.name]
+            flat = rows.reshape(len(rows), -1).view(np.uint8)
+            _write_at(
+                file, flat.data, places[f"{group}/{spec.name}"] + len(done) * spec_bytes(spec)
+            )
+            done += [_crc32c(row) for row in flat]
+    for name, done in checks.items():
+        _write_at(file, np.array(done, CHECK_TYPE).data, places[f"{group}/{name}{CHECKS}"])
+
+
+def _reserve(file: int, size: int) -> None:
+    """Make a file `size` bytes long, and take the room on the disk if the system can."""
+    try:
+        os.posix_fallocate(file, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+        os.ftruncate(file, size)
+
+
+def _write_at(file: int, data: memoryview, offset: int) -> None:
+    rest = data.cast("B")
+    while rest:
+        count = os.pwrite(file, rest, offset)
+        rest, offset = rest[count:], offset + count
 
 
 def read_index(path: Path) -> Index:
@@ -315,13 +324,6 @@ def _read_index(file: BinaryIO, path: Path) -> Index:
             f"pack it anew: combo pack STORE --to {path} --overwrite"
         )
     return TypeAdapter(Index).validate_python(found)
-
-
-def _noted_in(where: np.ndarray) -> Any:
-    def note(chunk: Any) -> None:
-        where[chunk.chunk_offset[0]] = chunk.byte_offset, chunk.size
-
-    return note
 
 
 def _crc32c(data: Any) -> int:

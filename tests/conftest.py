@@ -1,6 +1,7 @@
 """What several tests share: a small sample data set, and manifests over it."""
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,16 @@ def manifest_file(tmp_path: Path, sample: Path) -> WriteManifest:
 @pytest.fixture
 def manifest(manifest_file: WriteManifest) -> Manifest:
     return load_manifest(manifest_file())
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Generator[Path]:
+    """A file system of 2 MB, which only root may make."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "combo-test", str(folder)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -27,7 +27,6 @@ def pack(
     data: Sequence[str],
     splits: Sequence[str],
     variants: Sequence[str],
-    deflate: bool,
     overwrite: bool,
 ) -> None:
     """`combo pack`."""
@@ -53,7 +52,6 @@ def pack(
             target,
             chosen,
             __version__,
-            deflate=deflate,
             overwrite=overwrite,
             on_unit=bar.advance,
         )

@@ -6,7 +6,6 @@ checked from end to end without the store.
 """
 
 import errno
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -18,22 +17,18 @@ import numpy as np
 from .. import durable
 from ..errors import ComboError
 from ..packed import (
-    SHRINKING,
     Entry,
     Packed,
     PackedSplit,
-    Writer,
     read_index,
     spec_bytes,
     splits_in_packed,
+    write,
 )
 from ..source import Choice, finished_manifest, remake
 from ..store import SplitStore, StoreDamaged, Variant, array_digest, fingerprint
 from . import records
 from .verify import Finding
-
-SHRUNK = 0.1
-"""What is set aside for an array that is deflated, as a share of its bytes; usual is half of it."""
 
 OnUnit = Callable[[], None]
 
@@ -43,14 +38,12 @@ def pack(
     splits: Sequence[tuple[SplitStore, Choice]],
     version: str,
     *,
-    deflate: bool = False,
     overwrite: bool = False,
     on_unit: OnUnit = lambda: None,
 ) -> bool:
     """Write the chosen variants of finished splits into one file, whole or not at all.
 
-    version: combo's, for the index.  deflate: make label images smaller, and slower.
-    on_unit: called for each unit of each variant.
+    version: combo's, for the index.  on_unit: called for each unit of each variant.
     Returns False when the file is there and holds just this. Raises ComboError for a variant that
     is not finished, a damaged unit, another file in the way, a disk too small.
     """
@@ -66,13 +59,14 @@ def pack(
         raise ComboError(
             f"{target} is there and holds something else; give --overwrite to replace it"
         )
-    _check_space(target, entries, deflate)
+    _check_space(target, entries)
+    units = [{v.stage: _checked(split, v, on_unit) for v in c.variants} for split, c in splits]
     try:
         for path in durable.leftovers(target.parent, of=target.name):
             durable.remove(path)
         with durable.replacing(target) as temporary:
-            _write(Path(temporary.name), splits, entries, version, deflate, on_unit)
-    except (OSError, RuntimeError) as error:  # HDF5 raises either, by when it notices
+            write(temporary, version, list(zip(entries, units, strict=True)))
+    except OSError as error:
         raise ComboError(
             f"cannot write {target}: {_reason(error)}; free space there or give another --to"
         ) from error
@@ -98,12 +92,9 @@ def verify_packed(path: Path, on_unit: OnUnit = lambda: None) -> Iterator[Findin
                 yield Finding(f"{split}/{variant.key}", "is not what was finished", mend)
 
 
-def _reason(error: OSError | RuntimeError) -> str:
-    """What the system said, found in what HDF5 makes of it."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "the disk is full"
-    said = re.search(r"error message = '([^']+)'", str(error))
-    return said.group(1) if said else " ".join(str(error).split())[:200]
+def _reason(error: OSError) -> str:
+    known = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
+    return known.get(error.errno or 0) or error.strerror or str(error)
 
 
 def _entry(split: SplitStore, choice: Choice) -> Entry:
@@ -125,11 +116,9 @@ def _entry(split: SplitStore, choice: Choice) -> Entry:
     return Entry(split.data_set, split.split, plan, tuple(packed))
 
 
-def _check_space(target: Path, entries: Sequence[Entry], deflate: bool) -> None:
+def _check_space(target: Path, entries: Sequence[Entry]) -> None:
     needed = sum(
-        len(entry.plan.clips)
-        * spec_bytes(spec)
-        * (SHRUNK if deflate and spec.name in SHRINKING else 1)
+        len(entry.plan.clips) * spec_bytes(spec)
         for entry in entries
         for each in entry.packed
         for spec in each.variant.all_arrays
@@ -143,24 +132,6 @@ def _check_space(target: Path, entries: Sequence[Entry], deflate: bool) -> None:
             f"{target} needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free there; "
             f"free space, give another --to, or fewer splits with --data and --split"
         )
-
-
-def _write(
-    path: Path,
-    splits: Sequence[tuple[SplitStore, Choice]],
-    entries: Sequence[Entry],
-    version: str,
-    deflate: bool,
-    on_unit: OnUnit,
-) -> None:
-    import h5py
-
-    # No lock: the name is this process's own, and not every cluster's file system has locks.
-    with h5py.File(path, "w", locking=False) as file:
-        writer = Writer(file, deflate)
-        for (split, choice), entry in zip(splits, entries, strict=True):
-            writer.add(entry, {v.stage: _checked(split, v, on_unit) for v in choice.variants})
-        writer.close(version)
 
 
 def _checked(

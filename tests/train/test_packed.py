@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -70,12 +69,11 @@ def findings(path: Path) -> list[Finding]:
     return [each for each in verify_packed(path) if isinstance(each, Finding)]
 
 
-@pytest.mark.parametrize("deflate", [False, True])
 @pytest.mark.parametrize("where", [("s4", "train"), ("avss", "train")])
 def test_batches_from_a_packed_file_are_those_from_the_store(
-    finished: Manifest, tmp_path: Path, open_split, where: tuple[str, str], deflate: bool
+    finished: Manifest, tmp_path: Path, open_split, where: tuple[str, str]
 ) -> None:
-    ours = reader_of(packed(finished, tmp_path / "store.h5", where, deflate=deflate), *where)
+    ours = reader_of(packed(finished, tmp_path / "store.h5", where), *where)
     theirs = open_split(finished, *where)
     assert (len(ours), ours.outputs, ours.left_out) == (len(theirs), theirs.outputs, {})
     order = list(shuffled(len(ours), 3, 0, 0, 9))
@@ -215,27 +213,109 @@ def test_a_file_in_the_way_is_only_replaced_when_asked(finished: Manifest, tmp_p
         packed(finished, tmp_path)
 
 
+def pack_val(prepared: Path, store: Path, target: Path, before: str = "") -> tuple[int, str]:
+    """`combo pack` of s4/val as a process; its exit code and what it said."""
+    words = ["pack", store, "--to", target, "--data", "s4", "--split", "val"]
+    code = f"import sys\n{before}\nfrom combo.cli import main\nmain()"
+    command = [sys.executable, "-c", code, *words, "--manifest", prepared, "--quiet"]
+    done = subprocess.run([str(w) for w in command], capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
 def test_a_disk_that_is_too_small_is_noticed_before(
-    finished: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepared: Path, finished: Manifest, small_disk: Path
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 9))
-    with pytest.raises(ComboError, match=r"needs about 0\.0 GB and 0\.0 GB are free there"):
-        packed(finished, tmp_path / "store.h5")
+    (small_disk / "other").write_bytes(bytes(2_000_000))
+    code, said = pack_val(prepared, finished.store_path, small_disk / "s4.h5")
+    assert code == 1
+    assert "GB are free there; free space, give another --to" in said
+    assert [path.name for path in small_disk.iterdir()] == ["other"]
 
 
-@pytest.mark.parametrize("deflate", [False, True])
+FILL = """
+def fill(event, arguments):
+    if event == "open" and {when!r} in str(arguments[0]) and not full:
+        full.append(True)
+        with open({disk!r} + "/other", "wb", buffering=0) as other:
+            try:
+                while other.write(bytes(4096)):
+                    pass
+            except OSError:
+                pass
+full = []
+sys.addaudithook(fill)
+"""
+
+
+def test_a_disk_that_fills_up_before_room_was_reserved_is_one_line(
+    prepared: Path, finished: Manifest, small_disk: Path
+) -> None:
+    before = FILL.format(disk=str(small_disk), when=".partial")
+    code, said = pack_val(prepared, finished.store_path, small_disk / "s4.h5", before)
+    assert code == 1, said
+    assert "the disk is full; free space there or give another --to" in " ".join(said.split())
+    assert "Traceback" not in said
+    assert [path.name for path in small_disk.iterdir()] == ["other"]
+
+
+def test_a_disk_that_fills_up_afterwards_does_no_harm(
+    prepared: Path, finished: Manifest, small_disk: Path
+) -> None:
+    before = FILL.format(disk=str(small_disk), when="/c/")  # the first shard that is read
+    code, said = pack_val(prepared, finished.store_path, small_disk / "s4.h5", before)
+    assert code == 0, said
+    assert sorted(path.name for path in small_disk.iterdir()) == ["other", "s4.h5"]
+    assert findings(small_disk / "s4.h5") == []
+
+
+def test_a_file_larger_than_allowed_is_one_line(
+    prepared: Path, finished: Manifest, tmp_path: Path
+) -> None:
+    (tmp_path / "small").mkdir()
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000))"
+    code, said = pack_val(prepared, finished.store_path, tmp_path / "small" / "s4.h5", limit)
+    assert code == 1, said
+    assert "File too large" in said
+    assert "Traceback" not in said
+    assert list((tmp_path / "small").iterdir()) == []
+
+
+def test_status_and_doctor_take_a_packed_file(
+    prepared: Path, finished: Manifest, tmp_path: Path
+) -> None:
+    target = packed(finished, tmp_path / "store.h5", ("s4", "val"))
+    manifest = tmp_path / "packed.yaml"
+    manifest.write_text(prepared.read_text().replace("store: store", f"store: {target}"))
+    states = json.loads(combo("status", "--manifest", str(manifest), "--json"))
+    assert {(s["split"], s["stage"], s["done"], s["to_do"], s["finished"]) for s in states} == {
+        ("val", stage, 2, 0, True) for stage in ("frames", "audio", "maskige")
+    }
+
+    def examined() -> dict[str, dict[str, object]]:
+        done = CliRunner().invoke(app, ["doctor", "--manifest", str(manifest), "--json"])
+        return {found["what"]: found for found in json.loads(done.stdout)}
+
+    found = examined()
+    assert (found["store"]["good"], found["s4/val"]["good"]) == (True, True)
+    assert found["store"]["state"] == f"{target}, a packed file"
+    assert found["s4/train"]["mend"] == f"combo pack STORE --to {target} --overwrite"
+    target.unlink()
+    assert examined()["store"]["mend"] == f"combo pack STORE --to {target}"
+
+
 @pytest.mark.parametrize("array", ["frames/{frames}/frames", "maskige/{maskige}/label_map"])
 def test_a_flipped_byte_is_an_error_when_read_and_found_by_verify(
-    finished: Manifest, tmp_path: Path, array: str, deflate: bool
+    finished: Manifest, tmp_path: Path, array: str
 ) -> None:
-    file = packed(finished, tmp_path / "store.h5", ("s4", "val"), deflate=deflate)
+    file = packed(finished, tmp_path / "store.h5", ("s4", "val"))
     assert findings(file) == []
     split = PackedSplit(file, "s4", "val")
     stage = array.split("/")[0]
     (variant,) = split.variants(stage)
-    offset, size = split.reader(variant, array.split("/")[2]).where[1].tolist()
+    rows = split.reader(variant, array.split("/")[2])
+    size = int(np.prod(rows.spec.shape))  # bytes a clip: both are uint8
     with file.open("r+b") as opened:
-        opened.seek(offset + size // 2)
+        opened.seek(rows.offset + size + size // 2)
         byte = opened.read(1)[0]
         opened.seek(-1, os.SEEK_CUR)
         opened.write(bytes([byte ^ 4]))
@@ -278,14 +358,19 @@ def test_what_is_no_packed_file_says_so(finished: Manifest, tmp_path: Path) -> N
 def test_whatever_reads_hdf5_reads_a_packed_file(
     finished: Manifest, tmp_path: Path, open_split
 ) -> None:
-    file = packed(finished, tmp_path / "store.h5", deflate=True)
+    file = packed(finished, tmp_path / "store.h5")
     reader = open_split(finished)
+    split, clips = reader.split, len(reader.plan.clips)
     with h5py.File(file) as opened:
-        index = json.loads(bytes(opened["index"][:]))
-        (entry,) = index["splits"]
+        (entry,) = json.loads(bytes(opened["index"][:]))["splits"]
         assert entry["plan"]["clips"] == list(reader.plan.clips)
-        name = f"s4/train/{reader.choice.maskige.key}/label_map"
-        assert np.array_equal(opened[name][3], reader.read([3]).label_map[0])
+        for variant in split.variants():
+            for spec in variant.all_arrays:
+                found = opened[f"s4/train/{variant.key}/{spec.name}"]
+                assert (found.chunks, found.dtype) == (None, np.dtype(spec.dtype))
+                assert np.array_equal(found[:], split.read_array(variant, spec.name)[:clips])
+    again = packed(finished, tmp_path / "again.h5")
+    assert again.read_bytes() == file.read_bytes()
 
 
 def test_a_forked_process_reads_too(finished: Manifest, tmp_path: Path) -> None:
