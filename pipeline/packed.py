@@ -251,6 +251,9 @@ def _write_variant(
 
 def _reserve(file: int, size: int) -> None:
     """Make a file `size` bytes long, and take the room on the disk if the system can."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        os.ftruncate(file, size)
+        return
     try:
         os.posix_fallocate(file, 0, size)
     except OSError as error:
