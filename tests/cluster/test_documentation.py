@@ -5,7 +5,9 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from string import Template
 
 import pytest
 
@@ -33,6 +35,11 @@ def commands() -> list[tuple[str, list[str]]]:
     return [(kind, shlex.split(line)) for kind, text in blocks for line in text.splitlines()]
 
 
+def filled(words: list[str], environment: Mapping[str, str]) -> list[str]:
+    """As a shell fills variables."""
+    return [Template(word).substitute(environment) for word in words]
+
+
 def test_the_page_has_commands_for_all_three_ways() -> None:
     found = {" ".join(words[:2]) for _, words in commands()}
     assert {"combo submit", "combo preprocess", "combo finalise", "combo verify"} <= found
@@ -51,7 +58,7 @@ def test_every_command_of_the_page_works(tmp_path: Path) -> None:
     with alone():
         for kind, words in commands():
             if kind != "slurm" or why_no_slurm() is None:
-                _run(words, tmp_path, environment)
+                _run(filled(words, environment), tmp_path, environment)
     assert len(list((tmp_path / "store").glob("avss/*/records/*/*/finished.json"))) == 9
 
 
