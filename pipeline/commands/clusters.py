@@ -48,7 +48,10 @@ def submit(
         output.note(f"{job.split} {job.variant.stage}: {todo} units to do, {needs(needed)}")
         most = max(most, todo and job.plan.units)
     if not most:
-        output.result("nothing to do: every unit is done; see combo status")
+        if output.as_json:
+            output.json({"array": None, "finalise": None, "tasks": 0, "folder": None})
+        else:
+            output.result("nothing to do: every unit is done; see combo status")
         return
     if tasks > most:
         output.note(f"{most} tasks instead of {tasks}: there are no more units")

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class JobArray:
         limit = "" if self.at_once is None else f"%{self.at_once}"
         directives = [
             f"--array=1-{self.tasks}{limit}",
-            f"--output={self.folder / 'part-%a.log'}",
+            f"--output={self._log('part-%a.log')}",
             "--open-mode=append",
             "--requeue",
             f"--signal=B:USR1@{WARNING}",
@@ -72,7 +73,11 @@ class JobArray:
         return self._text(
             f"{self.name}: closes what the parts have done, or says which are missing.",
             f"{self.name}-finalise",
-            [f"--output={self.folder / 'finalise.log'}", "--open-mode=append", *self._arguments()],
+            [
+                f"--output={self._log('finalise.log')}",
+                "--open-mode=append",
+                *self._arguments(),
+            ],
             (),
             _combo("finalise", *self.finalise),
         )
@@ -102,6 +107,10 @@ class JobArray:
         durable.write_bytes(path, text.encode())
         return _slurm("sbatch", "--parsable", *options, str(path)).split(";")[0]
 
+    def _log(self, name: str) -> str:
+        """Where a job's words go; a % in the folder's name is no pattern."""
+        return _quoted(str(self.folder).replace("%", "%%") + f"/{name}")
+
     def _resources(self) -> list[str]:
         cluster, found = self.cluster, list[str]()
         if cluster.cores is not None:
@@ -122,7 +131,7 @@ class JobArray:
             "#!/usr/bin/env bash",
             f"# {about}",
             f"#SBATCH --job-name={name}",
-            f"#SBATCH --chdir={Path.cwd()}",
+            f"#SBATCH --chdir={_quoted(str(Path.cwd()))}",
             *(f"#SBATCH {directive}" for directive in directives),
             "",
             *(f"export {key}={shlex.quote(value)}" for key, value in self.environment.items()),
@@ -131,6 +140,14 @@ class JobArray:
             "",
         ]
         return "\n".join(lines)
+
+
+def examine(script: str) -> None:
+    """Ask sbatch whether it would take a script, and submit nothing. Raises ComboError."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+        file.write(script)
+        file.flush()
+        _slurm("sbatch", "--test-only", file.name)
 
 
 def requeue() -> str | None:
@@ -160,6 +177,14 @@ def _slurm(*command: str) -> str:
             f"{command[0]} said: {reason[:300]}; see cluster in the manifest and --sbatch-arg"
         ) from None
     return done.stdout.strip()
+
+
+def _quoted(path: str) -> str:
+    """A path as sbatch reads it in a script: it knows double quotes, and no shell's rules."""
+    if not set(path) & set(" \t#'\"\\"):
+        return path
+    path = path.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{path}"'
 
 
 def _combo(*arguments: str) -> str:
