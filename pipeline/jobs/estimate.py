@@ -98,7 +98,9 @@ def _measured(split: SplitStore, variant: Variant) -> Iterator[tuple[int, float]
     for each in (split, *others):
         for unit in _spread(sorted(records.listing(each, variant))):
             record = records.read_record(each, variant, unit)
-            if record is not None and record.fingerprint == variant.fingerprint:
+            if record is None or record.fingerprint != variant.fingerprint:
+                continue
+            if len(record.failed) < len(record.clips):  # else nothing was computed or written
                 seconds = record.compute_seconds + record.write_seconds
                 yield sum(_blocks(path) for path in each.shards(variant, unit)), seconds
 

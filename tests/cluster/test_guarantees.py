@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ from combo.pipeline import durable
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs import records
 from combo.pipeline.jobs.claims import Claims
+from combo.pipeline.jobs.estimate import estimate
 from combo.pipeline.jobs.local import LocalRunner
 from combo.pipeline.jobs.parts import read_parts
 from combo.pipeline.jobs.run import Options, run_job, settle_plan, units_to_do
@@ -360,6 +362,38 @@ def test_a_plan_replaced_while_a_task_runs_stops_the_task(
     with pytest.raises(ComboError, match=r"plan of cheap/train .* was replaced while this job ran"):
         run_job(job, Options(), on_unit=replace_it)
     assert not records.listing(job.split, job.variant)
+
+
+@pytest.mark.parametrize("which", ["zarr.json", "valid/zarr.json"])
+def test_a_damaged_description_is_one_line_and_removing_it_mends_it(
+    cheap: ModuleType, tmp_path: Path, which: str
+) -> None:
+    job = cheap.cheap_job(tmp_path, 2)
+    cheap.run_cheap(job)
+    file = job.split.arrays(job.variant) / which
+    whole = file.read_bytes()
+    file.write_bytes(b"x" + whole[1:])
+    again = cheap.cheap_job(tmp_path, 2)
+    with pytest.raises(ComboError, match=r"zarr.json is damaged; remove this one file"):
+        run_job(again, Options(overwrite=True))
+    file.unlink()
+    assert cheap.run_cheap(cheap.cheap_job(tmp_path, 2)).finished is not None
+    assert file.read_bytes() == whole
+    assert findings(cheap.cheap_job(tmp_path, 2)) == []
+
+
+def test_a_unit_whose_clips_all_failed_is_no_measure(cheap: ModuleType, tmp_path: Path) -> None:
+    job = cheap.cheap_job(tmp_path, 2)
+    cheap.run_cheap(job)
+    (record, other) = records.done_units(job.split, job.variant, job.plan)
+    records.withdraw(job.split, job.variant, other.unit)
+    records.withdraw(job.split, job.variant, record.unit)
+    assert not estimate(job, 1, 1).measured
+    failed = tuple(replace(clip, failed=True, reason="not a video") for clip in record.clips)
+    records.commit(job.split, job.variant, replace(record, clips=failed))
+    assert not estimate(job, 1, 1).measured
+    records.commit(job.split, job.variant, other)
+    assert estimate(job, 1, 1).measured
 
 
 # -- disks ---------------------------------------------------------------------------------------
