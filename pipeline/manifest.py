@@ -148,8 +148,25 @@ class ClusterSettings(Model):
     """Memory a task, such as 16GB."""
     walltime: str | None = Field(default=None, pattern=r"^(\d+-)?\d{1,2}:\d{2}(:\d{2})?$")
     """Time limit a task, as 04:00:00. When it is near, the task queues itself again."""
+    warning: int = Field(default=120, ge=10)
+    """Seconds before the time limit at which a task is told to finish its unit. A unit that takes
+    longer is left undone, and the task is queued again all the same."""
     sbatch: tuple[str, ...] = ()
     """Options of sbatch, such as --partition=gpu or --gres=gpu:1."""
+
+    @property
+    def seconds(self) -> int | None:
+        """The time limit: `1-02` and `1-02:03` are days and hours, `02:03` minutes and seconds."""
+        if self.walltime is None:
+            return None
+        days, _, rest = self.walltime.rpartition("-")
+        parts = [int(part) for part in rest.split(":")]
+        if days:
+            parts += [0] * (3 - len(parts))
+        seconds = 0
+        for part in parts:
+            seconds = 60 * seconds + part
+        return seconds + 86400 * int(days or 0)
 
     def with_sbatch(self, options: Sequence[str]) -> "ClusterSettings":
         """A copy with more options of sbatch."""

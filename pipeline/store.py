@@ -241,6 +241,8 @@ class SplitStore:
             attributes = json.loads(head.read_bytes()).get("attributes", {}).get("combo")
         except FileNotFoundError:
             return None
+        except ValueError:
+            raise _damaged_description(head) from None
         if attributes is None:
             return None
         known = {"stage", "variant", "fingerprint", "settings", "weights", "arrays"}
@@ -318,7 +320,10 @@ class SplitStore:
         key = (f"{variant.key}/{name}", write)
         if key not in self._opened:
             store = _durable_store(self.tensors, blind=write)
-            self._opened[key] = zarr.open_array(store, path=key[0], mode="r+")
+            try:
+                self._opened[key] = zarr.open_array(store, path=key[0], mode="r+")
+            except ValueError:
+                raise _damaged_description(self.tensors / key[0] / "zarr.json") from None
         return self._opened[key]
 
 
@@ -335,6 +340,13 @@ class Rows:
 
 class StoreDamaged(ComboError):
     """What a record calls done cannot be read back."""
+
+
+def _damaged_description(file: Path) -> StoreDamaged:
+    return StoreDamaged(
+        f"{file} is damaged; remove this one file and run combo preprocess again: it is written "
+        "anew, and the units that are done stay"
+    )
 
 
 def splits_in(store: Path, data_sets: Sequence[str] | None = None) -> list[SplitStore]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..console import Output
 from ..errors import ComboError
+from ..jobs import records
 from ..jobs.estimate import check, estimate
 from ..jobs.run import Options, close, settle_plan, storing, units_to_do
 from ..jobs.slurm import JobArray
@@ -35,27 +36,37 @@ def submit(
     """`combo submit`: everything is planned here, once, so that tasks write their units alone."""
     manifest = load_manifest(manifest_file).with_stages(encoder, generator)
     options = Options(retry_failed=retry_failed, force=force)
-    most = 0
+    most = planned = 0
     for job in jobs(manifest, stages_of(stage), manifest.choose(data), splits):
         if not print_only:
             settle_plan(job.split, job.plan, options)
             with storing(job.split):
                 job.split.create(job.variant, job.plan)
-        todo = len(units_to_do(job, options))
-        needed = estimate(job, todo, tasks * (workers or 1))
+        units = units_to_do(job, options)
+        there = records.listing(job.split, job.variant)
+        todo, new = len(units), sum(unit not in there for unit in units)
+        needed = estimate(job, todo, tasks * (workers or 1), new)
         if todo and not force:
-            check(job, needed)
+            check(job, needed, planned)
+        planned += needed.bytes if needed.measured else 0
+        if retry_failed and not print_only:
+            # Here and once: tasks that are queued again must not begin with them each time.
+            with storing(job.split):
+                for unit in set(units) & set(there):
+                    records.withdraw(job.split, job.variant, unit)
         output.note(f"{job.split} {job.variant.stage}: {todo} units to do, {needs(needed)}")
         most = max(most, todo and job.plan.units)
     if not most:
-        output.result("nothing to do: every unit is done; see combo status")
+        if output.as_json:
+            output.json({"array": None, "finalise": None, "tasks": 0, "folder": None})
+        else:
+            output.result("nothing to do: every unit is done; see combo status")
         return
     if tasks > most:
         output.note(f"{most} tasks instead of {tasks}: there are no more units")
     which = [stage, *_which(manifest, data, splits, encoder, generator)]
     extra = [
         *(["--workers", str(workers)] if workers else []),
-        *(["--retry-failed"] if retry_failed else []),
         *(["--force"] if force else []),
         "--quiet",
     ]

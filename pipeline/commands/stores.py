@@ -8,6 +8,7 @@ from pathlib import Path
 from ..console import Output, duration
 from ..errors import ComboError
 from ..jobs.status import progress
+from ..jobs.stopping import listening
 from ..jobs.unit import Job
 from ..jobs.verify import Finding, count_findings, repair_variant, verify_variant
 from ..manifest import Manifest, load_manifest
@@ -124,8 +125,9 @@ def verify(
                         checked += 1
                         bar.advance()
             if repair and job and any(finding.unit is not None for finding in wrong):
-                with output.bar(f"{split} {variant.stage} again", len(wrong)) as bar:
-                    done = repair_variant(job, wrong, lambda _, bar=bar: bar.advance())
+                title = f"{split} {variant.stage} again"
+                with listening() as stop, output.bar(title, len(wrong)) as bar:
+                    done = repair_variant(job, wrong, stop, lambda _, bar=bar: bar.advance())
                 repaired += [finding for finding in wrong if finding in done]
                 wrong = [finding for finding in wrong if finding not in done]
             findings += wrong

@@ -25,12 +25,14 @@ from distributed import (
     as_completed,
     get_worker,
 )
+from distributed.client import ClosedClientError, FutureCancelledError
+from distributed.comm.core import CommClosedError
 
 from ..devices import cores, devices
 from ..errors import ComboError
 from ..manifest import ClusterSettings
 from ..preprocess.stage import Place
-from . import records
+from . import records, slurm
 from .local import Lost
 from .stopping import Stop
 from .unit import BUSY_PAUSE, Busy, Done, Job, Units
@@ -40,6 +42,9 @@ AHEAD = 8
 
 FEWEST_AHEAD = 64
 """And at least so many, so that an adaptive cluster sees that there is work."""
+
+ANSWER_PAUSE = 0.02
+"""Seconds between two looks for answers."""
 
 LIFETIME_LEFT = 5 * 60
 """Seconds before its job's time limit at which a worker leaves, unless told otherwise."""
@@ -64,6 +69,23 @@ class DaskRunner:
     def run(self, job: Job, units: Sequence[int], again: bool, stop: Stop) -> Iterator[Done | Lost]:
         if not units:
             return
+        with self._reached():
+            yield from self._run(job, units, again, stop)
+
+    @contextmanager
+    def _reached(self) -> Generator[None]:
+        """Raises ComboError when the scheduler is gone."""
+        try:
+            yield
+        except (CommClosedError, ClosedClientError, FutureCancelledError) as error:
+            raise ComboError(
+                f"the Dask scheduler is gone ({error}); what is committed stays: start one and "
+                "run the same command again"
+            ) from None
+
+    def _run(
+        self, job: Job, units: Sequence[int], again: bool, stop: Stop
+    ) -> Iterator[Done | Lost]:
         plugin = _Loaded(job, again, self.device, self.threads)
         self.client.register_plugin(plugin)
         waiting, given = deque(units), dict[str, int]()
@@ -80,6 +102,10 @@ class DaskRunner:
         try:
             give()
             while given:
+                while not answers.has_ready():
+                    if self.client.status == "closed":  # answers would be waited for for ever
+                        raise CommClosedError("it does not answer any more")
+                    time.sleep(ANSWER_PAUSE)
                 future = next(answers)
                 unit = given.pop(str(future.key), None)
                 if unit is None:
@@ -194,9 +220,9 @@ def _slurm_cluster(cluster: ClusterSettings, lifetime: str | None, logs: Path) -
     from dask_jobqueue.slurm import SLURMCluster
 
     walltime = cluster.walltime or "01:00:00"
-    stays = lifetime or f"{max(60, seconds_of(walltime) - LIFETIME_LEFT)}s"
+    stays = lifetime or f"{max(60, (cluster.seconds or 3600) - LIFETIME_LEFT)}s"
     logs.mkdir(parents=True, exist_ok=True)
-    return SLURMCluster(
+    made = SLURMCluster(
         cores=1,  # units a worker computes at once
         processes=1,
         job_cpu=cluster.cores or 1,
@@ -209,15 +235,13 @@ def _slurm_cluster(cluster: ClusterSettings, lifetime: str | None, logs: Path) -
         scheduler_options={"dashboard_address": ":0"},
         job_name="combo-dask",
     )
-
-
-def seconds_of(walltime: str) -> int:
-    """`1-02:03:04`, `02:03:04` or `03:04` (minutes and seconds), as Slurm writes them."""
-    days, _, rest = walltime.rpartition("-")
-    seconds = 0
-    for part in rest.split(":"):
-        seconds = 60 * seconds + int(part)
-    return seconds + 86400 * int(days or 0)
+    try:
+        # Dask would ask for workers that sbatch refuses for ever.
+        slurm.examine(made.job_script())
+    except BaseException:
+        made.close()
+        raise
+    return made
 
 
 class _Loaded(WorkerPlugin):

@@ -37,34 +37,36 @@ class Estimate:
     def measured(self) -> bool:
         return self.seconds is not None
 
-    @property
-    def fits(self) -> bool:
-        return self.bytes <= self.free
 
+def estimate(job: Job, units: int, processes: int, new: int | None = None) -> Estimate:
+    """What `units` units of a job need, computed by so many processes at once.
 
-def estimate(job: Job, units: int, processes: int) -> Estimate:
-    """What `units` more units of a job need, computed by so many processes at once.
-
+    new: how many of them replace no files; all, when not given.
     Units of the same variant are measured wherever the store has some, in other splits too.
     """
+    new = units if new is None else new
     home = existing(job.split.store)
     free = shutil.disk_usage(home).free
     measured = list(islice(_measured(job.split, job.variant), MEASURED_UNITS))
     if not measured:
-        return Estimate(units, units * _uncompressed(job), free, None)
+        return Estimate(units, new * _uncompressed(job), free, None)
     size = sum(size for size, _ in measured) / len(measured)
     seconds = sum(seconds for _, seconds in measured) / len(measured)
     return Estimate(
-        units, int(MARGIN * units * size), free, units * seconds / max(1, min(processes, units))
+        units, int(MARGIN * new * size), free, units * seconds / max(1, min(processes, units))
     )
 
 
-def check(job: Job, needed: Estimate) -> None:
-    """Raises ComboError when the disk is too small for what was measured."""
-    if needed.measured and not needed.fits:
+def check(job: Job, needed: Estimate, others: int = 0) -> None:
+    """Raises ComboError when the disk is too small for what was measured.
+
+    others: bytes that other jobs will take.
+    """
+    if needed.measured and needed.bytes + others > needed.free:
+        with_others = f", after {size_text(others)} for what comes before," if others else ""
         raise ComboError(
             f"{job.split} {job.variant.stage}: {needed.units} units need about "
-            f"{size_text(needed.bytes)}, but {size_text(needed.free)} are free for "
+            f"{size_text(needed.bytes)}{with_others} but {size_text(needed.free)} are free for "
             f"{job.split.store}; free space, give another store, or go on with --force"
         )
 
@@ -98,7 +100,9 @@ def _measured(split: SplitStore, variant: Variant) -> Iterator[tuple[int, float]
     for each in (split, *others):
         for unit in _spread(sorted(records.listing(each, variant))):
             record = records.read_record(each, variant, unit)
-            if record is not None and record.fingerprint == variant.fingerprint:
+            if record is None or record.fingerprint != variant.fingerprint:
+                continue
+            if len(record.failed) < len(record.clips):  # else nothing was computed or written
                 seconds = record.compute_seconds + record.write_seconds
                 yield sum(_blocks(path) for path in each.shards(variant, unit)), seconds
 

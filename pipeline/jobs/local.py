@@ -70,6 +70,8 @@ class LocalRunner:
 def _run_here(
     job: Job, units: Sequence[int], place: Place, again: bool, stop: Stop
 ) -> Iterator[Done]:
+    if stop.asked:
+        return  # a network takes a while to load
     run = job.open(place, again)
     try:
         waiting, patience = deque(units), Patience()
@@ -95,6 +97,8 @@ class _Process:
 def _run_in_processes(
     job: Job, units: Sequence[int], places: Sequence[Place], again: bool, stop: Stop
 ) -> Iterator[Done | Lost]:
+    if stop.asked:
+        return
     waiting, deaths, patience = deque(units), Counter[int](), Patience()
     pool = [_start(job, place, again) for place in places]
     try:
@@ -102,8 +106,6 @@ def _run_in_processes(
             _assign(member, waiting)
         while any(member.unit is not None for member in pool):
             ready = wait([member.pipe for member in pool if member.unit is not None])
-            if stop.asked:
-                waiting.clear()
             for number, member in enumerate(pool):
                 if member.pipe not in ready or member.unit is None:
                     continue
@@ -116,9 +118,7 @@ def _run_in_processes(
                         waiting.appendleft(member.unit)
                     else:
                         yield Lost(member.unit, member.process.exitcode or 0)
-                    if stop.asked:
-                        waiting.clear()
-                    else:
+                    if not stop.asked:
                         pool[number] = member = _start(job, member.place, again)
                 else:
                     if isinstance(answer, BaseException):
@@ -128,6 +128,8 @@ def _run_in_processes(
                     else:
                         yield answer
                     patience.after(answer, len(waiting))
+                if stop.asked:
+                    waiting.clear()  # also a unit that another process has, and one that died
                 _assign(member, waiting)
     except BaseException:
         for member in pool:

@@ -97,9 +97,11 @@ def commit(split: SplitStore, variant: Variant, record: UnitRecord) -> None:
 
 def withdraw(split: SplitStore, variant: Variant, unit: int) -> None:
     """Make a unit not done, and with it the variant not finished."""
-    durable.remove(split.records(variant) / FINISHED)
+    finished = split.records(variant) / FINISHED
+    durable.remove(finished)
     for with_failures in (False, True):
         durable.remove(record_path(split, variant, unit, with_failures))
+    durable.remove(finished)  # written meanwhile by one who had seen the record (see `finalise`)
 
 
 def listing(split: SplitStore, variant: Variant) -> dict[int, bool]:
@@ -166,6 +168,11 @@ def finalise(split: SplitStore, variant: Variant, plan: Plan) -> Finished | None
     )
     if read_finished(split, variant) != finished:
         durable.write_json(split.records(variant) / FINISHED, asdict(finished))
+        # Whoever withdraws a unit removes its record and then this file. So either the record is
+        # seen to be gone here, or the file is removed there.
+        if len(listing(split, variant)) < plan.units:
+            durable.remove(split.records(variant) / FINISHED)
+            return None
     return finished
 
 

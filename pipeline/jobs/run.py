@@ -1,5 +1,6 @@
 """prepare -> run -> finalise, for any stage."""
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -159,8 +160,11 @@ def run_job(
     summary = Summary(split, variant, len(mine), len(todo))
     on_start(len(todo))
 
+    there = records.listing(split, variant)
+    new = sum(unit not in there for unit in todo)  # the others replace files that are there
+
     def look_ahead(left: int) -> bool:
-        needed = estimate(job, left, runner.processes(job, left))
+        needed = estimate(job, left, runner.processes(job, left), min(left, new))
         on_estimate(needed)
         if not options.force:
             check(job, needed)
@@ -170,7 +174,7 @@ def run_job(
     with telling(split, variant, options.part, len(mine), len(mine) - left) as teller:
         measured = not todo or look_ahead(left)
         again = options.overwrite or options.retry_failed
-        for result in runner.run(job, todo, again, stop):
+        for result in runner.run(job, _turned(todo, options.part), again, stop):
             left -= 1
             if isinstance(result, Lost):
                 summary.lost.append(result.unit)
@@ -183,6 +187,13 @@ def run_job(
         if left and stop.asked:
             raise Stopped
     return _closed(summary, job, mine)
+
+
+def _turned(units: list[int], part: tuple[int, int]) -> list[int]:
+    """The units of a part, begun anywhere: one that kills its process each time must not keep a
+    part that is queued again from all that come after it."""
+    first = random.randrange(len(units)) if part[1] > 1 and units else 0
+    return units[first:] + units[:first]
 
 
 def close(job: Job) -> Summary:

@@ -11,6 +11,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +21,9 @@ from .. import durable
 from ..errors import ComboError
 from ..manifest import ClusterSettings
 
-WARNING = 120
-"""Seconds before the time limit at which Slurm tells a task to finish its unit and stop."""
+ATTEMPTS = 5
+PAUSE = 3.0
+"""How often, and after how many seconds, a Slurm that is too busy to answer is asked again."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,10 @@ class JobArray:
         limit = "" if self.at_once is None else f"%{self.at_once}"
         directives = [
             f"--array=1-{self.tasks}{limit}",
-            f"--output={self.folder / 'part-%a.log'}",
+            f"--output={self._log('part-%a.log')}",
             "--open-mode=append",
             "--requeue",
-            f"--signal=B:USR1@{WARNING}",
+            f"--signal=B:USR1@{self.cluster.warning}",
             *self._resources(),
         ]
         part = f'"$SLURM_ARRAY_TASK_ID/{self.tasks}"'
@@ -72,7 +75,11 @@ class JobArray:
         return self._text(
             f"{self.name}: closes what the parts have done, or says which are missing.",
             f"{self.name}-finalise",
-            [f"--output={self.folder / 'finalise.log'}", "--open-mode=append", *self._arguments()],
+            [
+                f"--output={self._log('finalise.log')}",
+                "--open-mode=append",
+                *self._arguments(),
+            ],
             (),
             _combo("finalise", *self.finalise),
         )
@@ -80,8 +87,15 @@ class JobArray:
     def submit(self) -> tuple[str, str]:
         """Write both scripts and hand them to sbatch; the numbers of the two jobs.
 
-        Raises ComboError: no sbatch here, or what sbatch says.
+        Raises ComboError: no sbatch here, what sbatch says, or a time limit too short to do
+        anything before its warning.
         """
+        limit, warning = self.cluster.seconds, self.cluster.warning
+        if limit is not None and limit < 2 * warning:
+            raise ComboError(
+                f"cluster.walltime {self.cluster.walltime} is too short: tasks are told to stop "
+                f"{warning} s before its end; give more, or a smaller cluster.warning"
+            )
         if shutil.which("sbatch") is None:
             raise ComboError(
                 "sbatch is not on this machine; run this on a Slurm login node, or see the script "
@@ -101,6 +115,10 @@ class JobArray:
         path = self.folder / name
         durable.write_bytes(path, text.encode())
         return _slurm("sbatch", "--parsable", *options, str(path)).split(";")[0]
+
+    def _log(self, name: str) -> str:
+        """Where a job's words go; a % in the folder's name is no pattern."""
+        return _quoted(str(self.folder).replace("%", "%%") + f"/{name}")
 
     def _resources(self) -> list[str]:
         cluster, found = self.cluster, list[str]()
@@ -122,7 +140,7 @@ class JobArray:
             "#!/usr/bin/env bash",
             f"# {about}",
             f"#SBATCH --job-name={name}",
-            f"#SBATCH --chdir={Path.cwd()}",
+            f"#SBATCH --chdir={_quoted(str(Path.cwd()))}",
             *(f"#SBATCH {directive}" for directive in directives),
             "",
             *(f"export {key}={shlex.quote(value)}" for key, value in self.environment.items()),
@@ -133,19 +151,36 @@ class JobArray:
         return "\n".join(lines)
 
 
-def requeue() -> str | None:
+def examine(script: str) -> None:
+    """Ask sbatch whether it would take a script, and submit nothing. Raises ComboError."""
+    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+        file.write(script)
+        file.flush()
+        _slurm("sbatch", "--test-only", file.name)
+
+
+def requeue(warned: bool) -> str | None:
     """Queue the Slurm job that this process is in again; a sentence on what came of it.
 
-    None when it is in none. A job that was cancelled is left alone: then it is no longer running.
-    Raises ComboError.
+    warned: whether the time limit was announced. Then a job that is completing has reached it, and
+    its unit took longer than was left. One that is completing without a warning was cancelled, and
+    is left alone. None when this process is in no job.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if not job:
         return None
-    state = _slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T")
-    if state != "RUNNING":
-        return f"job {job} is {state.lower() or 'gone'} and not queued again"
-    _slurm("scontrol", "requeue", job)
+    for attempt in range(ATTEMPTS):
+        try:
+            state = _slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T")
+            if state != "RUNNING" and not (warned and state == "COMPLETING"):
+                return f"job {job} is {state.lower() or 'gone'} and not queued again"
+            _slurm("scontrol", "requeue", job)
+        except ComboError as error:
+            if attempt == ATTEMPTS - 1:
+                return f"job {job} could not be queued again ({error}); submit it again"
+            time.sleep(PAUSE)
+        else:
+            break
     return f"job {job} is queued again"
 
 
@@ -160,6 +195,14 @@ def _slurm(*command: str) -> str:
             f"{command[0]} said: {reason[:300]}; see cluster in the manifest and --sbatch-arg"
         ) from None
     return done.stdout.strip()
+
+
+def _quoted(path: str) -> str:
+    """A path as sbatch reads it in a script: it knows double quotes, and no shell's rules."""
+    if not set(path) & set(" \t#'\"\\"):
+        return path
+    path = path.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{path}"'
 
 
 def _combo(*arguments: str) -> str:

@@ -20,22 +20,26 @@ class Stopped(BaseException):
 
 
 class Stop:
-    """Whether this process was asked to begin no other unit."""
+    """Whether this process was asked to begin no other unit.
+
+    warned: by SIGUSR1, that its time is nearly over.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self.warned = False
 
 
 @contextmanager
 def listening() -> Generator[Stop]:
-    """Within the block SIGUSR1 sets `asked`, and SIGTERM raises `Stopped` wherever it hits."""
+    """Within the block SIGUSR1 sets `asked` and `warned`; SIGTERM raises `Stopped` at once."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread hears signals
         return
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
-        stop.asked = True
+        stop.asked = stop.warned = True
 
     def leave(_signal: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break the tidying up

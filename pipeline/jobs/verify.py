@@ -14,6 +14,7 @@ from ..store import VALID, Plan, SplitStore, StoreDamaged, Variant, array_digest
 from . import records
 from .records import UnitRecord
 from .run import Options, run_job
+from .stopping import Stop
 from .unit import Job, storing
 
 
@@ -82,7 +83,10 @@ def verify_finish(split: SplitStore, variant: Variant) -> Iterator[Finding]:
 
 
 def repair_variant(
-    job: Job, findings: Sequence[Finding], on_unit: Callable[[UnitRecord], None] = lambda _: None
+    job: Job,
+    findings: Sequence[Finding],
+    stop: Stop | None = None,
+    on_unit: Callable[[UnitRecord], None] = lambda _: None,
 ) -> list[Finding]:
     """Compute the units that findings name again, these alone; which findings that mended.
 
@@ -92,7 +96,8 @@ def repair_variant(
     with storing(job.split):
         for unit in broken:
             records.withdraw(job.split, job.variant, unit)
-    summary = run_job(job, Options(), units=broken, on_unit=on_unit)
+    # By force: what is made again replaces what is there.
+    summary = run_job(job, Options(force=True), stop=stop, units=broken, on_unit=on_unit)
     mended = [f for f in findings if f.unit is not None and f.unit not in summary.lost]
     if summary.finished:
         still = list(verify_finish(job.split, job.variant))

@@ -160,9 +160,20 @@ def test_an_address_where_nobody_answers_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("walltime", "seconds"),
-    [("04:00:00", 14400), ("30:00", 1800), ("1-00:00:00", 86400), ("0:45", 45)],
+    [("04:00:00", 14400), ("30:00", 1800), ("1-00:00:00", 86400), ("1-02:03", 93780), ("0:45", 45)],
 )
 def test_time_limits_are_read_as_slurm_writes_them(walltime: str, seconds: int) -> None:
-    from combo.pipeline.jobs.dask_cluster import seconds_of
+    assert ClusterSettings(walltime=walltime).seconds == seconds
 
-    assert seconds_of(walltime) == seconds
+
+def test_a_scheduler_that_is_gone_is_one_line_and_what_is_done_stays(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    job = make_job(manifest, "s4", "train", "maskige")
+    settle_plan(job.split, job.plan, Options())
+    said = r"the Dask scheduler is gone .* run the same command"
+    with local(tmp_path, 1) as (runner, _), pytest.raises(ComboError, match=said):
+        # What the client does when the scheduler has not answered for half a minute.
+        run_job(job, Options(), runner, on_unit=lambda _: runner.client.close())
+    assert run_job(job, Options()).finished is not None
+    assert is_good(job)

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
@@ -17,14 +18,18 @@ import pytest
 from combo.pipeline import durable
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs import records
+from combo.pipeline.jobs.claims import Claims
+from combo.pipeline.jobs.estimate import estimate
 from combo.pipeline.jobs.local import LocalRunner
 from combo.pipeline.jobs.parts import read_parts
 from combo.pipeline.jobs.run import Options, run_job, settle_plan, units_to_do
 from combo.pipeline.jobs.status import progress
+from combo.pipeline.jobs.stopping import Stop, Stopped
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.jobs.verify import Finding, verify_variant
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.preprocess.tasks import make_job
+from combo.pipeline.store import SplitStore, Variant
 
 from .conftest import CHEAP
 
@@ -186,6 +191,60 @@ def test_the_command_says_that_it_was_told_to_stop(manifest_file, tmp_path: Path
         assert "Traceback" not in said
 
 
+def test_told_that_time_is_short_a_pool_does_not_wait_for_the_units_of_others(
+    manifest: Manifest, tmp_path: Path
+) -> None:
+    """Neither those nor units of its own are begun any more."""
+    job = make_job(manifest, "s4", "train", "audio")
+    settle_plan(job.split, job.plan, Options())
+    first = range(job.plan.units // 2)
+    holder = get_context("fork").Process(target=_hold, args=(job, first, tmp_path / "held"))
+    holder.start()
+    try:
+        wait_until(lambda: (tmp_path / "held").exists())
+        stop = Stop()
+
+        def ask(_record: object) -> None:
+            stop.asked = True
+
+        with pytest.raises(Stopped):
+            run_job(job, Options(), LocalRunner(2), stop, on_unit=ask)
+        assert holder.is_alive()
+        done = set(records.listing(job.split, job.variant))
+        assert done
+        assert not done & set(first)
+        with pytest.raises(Stopped):
+            run_job(job, Options(), LocalRunner(2), stop)
+        assert set(records.listing(job.split, job.variant)) == done
+    finally:
+        holder.kill()
+        holder.join()
+
+
+def _hold(job: Job, units: Iterable[int], held: Path) -> None:
+    claims = Claims(job.split.records(job.variant))
+    assert all(claims.take(unit) for unit in units)
+    held.touch()
+    time.sleep(60)
+
+
+def test_a_variant_is_not_finished_when_a_unit_is_withdrawn_while_it_is_closed(
+    cheap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = cheap.cheap_job(tmp_path, 3)
+    cheap.run_cheap(job)
+    (job.split.records(job.variant) / records.FINISHED).unlink()
+    before = records.leftovers
+
+    def and_meanwhile(split: SplitStore, variant: Variant) -> Iterator[Path]:
+        records.withdraw(split, variant, 1)  # all records were read, nothing is written yet
+        return before(split, variant)
+
+    monkeypatch.setattr(records, "leftovers", and_meanwhile)
+    assert records.finalise(job.split, job.variant, job.plan) is None
+    assert records.read_finished(job.split, job.variant) is None
+
+
 # -- who is at work ------------------------------------------------------------------------------
 
 
@@ -303,6 +362,38 @@ def test_a_plan_replaced_while_a_task_runs_stops_the_task(
     with pytest.raises(ComboError, match=r"plan of cheap/train .* was replaced while this job ran"):
         run_job(job, Options(), on_unit=replace_it)
     assert not records.listing(job.split, job.variant)
+
+
+@pytest.mark.parametrize("which", ["zarr.json", "valid/zarr.json"])
+def test_a_damaged_description_is_one_line_and_removing_it_mends_it(
+    cheap: ModuleType, tmp_path: Path, which: str
+) -> None:
+    job = cheap.cheap_job(tmp_path, 2)
+    cheap.run_cheap(job)
+    file = job.split.arrays(job.variant) / which
+    whole = file.read_bytes()
+    file.write_bytes(b"x" + whole[1:])
+    again = cheap.cheap_job(tmp_path, 2)
+    with pytest.raises(ComboError, match=r"zarr.json is damaged; remove this one file"):
+        run_job(again, Options(overwrite=True))
+    file.unlink()
+    assert cheap.run_cheap(cheap.cheap_job(tmp_path, 2)).finished is not None
+    assert file.read_bytes() == whole
+    assert findings(cheap.cheap_job(tmp_path, 2)) == []
+
+
+def test_a_unit_whose_clips_all_failed_is_no_measure(cheap: ModuleType, tmp_path: Path) -> None:
+    job = cheap.cheap_job(tmp_path, 2)
+    cheap.run_cheap(job)
+    (record, other) = records.done_units(job.split, job.variant, job.plan)
+    records.withdraw(job.split, job.variant, other.unit)
+    records.withdraw(job.split, job.variant, record.unit)
+    assert not estimate(job, 1, 1).measured
+    failed = tuple(replace(clip, failed=True, reason="not a video") for clip in record.clips)
+    records.commit(job.split, job.variant, replace(record, clips=failed))
+    assert not estimate(job, 1, 1).measured
+    records.commit(job.split, job.variant, other)
+    assert estimate(job, 1, 1).measured
 
 
 # -- disks ---------------------------------------------------------------------------------------

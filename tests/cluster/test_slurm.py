@@ -201,6 +201,19 @@ def test_a_cancelled_task_is_not_queued_again_and_submitting_again_goes_on(
     assert is_good(job)
 
 
+def test_folders_with_awkward_names_reach_the_tasks(tmp_path: Path, clips: Path) -> None:
+    folder = tmp_path / 'it\'s 5% of "all"'
+    folder.mkdir()
+    manifest = manifest_at(folder, clips)
+    words = ("submit", "audio", "--data", "s4", "--split", "val", "--slurm", "--tasks", 1)
+    submitted = json.loads(combo(*words, "--manifest", manifest, "--json", cwd=folder))
+    wait_until(lambda: are_over(submitted["array"], submitted["finalise"]))
+    for log in ("part-1.log", "finalise.log"):
+        assert "finished" in Path(submitted["folder"], log).read_text()
+    again = json.loads(combo(*words, "--manifest", manifest, "--json", cwd=folder))
+    assert again["tasks"] == 0, "nothing is to do, and that is said in JSON"
+
+
 def test_dask_workers_in_slurm_jobs_may_be_killed(tmp_path: Path, clips: Path) -> None:
     manifest = manifest_at(tmp_path, clips)
     words = ("preprocess", *MASKIGES, "--dask", "slurm", "--workers", "2", "--manifest", manifest)
@@ -220,6 +233,19 @@ def test_dask_workers_in_slurm_jobs_may_be_killed(tmp_path: Path, clips: Path) -
     assert is_good(job)
     assert bytes_of(job) == bytes_of(undisturbed(tmp_path, clips))
     wait_until(lambda: not workers())
+
+
+def test_workers_that_slurm_refuses_are_not_waited_for(tmp_path: Path, clips: Path) -> None:
+    manifest = manifest_at(tmp_path, clips)
+    words = ["preprocess", *MASKIGES, "--dask", "slurm", "--sbatch-arg=--partition=nowhere"]
+    command = [sys.executable, "-m", "combo", *words, "--manifest", str(manifest)]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 1
+    assert "sbatch said" in done.stderr
+    assert "partition" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_ending_the_command_ends_its_slurm_workers(tmp_path: Path, clips: Path) -> None:
