@@ -4,9 +4,8 @@ Bilinear sampling is linear in the value rows: each output row is a weighted sum
 every sampled point. All levels together are therefore one `embedding_bag`, which never writes the
 sampled vectors to memory. The maps get a border of zeros first, so that points outside need no
 masks, and what follows from the sampling points is computed again in the backward direction rather
-than kept. Side by side on two CPU cores (5 frames of 7, 14 and 28 squared pixels, 8 heads, 4
-points) one `grid_sample` a level took five times as long forward and twice as long backward, a
-plain gather longer still.
+than kept. Side by side on a CPU (5 frames of 7, 14 and 28 squared pixels, 8 heads, 4 points) one
+`grid_sample` a level takes five times as long forward and a third longer backward.
 """
 
 import math

@@ -101,10 +101,12 @@ class PixelDecoder(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """features: four maps [F, C_i, H_i, W_i], finest first.
 
-        Returns P_1 [F, C, H / 4, W / 4] and the encoded maps at strides 32, 16, 8, all float32.
+        Returns P_1 [F, C, H / 4, W / 4] and the encoded maps at strides 32, 16, 8, all float32
+        (float64 for a network in float64).
         """
         with torch.autocast(features[0].device.type, enabled=False):
-            return self._forward([feature.float() for feature in features])
+            exact = torch.promote_types(features[0].dtype, torch.float32)
+            return self._forward([feature.to(exact) for feature in features])
 
     def _forward(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         fine, *coarse = features
@@ -119,7 +121,7 @@ class PixelDecoder(nn.Module):
                 for i, (h, w) in enumerate(shapes)
             ]
         )
-        centres = _centres(shapes, fine.device)
+        centres = _centres(shapes, fine.device).to(fine.dtype)
         x = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
         for layer in self.layers:
             x = layer(x, positions, centres, shapes)

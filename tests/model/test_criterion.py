@@ -95,6 +95,30 @@ def test_each_parameter_has_the_public_learning_rate_and_decay() -> None:
         assert ours[combo_key(name)] == (pytest.approx(lr), decay), name
 
 
+def test_the_pvt_network_learns_by_the_same_rules() -> None:
+    """SPEC section 8: encoders at a tenth of the rate; norms and embeddings do not decay."""
+    with torch.device("meta"):
+        net = Combo.from_preset("combo-pvt-s4")
+    groups = parameter_groups(net, 1e-4, 0.05)
+    ours = {name: (g["lr"], g["weight_decay"]) for g in groups for name in g["names"]}
+    assert ours.keys() == {name for name, _ in net.named_parameters()}
+    for name, (lr, decay) in ours.items():
+        encoder = name.startswith(("siam_encoder.frames.", "siam_encoder.maskiges."))
+        assert lr == pytest.approx(1e-5 if encoder else 1e-4), name
+        # A PVT's norms all have "norm" in their names, and nothing else in it has.
+        if encoder:
+            assert decay == (0.0 if ".norm" in name else 0.05), name
+    # Per encoder: 4 patch, 4 stage, 2 x 52 block and 49 reduction norms, each weight and bias.
+    assert sum(decay == 0.0 and lr < 5e-5 for lr, decay in ours.values()) == 2 * 2 * 161
+    embeddings = {
+        "mask_decoder.query_feat", "mask_decoder.query_embed", "mask_decoder.level_embed",
+        "bilateral_fusion.level_embed", "bilateral_fusion.audio_pos",
+    }  # fmt: skip
+    assert {ours[f"{name}.weight"] for name in embeddings} == {(1e-4, 0.0)}
+    for name in ("pixel_decoder.level_embed", "bilateral_fusion.gamma_v"):
+        assert ours[name] == (1e-4, 0.05)
+
+
 def test_every_parameter_is_in_one_group() -> None:
     with torch.device("meta"):
         net = Combo.from_preset("combo-small-avss", sem="shared")

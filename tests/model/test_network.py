@@ -288,6 +288,16 @@ def test_the_pixel_decoder_stays_in_float32_under_autocast() -> None:
     assert {feature.dtype for feature in seen} == {torch.float32}
 
 
+def test_a_network_in_float64_computes_in_float64() -> None:
+    net, batch = tiny(), clips(1, 2)
+    with torch.inference_mode():
+        single = net(*batch)
+        net, batch[2] = net.double(), batch[2].double()
+        double = net(*batch)
+    assert double.mask_logits.dtype == double.class_logits.dtype == torch.float64
+    torch.testing.assert_close(double.mask_logits.float(), single.mask_logits, rtol=1e-3, atol=1e-3)
+
+
 def test_channels_last_changes_no_number_that_matters() -> None:
     net = tiny()
     with torch.inference_mode():
@@ -363,7 +373,9 @@ def seeded_resnet(**settings: object) -> Combo:
 
 @pytest.fixture(scope="module")
 def resnet() -> Combo:
-    return seeded_resnet().requires_grad_(False)
+    """Blocks of ResNet-50's kind, two a stage: enough for what compiles and exports, and faster."""
+    shallow = {"backbone": "resnet26", "decoder_layers": 1, "pixel_layers": 1}
+    return seeded_resnet(**shallow).requires_grad_(False)
 
 
 def small_clips(batch: int, frames: int) -> list[Tensor]:

@@ -1,8 +1,11 @@
 """A run from start to evaluation with a tiny network: it goes on, it stops, it refuses."""
 
 import dataclasses
+import hashlib
 import json
 import math
+import pickle
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -253,6 +257,81 @@ def test_a_run_may_start_from_another_runs_network(
     )
     with pytest.raises(ComboError, match=r"another network .* does not fit"):
         tiny(finished, tmp_path / "other", f"initialisation={trained.root}", "width=64")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("sem=shared", "fusion=none"),
+        ("sem=off", "queries=all"),
+        ("fusion=audio", "queries=none", "lambda_ada=0"),
+        ("fidelity=paper", "fusion=visual", "queries=all"),
+    ],
+)
+def test_the_papers_ablations_train(
+    finished: Manifest, tmp_path: Path, changes: tuple[str, ...]
+) -> None:
+    # L_ada is that of intermediate layers, so there must be one.
+    once = ("iterations=1", "evaluate_every=1", "decoder_layers=2")
+    trainer = tiny(finished, tmp_path / "run", *once, *changes)
+    trainer.train()
+    lines = log(RunFolder(tmp_path / "run"))
+    (step,) = (line for line in lines if line["kind"] == "train")
+    assert math.isfinite(step["total"])
+    assert any("cosine" in name for name in step) == ("lambda_ada=0" not in changes)
+
+
+def detectron2_pickle(path: Path, change: str | None = None) -> dict[str, np.ndarray]:
+    """A ResNet-50 of random numbers, in the form of the public R-50.pkl; returned as written."""
+    state = {}
+    for key, value in torchvision.models.resnet50().state_dict().items():
+        name = key if key.startswith("layer") else f"stem.{key}"
+        name = re.sub(r"^layer(\d)", lambda found: f"res{int(found[1]) + 1}", name)
+        name = re.sub(r"bn(\d)", r"conv\1.norm", name)
+        name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+        state[name] = value.numpy()
+    if change is not None:
+        state[change] = state[change][:1]
+    whole = {"model": state, "__author__": "torchvision", "matching_heuristics": True}
+    path.write_bytes(pickle.dumps(whole, protocol=2))
+    return state
+
+
+def with_weights(prepared: Path, folder: Path, name: str, file: Path) -> Manifest:
+    """The finished store's manifest that gives a file of weights."""
+    from combo.pipeline.manifest import load_manifest
+
+    text = prepared.read_text().replace("store: store", f"store: {prepared.parent / 'store'}")
+    given = f"{{path: {file}, sha256: {hashlib.sha256(file.read_bytes()).hexdigest()}}}"
+    path = folder / "data_manifest.yaml"
+    path.write_text(f"{text}weights:\n  {name}: {given}\n")
+    return load_manifest(path)
+
+
+def test_both_encoders_start_from_the_public_pickle(prepared: Path, tmp_path: Path) -> None:
+    state = detectron2_pickle(tmp_path / "R-50.pkl")
+    manifest = with_weights(prepared, tmp_path, "resnet50", tmp_path / "R-50.pkl")
+    changes = ("backbone=resnet50", "initialisation=imagenet")
+    net = tiny(manifest, tmp_path / "run", *changes).network
+    for encoder in ("frames", "maskiges"):
+        body = net.siam_encoder.get_submodule(f"{encoder}.body")
+        for ours, theirs in (
+            ("conv1.weight", "stem.conv1.weight"),
+            ("layer2.0.downsample.0.norm.running_var", "res3.0.shortcut.norm.running_var"),
+            ("layer4.2.conv3.weight", "res5.2.conv3.weight"),
+        ):
+            np.testing.assert_array_equal(body.state_dict()[ours].numpy(), state[theirs])
+
+
+def test_a_pickle_of_another_shape_is_one_line_that_names_the_key(
+    prepared: Path, tmp_path: Path
+) -> None:
+    detectron2_pickle(tmp_path / "R-50.pkl", change="res4.1.conv2.weight")
+    manifest = with_weights(prepared, tmp_path, "resnet50", tmp_path / "R-50.pkl")
+    changes = ("backbone=resnet50", "initialisation=imagenet")
+    with pytest.raises(ComboError, match=r"R-50\.pkl.*res4\.1\.conv2\.weight") as raised:
+        tiny(manifest, tmp_path / "run", *changes)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_a_way_out(
