@@ -9,7 +9,7 @@ from ..errors import ComboError
 from ..jobs import records
 from ..jobs.estimate import check, estimate
 from ..jobs.run import Options, close, settle_plan, storing, units_to_do
-from ..jobs.slurm import JobArray
+from ..jobs.slurm import JobArray, check_ready
 from ..manifest import Manifest, load_manifest
 from ..preprocess.tasks import jobs
 from ..store import new_jobs_folder
@@ -35,6 +35,9 @@ def submit(
 ) -> None:
     """`combo submit`: everything is planned here, once, so that tasks write their units alone."""
     manifest = load_manifest(manifest_file).with_stages(encoder, generator)
+    cluster = manifest.cluster.with_sbatch(sbatch)
+    if not print_only:
+        check_ready(cluster)
     options = Options(retry_failed=retry_failed, force=force)
     most = planned = 0
     for job in jobs(manifest, stages_of(stage), manifest.choose(data), splits):
@@ -78,7 +81,7 @@ def submit(
         at_once=at_once,
         arguments=[*which, *extra],
         finalise=which,
-        cluster=manifest.cluster.with_sbatch(sbatch),
+        cluster=cluster,
         environment=manifest.environment(),
     )
     if print_only:

@@ -87,20 +87,8 @@ class JobArray:
     def submit(self) -> tuple[str, str]:
         """Write both scripts and hand them to sbatch; the numbers of the two jobs.
 
-        Raises ComboError: no sbatch here, what sbatch says, or a time limit too short to do
-        anything before its warning.
+        Raises ComboError with what sbatch says.
         """
-        limit, warning = self.cluster.seconds, self.cluster.warning
-        if limit is not None and limit < 2 * warning:
-            raise ComboError(
-                f"cluster.walltime {self.cluster.walltime} is too short: tasks are told to stop "
-                f"{warning} s before its end; give more, or a smaller cluster.warning"
-            )
-        if shutil.which("sbatch") is None:
-            raise ComboError(
-                "sbatch is not on this machine; run this on a Slurm login node, or see the script "
-                "with --print"
-            )
         array = self._hand_in("job.sh", self.script)
         closing = self._hand_in(
             "finalise.sh", self.closing_script, f"--dependency=afterany:{array}"
@@ -149,6 +137,24 @@ class JobArray:
             "",
         ]
         return "\n".join(lines)
+
+
+def check_ready(cluster: ClusterSettings) -> None:
+    """Whether a job array can be handed in from here at all; asked before anything is touched.
+
+    Raises ComboError: no sbatch here, or a time limit too short to do anything before its warning.
+    """
+    if shutil.which("sbatch") is None:
+        raise ComboError(
+            "sbatch is not on this machine; run this on a Slurm login node, or see the script "
+            "with --print"
+        )
+    limit, warning = cluster.seconds, cluster.warning
+    if limit is not None and limit < 2 * warning:
+        raise ComboError(
+            f"cluster.walltime {cluster.walltime} is too short: tasks are told to stop "
+            f"{warning} s before its end; give more, or a smaller cluster.warning"
+        )
 
 
 def examine(script: str) -> None:

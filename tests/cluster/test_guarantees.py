@@ -465,3 +465,41 @@ def test_a_variant_that_the_manifest_does_not_make_is_verified_but_not_repaired(
     assert [other.variant.key in f["where"] for f in json.loads(printed)["repaired"]] == [True]
     assert f"{job.variant.key} cannot be made or compared here" in said
     assert findings(other) == []
+
+
+# -- parts that are queued again ------------------------------------------------------------------
+
+
+def test_a_unit_that_always_kills_its_process_keeps_no_other_from_being_done(
+    cheap: ModuleType, tmp_path: Path
+) -> None:
+    """Unit 0 kills the process of the only part that has it, however often that is queued again."""
+    store, units = tmp_path / "store", 6
+    for _ in range(60):
+        if _in_a_fork(_run_part_with_a_poisoned_unit, cheap, store, units) == 0:
+            break
+        job = cheap.cheap_job(store, units)
+        if sorted(records.listing(job.split, job.variant)) == [2, 4]:
+            break
+    assert sorted(records.listing(job.split, job.variant)) == [2, 4]
+
+
+def _run_part_with_a_poisoned_unit(cheap: ModuleType, store: Path, units: int) -> None:
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and "/.000000.json." in str(arguments[0]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    job = cheap.cheap_job(store, units)
+    settle_plan(job.split, job.plan, Options())
+    sys.addaudithook(hook)
+    run_job(job, Options(part=(1, 2)))
+
+
+def test_units_made_again_need_no_more_disk(cheap: ModuleType, tmp_path: Path) -> None:
+    job = cheap.cheap_job(tmp_path, 4)
+    cheap.run_cheap(job)
+    assert estimate(job, 4, 1).bytes > 0
+    assert estimate(job, 4, 1, new=0).bytes == 0
+    told = []
+    run_job(job, Options(overwrite=True), on_estimate=told.append)
+    assert [(each.units, each.bytes) for each in told] == [(4, 0)]

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -260,3 +261,38 @@ def test_ending_the_command_ends_its_slurm_workers(tmp_path: Path, clips: Path) 
     assert process.returncode == 75
     assert "Traceback" not in notes
     wait_until(lambda: not workers())
+
+
+def test_a_time_limit_with_no_time_before_its_warning_is_refused_and_nothing_touched(
+    tmp_path: Path, clips: Path
+) -> None:
+    manifest = manifest_at(tmp_path, clips)
+    manifest.write_text(manifest.read_text().replace('"00:10:00"', '"00:03:00"'))
+    words = ["submit", *MASKIGES, "--slurm", "--tasks", "2", "--manifest", str(manifest)]
+    command = [sys.executable, "-m", "combo", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "cluster.walltime 00:03:00 is too short" in done.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_failed_clips_are_made_again_by_an_array_on_request(tmp_path: Path, clips: Path) -> None:
+    own = shutil.copytree(clips, tmp_path / "own")
+    manifest = manifest_at(tmp_path, own)
+    job = make_job(load_manifest(manifest), "s4", "train", "frames")
+    frame = Path(str(job.clips[3].frames[2]))
+    whole = frame.read_bytes()
+    frame.write_bytes(b"")
+    settle_plan(job.split, job.plan, Options())
+    assert list(run_job(job, Options()).failed) == [job.clips[3].name]
+    before = {unit: records.read_record(job.split, job.variant, unit) for unit in range(CLIPS)}
+    frame.write_bytes(whole)
+    words = ("submit", "frames", "--data", "s4", "--split", "train", "--slurm", "--tasks", "2")
+    said = combo(*words, "--retry-failed", "--manifest", manifest, "--json", cwd=tmp_path)
+    submitted = json.loads(said)
+    wait_until(lambda: are_over(submitted["array"], submitted["finalise"]))
+    finished = records.read_finished(job.split, job.variant)
+    assert finished is not None
+    assert finished.failed == {}
+    now = {unit: records.read_record(job.split, job.variant, unit) for unit in range(CLIPS)}
+    assert [unit for unit in now if now[unit] != before[unit]] == [3]
