@@ -126,20 +126,36 @@ def _sum_of_rows(rows: Tensor, index: Tensor, shares: Tensor) -> Tensor:
     return F.embedding_bag(index, rows, mode="sum", per_sample_weights=shares)
 
 
-def _gradient_of_rows(grad: Tensor, index: Tensor, shares: Tensor, rows: int) -> Tensor:
-    """The same kind of sum the other way round, once the entries are sorted by row.
+def _gradient_of_rows(
+    grad: Tensor, index: Tensor, shares: Tensor, rows: int, heads: int, shapes: Shapes
+) -> Tensor:
+    """[rows, d]: the same kind of sum the other way round, once the entries are sorted by row.
 
-    PyTorch's own backward of `embedding_bag` adds one bag after another.
+    PyTorch's own backward of `embedding_bag` adds one bag after another. Of a point's four corners
+    only the upper left one is sorted, a quarter of the numbers: what all four give is first
+    gathered there, and then moved one pixel to the right and one line down.
     """
-    by_row, order = index.flatten().sort()
+    upper_left = index.view(*index.shape[:-1], -1, 4)[..., 0]
+    by_row, point = upper_left.flatten().sort()
+    bag = point.div(upper_left.shape[1], rounding_mode="trunc")
     every_row = torch.arange(rows, dtype=index.dtype, device=index.device)
-    return F.embedding_bag(
-        order.div(index.shape[1], rounding_mode="trunc"),
-        grad,
-        torch.searchsorted(by_row, every_row),
-        mode="sum",
-        per_sample_weights=shares.flatten().index_select(0, order),
+    first = torch.searchsorted(by_row, every_row)
+    upper, upper_right, lower, lower_right = (
+        F.embedding_bag(bag, grad, first, mode="sum", per_sample_weights=of_corner.contiguous())
+        for of_corner in shares.view(-1, 4).index_select(0, point).unbind(dim=1)
     )
+    upper[heads:] += upper_right[:-heads]
+    lower[heads:] += lower_right[:-heads]
+
+    bordered = [(h + 2, w + 2) for h, w in shapes]
+    sizes = [h * w * heads for h, w in bordered]
+    upper_levels, lower_levels = (
+        part.unflatten(0, (-1, sum(sizes))).split(sizes, dim=1) for part in (upper, lower)
+    )
+    for size, of_upper, of_lower in zip(bordered, upper_levels, lower_levels, strict=True):
+        lines = (*size, heads)
+        of_upper.unflatten(1, lines)[:, 1:] += of_lower.unflatten(1, lines)[:, :-1]
+    return upper
 
 
 def _gradient_of_shares(grad: Tensor, rows: Tensor, index: Tensor) -> Tensor:
@@ -181,7 +197,7 @@ class _Sample(torch.autograd.Function):
         of_rows = of_locations = of_weights = None
         if ctx.needs_input_grad[0]:
             shares = _bags(corners.shares(flat), heads)
-            of_rows = _gradient_of_rows(grad, index, shares, rows.shape[0])
+            of_rows = _gradient_of_rows(grad, index, shares, rows.shape[0], heads, ctx.shapes)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             of_shares = _gradient_of_shares(grad, rows, index).view_as(corners.index)
             upper_left, upper_right, lower_left, lower_right = of_shares.unbind(dim=-1)
