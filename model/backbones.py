@@ -57,15 +57,22 @@ class _ScaledConv(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.geometry
         (grad,) = grads
         wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
+        # Deep layers have more weights than numbers in their maps, so that scaling those is cheap.
+        small = grad.numel() < weight.numel()
+        scaled = weight if small else weight * scale
+        if small:
+            grad = grad * scale.to(grad.dtype).view(1, -1, 1, 1)
         # Under autocast the convolution was one of grad's precision.
         of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-            grad, x.to(grad.dtype), (weight * scale).to(grad.dtype), None,
+            grad, x.to(grad.dtype), scaled.to(grad.dtype), None,
             stride, padding, dilation, False, [0, 0], groups, wanted,
         )  # fmt: skip
         if of_x is not None:
             of_x = of_x.to(x.dtype)
         if of_weight is not None:
-            of_weight = of_weight.to(weight.dtype) * scale
+            of_weight = of_weight.to(weight.dtype)
+            if not small:
+                of_weight = of_weight * scale
         return of_x, of_weight, None, None, None, None, None, None
 
 
