@@ -5,6 +5,7 @@ section 4. It stays in float32 under autocast: sampling points lose whole pixels
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,43 @@ def _xavier(conv: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
+class _FeedForward(torch.autograd.Function):
+    """second(relu(first(x))), whose backward never holds a gradient as wide as the middle.
+
+    Frame by frame on a CPU: an array of the middle's size for all frames would be fetched from the
+    system and given back in every layer of every step, which costs more than the products' cores.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor
+    ) -> Tensor:
+        """x: [F, S, C]; first: [H, C]; second: [C, H]. Returns [F, S, C]."""
+        middle = F.linear(x, first, first_bias).relu_()
+        ctx.save_for_backward(x, middle, first, second)
+        return F.linear(middle, second, second_bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        x, middle, first, second = ctx.saved_tensors
+        rows = x.shape[1] if x.device.type == "cpu" else x.shape[0] * x.shape[1]
+        grad = grads[0].flatten(0, 1)
+        of_x = torch.empty_like(x)
+        of_first, of_second = torch.zeros_like(first), torch.zeros_like(second)
+        of_first_bias = first.new_zeros(len(first))
+        parts = (part.flatten(0, 1).split(rows) for part in (x, middle, of_x))
+        with torch.autocast(x.device.type, enabled=False):
+            for of_out, some_x, some_middle, some_of_x in zip(
+                grad.split(rows), *parts, strict=True
+            ):
+                of_middle = (of_out @ second).masked_fill_(some_middle <= 0, 0)
+                torch.mm(of_middle, first, out=some_of_x)
+                of_second.addmm_(of_out.T, some_middle)
+                of_first.addmm_(of_middle.T, some_x)
+                of_first_bias += of_middle.sum(dim=0)
+        return of_x, of_first, of_first_bias, of_second, grad.sum(dim=0)
+
+
 class DeformableLayer(nn.Module):
     """Deformable self-attention and feed-forward, each followed by its norm."""
 
@@ -47,9 +85,9 @@ class DeformableLayer(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, centres: Tensor, shapes: Shapes) -> Tensor:
         """x: [F, S, C]; positions: [S, C]; centres: [1, S, levels, 2]. Returns [F, S, C]."""
         x = self.norm1(x + self.self_attn(x + positions, centres, x, shapes))
-        return self.norm2(
-            x + self.linear2(F.relu(self.linear1(x), inplace=not torch.is_grad_enabled()))
-        )
+        first, second = self.linear1, self.linear2
+        added = _FeedForward.apply(x, first.weight, first.bias, second.weight, second.bias)
+        return self.norm2(x + added)
 
 
 def _centres(shapes: Shapes, device: torch.device) -> Tensor:
