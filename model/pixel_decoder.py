@@ -61,7 +61,10 @@ class _FeedForward(torch.autograd.Function):
             for of_out, some_x, some_middle, some_of_x in zip(
                 grad.split(rows), *parts, strict=True
             ):
-                of_middle = (of_out @ second).masked_fill_(some_middle <= 0, 0)
+                of_middle = of_out @ second
+                torch.ops.aten.threshold_backward.grad_input(
+                    of_middle, some_middle, 0, grad_input=of_middle
+                )
                 torch.mm(of_middle, first, out=some_of_x)
                 of_second.addmm_(of_out.T, some_middle)
                 of_first.addmm_(of_middle.T, some_x)
