@@ -4,6 +4,7 @@ Mask2Former's decoder (Cheng et al., section 3.2) with the paper's audio queries
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +96,42 @@ class OpenKeys(nn.Module):
         return within | ~within.any(dim=2, keepdim=True)
 
 
+class _MaskGradients(torch.autograd.Function):
+    """Hands masks = embedding @ pixels through, for all prediction sets at once.
+
+    The masks are wanted one after another, but their gradients are all there before any of the
+    decoder's: the pixels' is then one sum in one place, not an array for each set and their sums.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, *sets: Tensor) -> tuple[Tensor, ...]:
+        """pixels: [F, P, C]; sets: embeddings [F, Q, C], then masks [F, Q, P] without gradients."""
+        embeddings, masks = sets[: len(sets) // 2], sets[len(sets) // 2 :]
+        ctx.save_for_backward(pixels, *embeddings)
+        ctx.set_materialize_grads(False)
+        return tuple(of_set.view_as(of_set) for of_set in masks)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        pixels, *embeddings = ctx.saved_tensors
+        of_pixels = torch.zeros_like(pixels)
+        of_embeddings: list[Tensor | None] = []
+        with torch.autocast(pixels.device.type, enabled=False):
+            for grad, embedding in zip(grads, embeddings, strict=True):
+                if grad is None:
+                    of_embeddings.append(None)
+                    continue
+                # Under autocast the product was one of grad's precision; sums keep their own.
+                of_embedding = grad @ pixels.to(grad.dtype)
+                of_embeddings.append(of_embedding.to(embedding.dtype))
+                turned, other = grad.transpose(1, 2), embedding.to(grad.dtype)
+                if grad.dtype == pixels.dtype:
+                    of_pixels.baddbmm_(turned, other)
+                else:
+                    of_pixels += turned @ other
+        return (of_pixels, *of_embeddings, *[None] * len(embeddings))
+
+
 class MaskDecoder(nn.Module):
     """Learned queries with the sound, refined against three maps in turn, predicting each time."""
 
@@ -113,11 +150,15 @@ class MaskDecoder(nn.Module):
         self.class_embed = nn.Linear(width, classes + 1)
         self.mask_embed = MaskEmbedding(width)
 
-    def predict(self, x: Tensor, pixels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Class logits [F, Q, K + 1] and mask logits [F, Q, *size] of queries x [F, Q, C]."""
+    def predict(self, x: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of queries x [F, Q, C] the class logits [F, Q, K + 1], the mask embeddings [F, Q, C], and
+        the mask logits [F, Q, P], these without gradients.
+        """
         x = self.decoder_norm(x)
-        masks = self.mask_embed(x) @ pixels.transpose(1, 2)
-        return self.class_embed(x), masks.unflatten(2, size)
+        embedding = self.mask_embed(x)
+        with torch.no_grad():
+            masks = embedding @ pixels.transpose(1, 2)
+        return self.class_embed(x), embedding, masks
 
     def forward(
         self, maps: Sequence[Tensor], pixels: Tensor, size: tuple[int, int], sound: Tensor | None
@@ -147,10 +188,14 @@ class MaskDecoder(nn.Module):
             x = learned if sound is None else learned + sound
         place = self.query_embed.weight
 
-        predictions = [self.predict(x, pixels, size)]
+        predictions = [self.predict(x, pixels)]
         for i, layer in enumerate(self.layers):
             level = i % LEVELS
-            open_to = self.open_keys(predictions[-1][1], shapes[level])
+            open_to = self.open_keys(predictions[-1][2].unflatten(2, size), shapes[level])
             x = layer(x, place, keys[level], values[level], open_to)
-            predictions.append(self.predict(x, pixels, size))
-        return predictions
+            predictions.append(self.predict(x, pixels))
+        classes, embeddings, masks = zip(*predictions, strict=True)
+        masks = _MaskGradients.apply(pixels, *embeddings, *masks)
+        return [
+            (of_set, mask.unflatten(2, size)) for of_set, mask in zip(classes, masks, strict=True)
+        ]
