@@ -12,7 +12,7 @@ from torch import Tensor
 from ...model import Combo
 from ...model.criterion import Criterion
 from ...model.optimiser import parameter_groups
-from ..devices import choose_device
+from ..devices import choose_device, keep_freed_memory
 from ..errors import ComboError
 from ..evaluate import measure
 from . import checkpoint
@@ -54,6 +54,8 @@ class Trainer:
     ) -> None:
         self.run, self.settings, self.readers = run, settings.train, readers
         self.device = choose_device(self.settings.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
         self.network = network.to(self.device)
