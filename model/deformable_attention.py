@@ -76,6 +76,8 @@ class _Grid:
 class _Corners:
     """Where every sampled point falls: the four rows around it, and how far it is from each."""
 
+    upper_left: Tensor
+    """[N, Lq, heads * levels * points] int."""
     index: Tensor
     """[N, Lq, heads * levels * points, 4] int: upper left, upper right, lower left, lower right."""
     right: Tensor
@@ -119,7 +121,37 @@ def _corners(grid: _Grid, locations: Tensor, integer: torch.dtype, shared: bool)
         row.add_(batch[:, None, None])
     below = row + grid.stride
     index = torch.stack([row, row + grid.heads, below, below + grid.heads], dim=-1)
-    return _Corners(index, x.sub_(left), y.sub_(top))
+    return _Corners(row, index, x.sub_(left), y.sub_(top))
+
+
+def _bordered_levels(rows: Tensor, heads: int, shapes: Shapes) -> list[Tensor]:
+    """[N * S' * heads, d], S' all pixels with borders -> views [N, H + 2, W + 2, heads, d]."""
+    bordered = [(h + 2, w + 2) for h, w in shapes]
+    pixels = rows.view(-1, sum(h * w for h, w in bordered), heads, rows.shape[1])
+    levels, first = [], 0
+    for h, w in bordered:
+        levels.append(pixels.narrow(1, first, h * w).unflatten(1, (h, w)))
+        first += h * w
+    return levels
+
+
+def _with_borders(value: Tensor, shapes: Shapes) -> Tensor:
+    """[N, S, heads, d] -> rows [N * S' * heads, d], zeros around each level."""
+    batch, _, heads, width = value.shape
+    pixels = sum((h + 2) * (w + 2) for h, w in shapes)
+    rows = value.new_zeros(batch * pixels * heads, width)
+    levels = value.split([h * w for h, w in shapes], dim=1)
+    for size, level, place in zip(
+        shapes, levels, _bordered_levels(rows, heads, shapes), strict=True
+    ):
+        place[:, 1:-1, 1:-1] = level.unflatten(1, size)
+    return rows
+
+
+def _without_borders(rows: Tensor, heads: int, shapes: Shapes) -> Tensor:
+    """The reverse: [N * S' * heads, d] -> [N, S, heads, d]."""
+    levels = _bordered_levels(rows, heads, shapes)
+    return torch.cat([level[:, 1:-1, 1:-1].flatten(1, 2) for level in levels], dim=1)
 
 
 def _sum_of_rows(rows: Tensor, index: Tensor, shares: Tensor) -> Tensor:
@@ -128,7 +160,7 @@ def _sum_of_rows(rows: Tensor, index: Tensor, shares: Tensor) -> Tensor:
 
 
 def _gradient_of_rows(
-    grad: Tensor, index: Tensor, shares: Tensor, rows: int, heads: int, shapes: Shapes
+    grad: Tensor, upper_left: Tensor, shares: Tensor, rows: int, heads: int, shapes: Shapes
 ) -> Tensor:
     """[rows, d]: the same kind of sum the other way round, once the entries are sorted by row.
 
@@ -136,10 +168,9 @@ def _gradient_of_rows(
     only the upper left one is sorted, a quarter of the numbers: what all four give is first
     gathered there, and then moved one pixel to the right and one line down.
     """
-    upper_left = index.view(*index.shape[:-1], -1, 4)[..., 0]
     by_row, point = upper_left.flatten().sort()
-    bag = point.div(upper_left.shape[1], rounding_mode="trunc")
-    every_row = torch.arange(rows, dtype=index.dtype, device=index.device)
+    bag = point.div(len(point) // len(grad), rounding_mode="trunc")
+    every_row = torch.arange(rows, dtype=by_row.dtype, device=by_row.device)
     first = torch.searchsorted(by_row, every_row)
     upper, upper_right, lower, lower_right = (
         F.embedding_bag(bag, grad, first, mode="sum", per_sample_weights=of_corner.contiguous())
@@ -147,15 +178,9 @@ def _gradient_of_rows(
     )
     upper[heads:] += upper_right[:-heads]
     lower[heads:] += lower_right[:-heads]
-
-    bordered = [(h + 2, w + 2) for h, w in shapes]
-    sizes = [h * w * heads for h, w in bordered]
-    upper_levels, lower_levels = (
-        part.unflatten(0, (-1, sum(sizes))).split(sizes, dim=1) for part in (upper, lower)
-    )
-    for size, of_upper, of_lower in zip(bordered, upper_levels, lower_levels, strict=True):
-        lines = (*size, heads)
-        of_upper.unflatten(1, lines)[:, 1:] += of_lower.unflatten(1, lines)[:, :-1]
+    levels = (_bordered_levels(part, heads, shapes) for part in (upper, lower))
+    for of_upper, of_lower in zip(*levels, strict=True):
+        of_upper[:, 1:] += of_lower[:, :-1]
     return upper
 
 
@@ -177,7 +202,8 @@ def _gradient_of_shares(grad: Tensor, rows: Tensor, index: Tensor) -> Tensor:
                 size=(bags, len(rows)),
                 check_invariants=False,
             )
-        return torch.sparse.sampled_addmm(places, grad, rows.T).values().view(bags, entries)
+        torch.sparse.sampled_addmm(places, grad, rows.T, out=places)
+        return places.values().view(bags, entries)
     products = torch.ops.aten._embedding_bag_per_sample_weights_backward(
         grad, rows, index.flatten(), bag[:-1] * entries, bag[:-1].repeat_interleave(entries), 0
     )
@@ -189,33 +215,38 @@ class _Sample(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, locations: Tensor, weights: Tensor, shapes: Shapes, shared: bool
+        ctx: Any, value: Tensor, locations: Tensor, weights: Tensor, shapes: Shapes
     ) -> Tensor:
-        """rows: [N * S' * heads, d] of the bordered maps. Returns [N * Lq * heads, d]."""
+        """Arguments of `sample_levels`, float32 or better. Returns [N * Lq * heads, d]."""
+        rows = _with_borders(value, shapes)
         ctx.save_for_backward(rows, locations, weights)
-        ctx.shapes, ctx.shared = shapes, shared
+        ctx.shapes, ctx.shared = shapes, value.shape[0] == 1
         integer, heads = _integer(shapes, locations), locations.shape[2]
         grid = _Grid.of(shapes, locations, integer)
-        corners = _corners(grid, locations, integer, shared)
+        corners = _corners(grid, locations, integer, ctx.shared)
         shares = corners.shares(weights.flatten(2))
         return _sum_of_rows(rows, _bags(corners.index, heads), _bags(shares, heads))
 
     @staticmethod
     def backward(
         ctx: Any, *grads: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         rows, locations, weights = ctx.saved_tensors
         grad = grads[0].contiguous()
         integer, heads = _integer(ctx.shapes, locations), locations.shape[2]
         grid = _Grid.of(ctx.shapes, locations, integer)
         corners = _corners(grid, locations, integer, ctx.shared)
-        index, flat = _bags(corners.index, heads), weights.flatten(2)
-        of_rows = of_locations = of_weights = None
+        flat = weights.flatten(2)
+        of_value = of_locations = of_weights = None
         if ctx.needs_input_grad[0]:
             shares = _bags(corners.shares(flat), heads)
-            of_rows = _gradient_of_rows(grad, index, shares, rows.shape[0], heads, ctx.shapes)
+            of_rows = _gradient_of_rows(
+                grad, corners.upper_left, shares, len(rows), heads, ctx.shapes
+            )
+            of_value = _without_borders(of_rows, heads, ctx.shapes)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
-            of_shares = _gradient_of_shares(grad, rows, index).view_as(corners.index)
+            of_shares = _gradient_of_shares(grad, rows, _bags(corners.index, heads))
+            of_shares = of_shares.view_as(corners.index)
             upper_left, upper_right, lower_left, lower_right = of_shares.unbind(dim=-1)
             upper_step, lower_step = upper_right - upper_left, lower_right - lower_left
             upper = upper_left + corners.right * upper_step
@@ -227,7 +258,7 @@ class _Sample(torch.autograd.Function):
             along_x = along_x * flat * grid.width * ((x >= 0) & (x <= grid.width + 1))
             along_y = down * flat * grid.height * ((y >= 0) & (y <= grid.height + 1))
             of_locations = torch.stack([along_x, along_y], dim=-1).view_as(locations)
-        return of_rows, of_locations, of_weights, None, None
+        return of_value, of_locations, of_weights, None
 
 
 def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -246,17 +277,7 @@ def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Ten
     if value.shape[1] != sum(sizes):
         raise ValueError(f"{value.shape[1]} value rows for levels {list(shapes)}")
     exact = torch.promote_types(value.dtype, torch.float32)
-    levels = value.to(exact).flatten(2).split(sizes, dim=1)
-    bordered = torch.cat(
-        [
-            F.pad(level.unflatten(1, (h, w)), (0, 0, 1, 1, 1, 1)).flatten(1, 2)
-            for level, (h, w) in zip(levels, shapes, strict=True)
-        ],
-        dim=1,
-    )
-    rows = bordered.reshape(-1, value.shape[3])
-    shared = value.shape[0] == 1
-    summed = _Sample.apply(rows, locations.to(exact), weights.to(exact), shapes, shared)
+    summed = _Sample.apply(value.to(exact), locations.to(exact), weights.to(exact), shapes)
     return summed.reshape(*locations.shape[:2], -1).to(value.dtype)
 
 
