@@ -1,6 +1,8 @@
 """What several tests share: a small sample data set, and manifests over it."""
 
+import os
 import subprocess
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 
@@ -23,6 +25,28 @@ stages:
 """
 
 WriteManifest = Callable[..., Path]
+ALONE = "COMBO_TEST_ALONE"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Runs a test marked `own_process` in one: it measures or limits memory, and a process that
+    ran other tests has some to spare.
+    """
+    if pyfuncitem.get_closest_marker("own_process") is None or ALONE in os.environ:
+        return None
+    again = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid]
+    environment = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
+    done = subprocess.run(
+        again,
+        cwd=pyfuncitem.config.rootpath,
+        env={**environment, ALONE: "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
+    return True
 
 
 @pytest.fixture(scope="session")

@@ -236,6 +236,7 @@ def address_space(mebibytes: int) -> Iterator[None]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory as Linux does it")
+@pytest.mark.own_process
 def test_when_memory_really_runs_out_the_batch_is_halved_until_it_fits(
     sam: Sam, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,6 +366,7 @@ def test_a_large_photograph_gets_masks_of_its_own_size(sam: Sam) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads its own memory as Linux tells it")
+@pytest.mark.own_process
 def test_a_large_photograph_takes_semantic_sam_a_bounded_amount_of_memory() -> None:
     net = thin_semantic_sam()
     encoder: Any = net.sem_seg_head.pixel_decoder.transformer.encoder

@@ -162,6 +162,7 @@ GRID_SETTINGS = (
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory as Linux does it")
+@pytest.mark.own_process
 def test_a_frame_too_large_for_the_memory_fails_its_clip_and_no_other(
     tmp_path: Path, frame: np.ndarray
 ) -> None:
