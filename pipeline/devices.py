@@ -45,13 +45,15 @@ def keep_freed_memory() -> None:
 
     Every step asks for the same gigabyte of feature maps. glibc gives freed memory back to the
     system and fetches it again page by page, each page cleared first: a twentieth of a step. The
-    peak is the same. C libraries without this switch stay as they are.
+    peak is the same. Arrays above 32 MiB stay outside the heap, where they would leave holes that
+    the next array of their size just does not fit. C libraries without this switch stay as they
+    are.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
-        trim_threshold, mmap_threshold = -1, -3  # names of <malloc.h>
+        trim_threshold, mmap_threshold = -1, -3  # as in <malloc.h>
         library.mallopt(trim_threshold, -1)  # never
-        library.mallopt(mmap_threshold, 2**30)
+        library.mallopt(mmap_threshold, 32 << 20)
 
 
 def cores() -> int:

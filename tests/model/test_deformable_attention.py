@@ -1,5 +1,8 @@
 """Deformable attention against one `grid_sample` a level, and against numeric gradients."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -142,3 +145,12 @@ def test_a_point_moves_by_pixels_and_a_box_by_halves_of_itself() -> None:
     # Two points, weights one half: the first moves right by one pixel, or by 0.4 / 2 / 2 = 0.1.
     assert seen[0].item() == pytest.approx(4.5)
     assert seen[1].item() == pytest.approx(4.5)
+
+
+def test_learning_on_a_cpu_warns_of_nothing() -> None:
+    program = (
+        "import torch; from combo.model.deformable_attention import DeformableAttention as D; "
+        "x = torch.randn(1, 6, 8, requires_grad=True); at = torch.rand(1, 6, 1, 2); "
+        "D(8, 2, 1, 2)(x, at, x, [(2, 3)]).sum().backward()"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)

@@ -1,12 +1,14 @@
 """Which devices and cores processes get."""
 
+import ctypes
+import resource
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from combo.pipeline.devices import cores, devices
+from combo.pipeline.devices import cores, devices, keep_freed_memory
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs.local import LocalRunner
 
@@ -56,3 +58,22 @@ def test_a_stage_without_a_network_asks_for_no_device() -> None:
     assert LocalRunner(1, "nonsense").places(NONE, 5)[0].device == "cpu"  # type: ignore[arg-type]
     with pytest.raises(ComboError, match=r"device nonsense cannot be used .*--device cpu"):
         devices("nonsense")
+
+
+@pytest.mark.own_process
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="no glibc")
+def test_memory_that_was_freed_is_there_without_the_system() -> None:
+    import torch
+
+    def pages_fetched() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        maps = [torch.zeros(4 << 18) for _ in range(32)]  # 128 MiB
+        del maps
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    several = (64 << 20) // resource.getpagesize()
+    pages_fetched()
+    assert pages_fetched() > several
+    keep_freed_memory()
+    pages_fetched()
+    assert pages_fetched() < several // 10
