@@ -35,8 +35,8 @@ def _xavier(conv: nn.Conv2d) -> nn.Conv2d:
 class _FeedForward(torch.autograd.Function):
     """second(relu(first(x))), whose backward never holds a gradient as wide as the middle.
 
-    Frame by frame on a CPU: an array of the middle's size for all frames would be fetched from the
-    system and given back in every layer of every step, which costs more than the products' cores.
+    Frame by frame on a CPU, where such an array for all frames would leave the cache, and might be
+    fetched from the system anew in every layer of every step.
     """
 
     @staticmethod
