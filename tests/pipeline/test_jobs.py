@@ -1,5 +1,6 @@
 """plan -> run -> commit -> finalise, and everything that may go wrong on the way."""
 
+import contextlib
 import errno
 import json
 import random
@@ -153,11 +154,13 @@ def test_a_killed_worker_is_replaced_and_its_unit_done(manifest: Manifest) -> No
     killed: list[int] = []
 
     def kill_one(_record: object) -> None:
-        children = psutil.Process().children(recursive=True)
-        workers = [c for c in children if "spawn_main" in " ".join(c.cmdline())]
-        if workers and len(killed) < 3:
-            workers[0].send_signal(signal.SIGKILL)
-            killed.append(workers[0].pid)
+        for child in psutil.Process().children(recursive=True):
+            # One that was killed just now may be gone, or there without a command line.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if len(killed) < 3 and "spawn_main" in " ".join(child.cmdline()):
+                    child.send_signal(signal.SIGKILL)
+                    killed.append(child.pid)
+                    return
 
     summary = run_job(job, Options(), LocalRunner(2), on_unit=kill_one)
     assert killed
