@@ -101,8 +101,8 @@ def preprocess(
                 output, manifest, stage, data, splits, options, computers, stop, dry_run
             )
         except Stopped:
-            if requeue and (said := slurm.requeue(stop.warned)):
-                output.warn(f"combo: {said}")
+            if requeue:
+                slurm.requeue(stop.warned, lambda said: output.warn(f"combo: {said}"))
             if options.overwrite:
                 output.warn("combo: to go on, leave out --overwrite, which begins from the start")
             raise

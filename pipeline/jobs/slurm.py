@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -165,29 +165,36 @@ def examine(script: str) -> None:
         _slurm("sbatch", "--test-only", file.name)
 
 
-def requeue(warned: bool) -> str | None:
-    """Queue the Slurm job that this process is in again; a sentence on what came of it.
+def requeue(warned: bool, say: Callable[[str], None]) -> None:
+    """Queue the Slurm job that this process is in again, if it is in one.
 
     warned: whether the time limit was announced. Then a job that is completing has reached it, and
     its unit took longer than was left. One that is completing without a warning was cancelled, and
-    is left alone. None when this process is in no job.
+    is left alone.
+    say: gets a sentence on what comes of it, before Slurm is asked: Slurm may end this process as
+    soon as it has agreed.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if not job:
-        return None
+        return
+    announced = False
     for attempt in range(ATTEMPTS):
         try:
             state = _slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T")
             if state != "RUNNING" and not (warned and state == "COMPLETING"):
-                return f"job {job} is {state.lower() or 'gone'} and not queued again"
+                say(f"job {job} is {state.lower() or 'gone'} and not queued again")
+                return
+            if not announced:
+                say(f"job {job} is now queued again")
+                announced = True
             _slurm("scontrol", "requeue", job)
         except ComboError as error:
             if attempt == ATTEMPTS - 1:
-                return f"job {job} could not be queued again ({error}); submit it again"
+                say(f"job {job} could not be queued again ({error}); submit it again")
+                return
             time.sleep(PAUSE)
         else:
-            break
-    return f"job {job} is queued again"
+            return
 
 
 def _slurm(*command: str) -> str:
