@@ -13,7 +13,7 @@ from .positions import sine_positions
 from .settings import ComboSettings
 
 SCORE_LIMIT = 50000.0
-"""Scores are clamped here, for half precision's sake (SPEC section 5)."""
+"""Scores are clamped here, for half precision's sake, as in the public code."""
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
@@ -24,7 +24,7 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 class BilateralAttention(nn.Module):
-    """Multi-head attention between one frame's pixels and its one sound (SPEC section 5).
+    """Multi-head attention between one frame's pixels and its one sound, as in the public code.
 
     Both softmaxes run over the pixels, so a pixel receives about 1 / 3136 of the sound; both
     probabilities are thus the same numbers, apart from dropout.

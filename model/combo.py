@@ -146,9 +146,10 @@ class Combo(nn.Module):
         return _output(predictions, layout, (frames.shape[3], frames.shape[4]))
 
     def scores(self, out: ComboOutput) -> Tensor:
-        """Semantic inference: for each class the sum over queries of probability times mask.
+        """Semantic inference (section 3.4): for each class the sum over queries of probability times
+        mask.
 
-        Returns [B, T, K, H, W] float32, 0..Q (SPEC section 10); zeros for frames that are not
+        Returns [B, T, K, H, W] float32, 0..Q; zeros for frames that are not
         valid. One frame at a time, since the masks at full size are a hundred times the result.
         """
         h, w = out.image_size

@@ -55,7 +55,7 @@ def _pairs(masks: Sequence[Tensor], valid: Tensor | None) -> Tensor:
 
 
 def reference_consistency(mask_logits: Sequence[Tensor], valid: Tensor | None) -> Tensor:
-    """Mean over the neighbours inside groups of five frames, of raw logits (SPEC section 7).
+    """Mean over the neighbours inside groups of five frames, of raw logits (public code).
 
     mask_logits: L times [B, T, Q, h, w]; valid: [B, T] bool or None. Returns [L] float32, zeros
     where no frame has a neighbour.

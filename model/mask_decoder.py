@@ -1,6 +1,6 @@
 """Masked-attention transformer decoder: queries, with the sound in them, become classes and masks.
 
-Mask2Former's decoder (Cheng et al., section 3.2) with the paper's audio queries; SPEC section 6.
+Mask2Former's decoder (Cheng et al., section 3.2) with the paper's audio queries (section 3.2).
 """
 
 from collections.abc import Sequence

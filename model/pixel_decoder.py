@@ -124,7 +124,7 @@ class PixelDecoder(nn.Module):
             nn.Sequential(_xavier(nn.Conv2d(c, width, 1)), nn.GroupNorm(NORM_GROUPS, width))
             for c in reversed(coarse)
         )
-        # A bare parameter, not an embedding: weight decay applies to it (SPEC section 8).
+        # A bare parameter, not an embedding: weight decay applies to it (public code).
         self.level_embed = nn.Parameter(torch.randn(LEVELS, width))
         self.layers = nn.ModuleList(
             DeformableLayer(width, heads, points, ffn) for _ in range(layers)

@@ -16,7 +16,7 @@ def sine_positions(
     """Fixed embedding of every pixel: `channels` numbers for y, then as many for x.
 
     Row i of H stands at (i + 1) / (H + 1e-6) of a full circle, the same for columns; the
-    frequencies fall from 1 to 1 / 10000, sine and cosine in turn (SPEC section 4).
+    frequencies fall from 1 to 1 / 10000, sine and cosine in turn.
     Returns [2 * channels, height, width], -1..1. The computation is in float32.
     """
     even = torch.arange(0, channels, 2, device=device, dtype=torch.float32)

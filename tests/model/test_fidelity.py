@@ -40,7 +40,7 @@ def tiny(fidelity: str, **settings: object) -> Combo:
 
 
 def test_the_reference_hands_queries_the_sound_of_other_frames() -> None:
-    """SPEC section 6: query q of frame f receives the sound of frame floor((q F + f) / 100)."""
+    """The public code: query q of frame f receives the sound of frame floor((q F + f) / 100)."""
     frames = 5
     spread = reshaped_queries(torch.arange(float(frames))[:, None], 100)[..., 0]
     for f in range(frames):
