@@ -107,7 +107,7 @@ class ReferenceFusion(nn.Module):
         del layout
         _, width, h, w = pixels.shape
         rows = pixels.flatten(2).transpose(1, 2) + self.level_embed.weight
-        positions = sine_positions(h, w, width // 2, pixels.device).flatten(1).T.to(pixels.dtype)
+        positions = sine_positions(h, w, width, pixels.device, pixels.dtype)
         v, a = self.norm_v(rows), self.norm_a(sound)
         to_v, to_a = self.attention(v, positions, a, self.audio_pos.weight[0])
         fused = rows if to_v is None or self.gamma_v is None else v + self.gamma_v * to_v
@@ -149,7 +149,7 @@ class PaperFusion(nn.Module):
             )
         _, width, h, w = pixels.shape
         rows = pixels.flatten(2).transpose(1, 2)
-        positions = sine_positions(h, w, width // 2, pixels.device).flatten(1).T.to(pixels.dtype)
+        positions = sine_positions(h, w, width, pixels.device, pixels.dtype)
         placed = layout.unpack(rows + positions).flatten(1, 2)
         heard = layout.unpack(sound) + self.audio_pos.weight[:frames]
 

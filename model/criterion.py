@@ -95,7 +95,7 @@ class Criterion(nn.Module):
 
         points: [P, 2] as (x, y) in 0..1, used for the matching and every mask in place of all
         random draws.
-        annotated: [B, T] bool, the frames to learn from. Without it all that are not 255 throughout.
+        annotated: [B, T] bool, the frames to learn from; else all that are not 255 throughout.
         Labels and flags cost no wait for a device when they are on the CPU.
         Raises ValueError for labels of another shape or outside the classes.
         """
