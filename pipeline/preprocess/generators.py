@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ComboError
+from ..images import Pixels
 from ..manifest import FelzenszwalbSettings, MaskigeSettings
-from ..media import Pixels
 from .stage import Place
 
 if TYPE_CHECKING:

@@ -13,9 +13,11 @@ import numpy as np
 
 from ..errors import ComboError, MediaError
 from ..jobs.unit import Job
+from ..labels import read_painted
 from ..layouts import Clip
+from ..limits import USUAL, Limits
 from ..manifest import Manifest
-from ..media import Fit, fit_label, frame_files, read_painted
+from ..media import Fit, fit_label, frame_files
 from ..published import FRAMES, MASKIGES, Tree, find_tree
 from ..store import ArraySpec, Variant
 from .frames import FramesStage
@@ -38,6 +40,7 @@ class ImportedMaskigeStage:
     frames_per_clip: int
     tree: str = ""
     note: str = ""
+    limits: Limits = USUAL
 
     def variant(self) -> Variant:
         from ...model.maskige import reference_palette
@@ -80,7 +83,7 @@ class ImportedMaskigeStage:
         first: tuple[int, ...] = ()
         for t, path in enumerate(clip.frames):
             assert isinstance(path, Path)
-            read = read_painted(path, palette, digests)
+            read = read_painted(path, palette, digests, self.limits)
             first = first or read.shape
             if read.shape != first:
                 raise MediaError(path, f"not {first[1]}x{first[0]} pixels as the clip's first")
@@ -105,10 +108,11 @@ def import_job(
     size, fit = manifest.stages.frames.size, fit_of(manifest, data_set, split)
     frames, kind = rules.frames_per_clip, found.tree.name
     if stage == "maskige":
-        made = ImportedMaskigeStage(size, fit, frames, kind, note)
+        made = ImportedMaskigeStage(size, fit, frames, kind, note, manifest.limits)
     else:
         label_rule = rules.label_rule(manifest.root(data_set))
-        made = FramesStage(size, fit, frames, label_rule, len(plan.classes), (kind, note))
+        classes, limits = len(plan.classes), manifest.limits
+        made = FramesStage(size, fit, frames, label_rule, classes, (kind, note), limits)
     return Job(where, made, made.variant(), plan, found.clips)
 
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import ComboError
+from ..folders import Folders
 from ..jobs.run import make_plan
 from ..jobs.unit import Job
-from ..layouts import Clip, Folders, Layout, layout
+from ..layouts import Clip, Layout, layout
 from ..manifest import Manifest
 from ..media import Fit
 from ..packed import refuse_packed
@@ -20,7 +21,13 @@ STAGES = ("frames", "audio", "maskige")
 def layout_of(manifest: Manifest, data_set: str) -> Layout:
     """The layout of a data set, with the manifest's settings where it has any."""
     entry = manifest.data_sets[data_set]
-    return layout(entry.layout, Folders(entry.frames_per_clip, entry.seconds_per_frame))
+    folders = Folders(
+        entry.frames_per_clip,
+        entry.seconds_per_frame,
+        split=entry.split,
+        split_seed=entry.split_seed,
+    )
+    return layout(entry.layout, folders)
 
 
 def splits_of(manifest: Manifest, data_set: str, asked: Sequence[str] = ()) -> list[str]:
@@ -105,7 +112,8 @@ def make_stage(manifest: Manifest, data_set: str, split: str, stage: str) -> Sta
             )
         root = manifest.root(data_set)
         classes = len(rules.classes(root))
-        return FramesStage(size, fit, frames, rules.label_rule(root), classes)
+        rule, limits = rules.label_rule(root), manifest.limits
+        return FramesStage(size, fit, frames, rule, classes, limits=limits)
     if stage == "audio":
         from .audio import AudioStage
 
