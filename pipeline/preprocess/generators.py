@@ -13,8 +13,8 @@ import numpy as np
 
 from ...model.granularity import TOKEN_OF_LEVEL
 from ..errors import ComboError
+from ..images import Pixels
 from ..manifest import FelzenszwalbSettings, MaskigeSettings
-from ..media import Pixels
 from .stage import Place
 
 if TYPE_CHECKING:
