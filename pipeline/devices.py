@@ -2,12 +2,21 @@
 
 import ctypes
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .errors import ComboError
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one process computes. device: as PyTorch names it; networks go there."""
+
+    threads: int = 1
+    device: str = "cpu"
 
 
 def choose_device(wanted: str) -> "torch.device":

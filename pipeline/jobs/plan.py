@@ -11,14 +11,13 @@ from typing import Any
 
 from ..errors import ComboError
 from ..folders import Folders
+from ..generators import IMPORTED, generator
 from ..layouts import Clip, Layout, layout
 from ..manifest import Manifest
 from ..media import Fit
 from ..packed import refuse_packed
 from ..preprocess import audio, frames, imported, maskige
 from ..preprocess.encoders import encoder
-from ..preprocess.generators import generator
-from ..preprocess.imported import IMPORTED
 from ..preprocess.stage import Description, Stage
 from ..published import FRAMES, MASKIGES, Tree, find_tree
 from ..store import STAGES, UNASKED, Plan, SplitStore, Variant

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..devices import Place
 from ..errors import ComboError, MediaError
 from ..identity import recorded
 from ..layouts import Clip, SoundRule
@@ -17,7 +18,7 @@ from ..media import digest
 from ..sound_files import open_sound, read_log_mel_pickle, read_sound
 from ..store import ArraySpec, Variant
 from .encoders import encoder
-from .stage import Description, Outcome, Place, Worker, combined_digest
+from .stage import Description, Outcome, Worker, combined_digest
 
 if TYPE_CHECKING:
     from torch import Tensor

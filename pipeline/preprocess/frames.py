@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..devices import Place
 from ..labels import LabelRule, read_label
 from ..layouts import Clip
 from ..limits import USUAL, Limits
@@ -18,7 +19,7 @@ from ..media import (
     read_frames,
 )
 from ..store import LABEL_IGNORED, ArraySpec, Variant
-from .stage import Description, Outcome, Place, Worker, attempt, combined_digest
+from .stage import Description, Outcome, Worker, attempt, combined_digest
 
 VERSION = 1
 BINARY = 2

@@ -9,12 +9,12 @@ import torch
 from pydantic import ByteSize
 
 from combo.model.vggish import LogMel, consecutive
+from combo.pipeline.devices import Place
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.layouts import Clip
 from combo.pipeline.manifest import AudioSettings, Manifest
 from combo.pipeline.preprocess.audio import AudioStage, describe
-from combo.pipeline.preprocess.stage import Place
 from combo.pipeline.sound_files import read_sound
 
 VIDEO = Path(__file__).parents[3] / "shared" / "real" / "videos" / "nasa_13013.mp4"

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from combo.model.vggish import RATE, WINDOW, LogMel, centred, mel_statistics
+from combo.pipeline.devices import Place
 from combo.pipeline.layouts import Clip
 from combo.pipeline.manifest import AudioSettings
 from combo.pipeline.preprocess.audio import AudioStage
-from combo.pipeline.preprocess.stage import Outcome, Place
+from combo.pipeline.preprocess.stage import Outcome
 from combo.pipeline.sound_files import read_sound
 from combo.pipeline.sound_windows import centred_windows
 
