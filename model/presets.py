@@ -36,7 +36,7 @@ PRESETS: dict[str, ComboSettings] = {
 
 # One thread: two are half as fast again on cores of their own, and ten times slower when they wait
 # for one another on cores that others use too.
-_SMALL_TRAINING = {
+_SMALL_TRAINING: Mapping[str, Any] = {
     "threads": 1,
     "initialisation": "random",
     "iterations": 700,
@@ -50,9 +50,7 @@ _SMALL_TRAINING = {
     "augment": "none",
     "evaluate_every": 350,
 }
-TRAINING: Mapping[str, Mapping[str, Any]] = {
-    f"combo-small-{data}": _SMALL_TRAINING for data in _DATA_SETS
-}
+TRAINING = {f"combo-small-{data}": _SMALL_TRAINING for data in _CLASSES}
 """What training with a preset does otherwise than the paper with its networks."""
 
 
