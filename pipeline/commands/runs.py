@@ -43,7 +43,7 @@ def train(
     store: Store = None,
     manifest: Manifest = None,
 ) -> None:
-    """Train COMBO on a finished store, or on a file that was packed from one.
+    """Train a network on a finished store, or on a file that was packed from one.
 
     Example: combo train --preset combo-r50-s4 --set iterations=20000
     """
@@ -77,6 +77,9 @@ def train(
 
 def run_trainer(output: Output, trainer: "Trainer") -> None:
     """Train to the end with a progress bar."""
+    from ..devices import keep_freed_memory
+
+    keep_freed_memory()
     for split, reader in trainer.readers.items():
         left_out = f", {len(reader.left_out)} left out" if reader.left_out else ""
         output.note(f"{split}: {len(reader)} clips{left_out}")
@@ -114,10 +117,11 @@ def evaluate(
 
     Example: combo evaluate runs/combo-r50-s4 --split test --json
     """
-    from ..devices import choose_device
-    from ..evaluate import as_json, measure, open_run, open_split
+    from ..devices import choose_device, keep_freed_memory
+    from ..train.evaluate import as_json, measure, open_run, open_split
     from ..train.run_folder import RunFolder
 
+    keep_freed_memory()
     output, folder = printing.output, RunFolder(run)
     settings = folder.settings()
     reader = open_split(folder, split, store, one_variant_each(variant))
@@ -136,7 +140,7 @@ def evaluate(
                 **as_json(result),
                 "size": list(reader.choice.frames.settings["size"]),
                 "initialisation": settings.train.initialisation,
-                "fidelity": settings.network.fidelity,
+                **settings.network.noted,
                 "labels": reader.plan.layout,
                 "clips_per_batch": 1,
             }
