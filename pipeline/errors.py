@@ -25,3 +25,8 @@ class MediaError(ComboError):
         # Exceptions are rebuilt from their args, which here are not the constructor's: workers
         # send these between processes.
         return type(self), (self.path, self.reason)
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, as one line that is not too long."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import ComboError, MediaError
-from .media import Fit, FrameSource, LabelRule, VideoFrame, video_seconds
+from .media import Fit, FrameSource, LabelRule
+from .video import VideoFrame, video_seconds
 
 SoundRule = Literal["avsbench", "zeros", "centred"]
 

@@ -3,28 +3,22 @@
 Whatever is wrong with a file ends as a `MediaError` that names it: one unreadable picture costs its
 clip, never the job. Pictures are read the way the public benchmark reads them: the stored pixel
 grid, in RGB, transparency dropped. An EXIF orientation is not applied, because label images are
-drawn on the stored grid. A video's display rotation is applied, because its frames have no other
-grid that labels could have been drawn on.
+drawn on the stored grid. Videos are read by `video`.
 """
 
 import hashlib
 import io
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from .errors import MediaError
-
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.video.frame import VideoFrame as DecodedFrame
-    from av.video.stream import VideoStream
+from .errors import MediaError, one_line
+from .video import VideoFrame, video_frames
 
 Pixels = NDArray[np.uint8]
 LabelRule = Literal["binary", "index"]
@@ -37,21 +31,7 @@ MAX_PIXELS = 100_000_000
 MAX_ASPECT = 256
 """Beyond it, scaling the short side up to the stored size would take gigabytes."""
 
-END_TOLERANCE = 0.5
-"""Seconds by which a video's last frame may stand in for a time beyond it: headers round."""
-
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-
-
-@dataclass(frozen=True)
-class VideoFrame:
-    """The frame that a video shows at a time.
-
-    seconds: counted from the video stream's first frame.
-    """
-
-    path: Path
-    seconds: float
 
 
 FrameSource = Path | VideoFrame
@@ -96,7 +76,7 @@ def read_frames(
             digests[path] = digest(path)
         wanted.sort()
         times = [seconds for seconds, _ in wanted]
-        frames |= zip((p for _, p in wanted), _video_frames(path, times), strict=True)
+        frames |= zip((p for _, p in wanted), video_frames(path, times), strict=True)
     ordered = [frames[position] for position in range(len(sources))]
     for source, frame in zip(sources, ordered, strict=True):
         if frame.shape != ordered[0].shape:
@@ -180,16 +160,6 @@ def fit_label(label: Pixels, size: tuple[int, int], fit: Fit) -> Pixels:
     return _fit(label, size, fit, Image.Resampling.NEAREST)
 
 
-def video_seconds(path: Path) -> float:
-    """Length of a file's video stream, from its header. Raises MediaError."""
-    with _video(path) as (container, stream):
-        if stream.duration is not None and stream.time_base is not None:
-            return float(stream.duration * stream.time_base)
-        if container.duration is not None:
-            return container.duration / 1_000_000
-    raise MediaError(path, "video without a length in its header")
-
-
 def _fit(array: Pixels, size: tuple[int, int], fit: Fit, filter_: Image.Resampling) -> Pixels:
     height, width = size
     old_height, old_width = array.shape[:2]
@@ -236,7 +206,7 @@ def _image(path: Path, digests: dict[Path, str] | None) -> Generator[Image.Image
         raise MediaError(path, f"image of more than {MAX_PIXELS} pixels") from error
     except Exception as error:
         # Pillow's decoders raise whatever damaged bytes lead them into.
-        raise MediaError(path, f"damaged image ({_one_line(error)})") from error
+        raise MediaError(path, f"damaged image ({one_line(error)})") from error
 
 
 def _indices_of(rgb: Pixels, palette: NDArray[np.uint8], path: Path) -> Pixels:
@@ -293,68 +263,12 @@ def _indices(image: Image.Image, path: Path) -> NDArray[np.integer]:
     return values.astype(np.uint8) if values.dtype == np.bool_ else values
 
 
-@contextmanager
-def _video(path: Path) -> Generator[tuple["InputContainer", "VideoStream"]]:
-    import av
-    from av.error import FFmpegError
-
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise MediaError(path, "no video in it, or cut short")
-            yield container, stream  # pyright: ignore[reportReturnType]
-    except (MediaError, MemoryError):
-        raise
-    except FileNotFoundError as error:
-        raise MediaError(path, "missing") from error
-    except (FFmpegError, OSError, ValueError) as error:
-        raise MediaError(path, f"damaged video ({_one_line(error)})") from error
-
-
-def _video_frames(path: Path, times: Sequence[float]) -> Iterator[Pixels]:
-    """What the video shows at each of the ascending `times`: the last frame not after each."""
-    waiting = list(reversed(times))
-    with _video(path) as (container, stream):
-        stream.thread_type = "AUTO"
-        period = float(1 / stream.average_rate) if stream.average_rate else 0.04
-        shown: DecodedFrame | None = None
-        start = now = 0.0
-        for frame in container.decode(stream):
-            if shown is None:
-                start = 0.0 if frame.pts is None else frame.time
-            now = now + period if frame.pts is None else frame.time - start
-            while waiting and shown is not None and now > waiting[-1] + 1e-6:
-                waiting.pop()
-                yield _upright(shown)
-            if not waiting:
-                return
-            shown = frame
-        while waiting:
-            if shown is None or waiting[-1] > now + period + END_TOLERANCE:
-                end = now + period if shown is not None else 0.0
-                raise MediaError(
-                    path, f"video ends at {end:.2f} s, a frame at {waiting[-1]:.2f} s is missing"
-                )
-            waiting.pop()
-            yield _upright(shown)
-
-
-def _upright(frame: "DecodedFrame") -> Pixels:
-    pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-    return np.ascontiguousarray(np.rot90(pixels, k=round(frame.rotation / 90)))
-
-
 def _path(source: FrameSource) -> Path:
     return source.path if isinstance(source, VideoFrame) else source
 
 
 def _size(array: Pixels | NDArray[np.integer]) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _system_reason(error: OSError) -> str:

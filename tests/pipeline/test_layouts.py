@@ -16,7 +16,8 @@ from PIL import Image
 
 from combo.pipeline.errors import ComboError
 from combo.pipeline.layouts import AVSS, MS3, S4, Clip, Folders, layout
-from combo.pipeline.media import VideoFrame, read_frames, read_label
+from combo.pipeline.media import read_frames, read_label
+from combo.pipeline.video import VideoFrame
 
 PHOTO_CLIPS = Path(__file__).parents[3] / "shared" / "tools" / "make_photo_clips.py"
 

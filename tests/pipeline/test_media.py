@@ -15,15 +15,14 @@ from PIL import Image
 
 from combo.pipeline.errors import ComboError, MediaError
 from combo.pipeline.media import (
-    VideoFrame,
     digest,
     fit_frame,
     fit_label,
     read_frame,
     read_frames,
     read_label,
-    video_seconds,
 )
+from combo.pipeline.video import VideoFrame, video_seconds
 
 RNG = np.random.default_rng(7)
 PICTURE = RNG.integers(0, 256, (30, 40, 3), dtype=np.uint8)
