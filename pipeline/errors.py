@@ -27,6 +27,9 @@ class MediaError(ComboError):
         return type(self), (self.path, self.reason)
 
 
-def one_line(error: BaseException) -> str:
-    """What an error says, as one line that is not too long."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def reason_of(error: BaseException) -> str:
+    """What a decoder or the system says, as one line that is not too long."""
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
+    text = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
+    return " ".join(str(text).split())[:200].rstrip(".") or type(error).__name__

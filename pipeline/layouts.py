@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Literal
 
 from .errors import ComboError, MediaError
+from .kinds import SOUNDS, VIDEOS
+from .limits import USUAL, Limits
 from .media import Fit, FrameSource, LabelRule
-from .video import VideoFrame, video_seconds
+from .video import VideoFrame, video_span
 
 SoundRule = Literal["avsbench", "zeros", "centred"]
 
@@ -37,7 +39,8 @@ class Clip:
     sound: a sound file, or a video file whose sound track is meant; None where there is none.
     labels: one entry a frame, None where the frame is not annotated.
     subset, category: as the data set says, or "".
-    times: seconds, one a frame; the middle of the sound that belongs to the frame.
+    times: seconds, one a frame; the middle of the sound that belongs to the frame. Those of a video
+    are on its file's clock (see `clock`).
     log_mel: where AVSBench-object keeps the clip's log-mel patches as a pickle.
     problem: why the listing already knows that the clip cannot be read; then it has no frames.
     """
@@ -274,8 +277,6 @@ AVSS = _Semantic(
 
 
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"})
-VIDEOS = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg"})
-SOUNDS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".wma"})
 
 
 @dataclass(frozen=True)
@@ -290,14 +291,15 @@ class Folders(Layout):
 
     With ROOT/label2idx.json (as AVSS has it) a label's value is the class; without it 255 is the
     object. Splits are the sub-folders that hold clip folders, or "all" when ROOT holds the clips.
-    Listing opens the videos' headers. A clip with more than `frames_per_clip` frames has a problem:
-    nothing is cut off in silence.
+    Listing looks at the videos' first and last packets. A clip with more than `frames_per_clip`
+    frames has a problem: nothing is cut off in silence.
     """
 
     frames_per_clip: int = 10
     seconds_per_frame: float = 1.0
     anchor: Literal["centre", "start"] = "centre"
     sound_rule: SoundRule = "centred"
+    limits: Limits = USUAL
     name: str = "folders"
     expected: Mapping[str, int] = field(default_factory=dict, hash=False)
 
@@ -356,17 +358,16 @@ class Folders(Layout):
         names = [f.stem for f in images]
         times = self._moments(len(images), len(images) * self.seconds_per_frame)
         if videos and not images:
-            length = video_seconds(videos[0])
-            times = self._moments(max(1, int(length / self.seconds_per_frame + 1e-6)), length)
+            span = video_span(videos[0], self.limits)
+            length = span.end - span.start
+            count = max(1, int(length / self.seconds_per_frame + 1e-6))
+            self._refuse_too_many(folder, count)
+            times = tuple(span.start + t for t in self._moments(count, length))
             frames = tuple(VideoFrame(videos[0], t) for t in times)
-            names = [str(n) for n in range(len(times))]
+            names = [str(n) for n in range(count)]
         if not frames:
             raise MediaError(folder, "no frame images and no video in the clip's folder")
-        if len(frames) > self.frames_per_clip:
-            raise ComboError(
-                f"{folder}: {len(frames)} frames, more than {self.frames_per_clip}; raise this "
-                "data set's `frames_per_clip` in data_manifest.yaml or cut the clip"
-            )
+        self._refuse_too_many(folder, len(frames))
         source = sounds or videos
         return Clip(
             name=folder.name,
@@ -375,6 +376,13 @@ class Folders(Layout):
             labels=_labels(folder / "labels", names),
             times=times,
         )
+
+    def _refuse_too_many(self, folder: Path, count: int) -> None:
+        if count > self.frames_per_clip:
+            raise ComboError(
+                f"{folder}: {count} frames, more than {self.frames_per_clip}; raise this "
+                "data set's `frames_per_clip` in data_manifest.yaml or cut the clip"
+            )
 
     def _moments(self, count: int, length: float) -> tuple[float, ...]:
         shift = 0.0 if self.anchor == "start" else min(self.seconds_per_frame, length) / 2

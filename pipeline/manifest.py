@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from .errors import ComboError
+from .limits import Limits
 
 FILE_NAME = "data_manifest.yaml"
 _INSTALLED = Path(__file__).parent.parent / FILE_NAME
@@ -185,6 +186,7 @@ class Manifest(Model):
     """Clips a unit of work: what one task computes and writes at once, the most a kill loses."""
     data_sets: dict[str, DataSet]
     stages: Stages = Stages()
+    limits: Limits = Limits()
     cluster: ClusterSettings = ClusterSettings()
     weights: dict[str, WeightFile] = Field(default_factory=dict)
 

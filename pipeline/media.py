@@ -17,8 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from .errors import MediaError, one_line
-from .video import VideoFrame, video_frames
+from .errors import MediaError, reason_of
+from .limits import USUAL, Limits
+from .opened import read_whole
+from .video import VideoFrame, read_video
 
 Pixels = NDArray[np.uint8]
 LabelRule = Literal["binary", "index"]
@@ -27,7 +29,6 @@ Fit = Literal["squash", "crop"]
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 """Image formats that are tried, whatever the file's name; the others may start helper programs."""
 
-MAX_PIXELS = 100_000_000
 MAX_ASPECT = 256
 """Beyond it, scaling the short side up to the stored size would take gigabytes."""
 
@@ -38,30 +39,23 @@ FrameSource = Path | VideoFrame
 """An image file, or a moment of a video file."""
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes in hex, read in blocks. Raises MediaError if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise MediaError(path, _system_reason(error)) from error
-
-
 def read_frame(source: FrameSource, digests: dict[Path, str] | None = None) -> Pixels:
     """One frame, [H,W,3] uint8 RGB. See `read_frames`."""
     return read_frames((source,), digests)[0]
 
 
 def read_frames(
-    sources: Sequence[FrameSource], digests: dict[Path, str] | None = None
+    sources: Sequence[FrameSource],
+    digests: dict[Path, str] | None = None,
+    limits: Limits = USUAL,
 ) -> list[Pixels]:
     """The frames of one clip, each [H,W,3] uint8 RGB, all of one size, in the order of `sources`.
 
     Grey, palette, 16-bit (the upper byte) and transparent (alpha dropped) pictures become RGB. A
     video is decoded once, however many of its frames are asked for. `digests` receives the SHA-256
-    of every file read; an image is not read a second time for that.
-    Raises MediaError naming the file: missing, empty, truncated, not an image, too large, a time
-    after the video's end, frames of different sizes.
+    of every file read, which is that of the bytes that were decoded.
+    Raises MediaError naming the file: missing, not a regular file, empty, truncated, not an image,
+    beyond the limits, a time at which the video has no picture, frames of different sizes.
     """
     frames: dict[int, Pixels] = {}
     moments: dict[Path, list[tuple[float, int]]] = {}
@@ -69,14 +63,12 @@ def read_frames(
         if isinstance(source, VideoFrame):
             moments.setdefault(source.path, []).append((source.seconds, position))
         else:
-            with _image(source, digests) as image:
+            with _image(source, digests, limits) as image:
                 frames[position] = _rgb(image, source)
     for path, wanted in moments.items():
-        if digests is not None:
-            digests[path] = digest(path)
         wanted.sort()
-        times = [seconds for seconds, _ in wanted]
-        frames |= zip((p for _, p in wanted), video_frames(path, times), strict=True)
+        pictures = read_video(path, [seconds for seconds, _ in wanted], limits, digests)
+        frames |= zip((position for _, position in wanted), pictures, strict=True)
     ordered = [frames[position] for position in range(len(sources))]
     for source, frame in zip(sources, ordered, strict=True):
         if frame.shape != ordered[0].shape:
@@ -100,6 +92,7 @@ def read_label(
     classes: int,
     shape: tuple[int, ...] | None = None,
     digests: dict[Path, str] | None = None,
+    limits: Limits = USUAL,
 ) -> Pixels:
     """One label image as a class map, [H,W] uint8 in 0..classes-1.
 
@@ -109,7 +102,7 @@ def read_label(
     Raises MediaError naming the file: unreadable, a value outside the range, a mask that marks
     something but nowhere with 255, another size than its frame.
     """
-    with _image(path, digests) as image:
+    with _image(path, digests, limits) as image:
         values = _binary(image, path) if rule == "binary" else _indices(image, path)
     if shape is not None and values.shape != tuple(shape[:2]):
         raise MediaError(
@@ -132,7 +125,7 @@ def read_painted(
     (later Pillows read black). Otherwise a colour becomes the lowest index that has it.
     Raises MediaError naming the file: unreadable, or a colour that no index paints.
     """
-    with _image(path, digests) as image:
+    with _image(path, digests, USUAL) as image:
         if image.mode != "P":
             return _indices_of(_rgb(image, path), palette, path)
         stored = np.array(image)
@@ -179,34 +172,36 @@ def _fit(array: Pixels, size: tuple[int, int], fit: Fit, filter_: Image.Resampli
 
 
 @contextmanager
-def _image(path: Path, digests: dict[Path, str] | None) -> Generator[Image.Image]:
+def _image(path: Path, digests: dict[Path, str] | None, limits: Limits) -> Generator[Image.Image]:
     """An opened image with its pixels loaded; what the body finds wrong is a MediaError too."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise MediaError(path, _system_reason(error)) from error
-    if not data:
-        raise MediaError(path, "empty file (0 bytes)")
+    data = read_whole(path, limits)
     if digests is not None:
         digests[path] = hashlib.sha256(data).hexdigest()
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise MediaError(path, f"image of {width}x{height} pixels, more than {MAX_PIXELS}")
+            if width * height > limits.pixels:
+                raise _too_large(path, f"image of {width}x{height}", limits)
             if max(width, height) > MAX_ASPECT * min(width, height):
                 raise MediaError(path, f"image of {width}x{height} pixels is too narrow to be one")
             image.load()
             yield image
-    except (MediaError, MemoryError):
+    except MediaError:
         raise
     except UnidentifiedImageError as error:
         raise MediaError(path, "not an image, or damaged at its start") from error
     except Image.DecompressionBombError as error:
-        raise MediaError(path, f"image of more than {MAX_PIXELS} pixels") from error
+        raise _too_large(path, "image of far too many", limits) from error
     except Exception as error:
         # Pillow's decoders raise whatever damaged bytes lead them into.
-        raise MediaError(path, f"damaged image ({one_line(error)})") from error
+        raise MediaError(path, f"damaged image ({reason_of(error)})") from error
+
+
+def _too_large(path: Path, what: str, limits: Limits) -> MediaError:
+    return MediaError(
+        path,
+        f"{what} pixels, more than limits.pixels in data_manifest.yaml allows ({limits.pixels})",
+    )
 
 
 def _indices_of(rgb: Pixels, palette: NDArray[np.uint8], path: Path) -> Pixels:
@@ -269,9 +264,3 @@ def _path(source: FrameSource) -> Path:
 
 def _size(array: Pixels | NDArray[np.integer]) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"
-
-
-def _system_reason(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "missing"
-    return f"cannot be read ({error.strerror or error})"

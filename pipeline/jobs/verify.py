@@ -7,7 +7,7 @@ import numpy as np
 
 from ..errors import MediaError
 from ..layouts import layout
-from ..media import digest
+from ..opened import digest
 from ..preprocess.stage import combined_digest
 from ..source import remake
 from ..store import VALID, Plan, SplitStore, StoreDamaged, Variant, array_digest

@@ -11,9 +11,10 @@ import numpy as np
 
 from ..errors import ComboError, MediaError
 from ..layouts import Clip, SoundRule
+from ..limits import USUAL, Limits
+from ..log_mel_files import read_log_mel_pickle
 from ..manifest import AudioSettings, Manifest
-from ..media import digest
-from ..sound_files import open_sound, read_log_mel_pickle, read_sound
+from ..sound_files import open_sound, read_sound
 from ..store import ArraySpec, Variant
 from ..weights import resolve
 from .encoders import encoder
@@ -43,13 +44,14 @@ class AudioStage:
     frames_per_clip: int
     weights: Mapping[str, tuple[Path, str]]
     """File and digest by catalogue name."""
+    limits: Limits = USUAL
 
     @classmethod
     def make(cls, manifest: Manifest, rule: SoundRule, frames_per_clip: int) -> "AudioStage":
         """The stage as the manifest wants it. Raises ComboError for missing weights."""
         settings = manifest.stages.audio
         weights = {name: resolve(name, manifest) for name in encoder(settings.encoder).weights}
-        return cls.of(settings, rule, frames_per_clip, weights)
+        return cls.of(settings, rule, frames_per_clip, weights, manifest.limits)
 
     @classmethod
     def of(
@@ -58,6 +60,7 @@ class AudioStage:
         rule: SoundRule,
         frames_per_clip: int,
         weights: Mapping[str, tuple[Path, str]],
+        limits: Limits = USUAL,
     ) -> "AudioStage":
         """rule: the layout's; the setting `windows: centred` goes before it."""
         if settings.windows == "centred":
@@ -67,7 +70,7 @@ class AudioStage:
                 "stages.audio: log-mel patches are cut already; `source: log-mel` goes with the "
                 "layouts of AVSBench and `windows: avsbench`"
             )
-        return cls(settings, rule, frames_per_clip, weights)
+        return cls(settings, rule, frames_per_clip, weights, limits)
 
     def variant(self) -> Variant:
         return make_variant(
@@ -151,20 +154,21 @@ class AudioStage:
         if clip.problem is not None or file is None:
             missing = {"sound": "no sound file and no video", "log-mel": "no log-mel patches"}
             raise MediaError(clip.name, clip.problem or missing[self.settings.source])
+        digests: dict[Path, str] = {}
         try:
             if self.settings.source == "log-mel":
-                patches = read_log_mel_pickle(file)[:, 0]
+                patches = read_log_mel_pickle(file, self.limits, digests)[:, 0]
             elif self.rule == "centred":
-                patches = self._centred(file, clip.times, log_mel)
+                patches = self._centred(file, clip.times, log_mel, digests)
             else:
-                patches = log_mel(self._consecutive(file))
+                patches = log_mel(self._consecutive(file, digests))
             # A centred clip has a patch for each of its frames; those it does not have get zeros.
             pad = PADDINGS.get(self.rule, pad_zeros)
-            return pad(patches, self.frames_per_clip), combined_digest([digest(file)])
+            return pad(patches, self.frames_per_clip), combined_digest(digests.values())
         except ValueError as error:
             raise MediaError(file, str(error)) from None
 
-    def _consecutive(self, file: Path) -> "Tensor":
+    def _consecutive(self, file: Path, digests: dict[Path, str]) -> "Tensor":
         """Windows by the benchmark's rule, [P, 15600]. Raises MediaError, ValueError."""
         import torch
 
@@ -175,10 +179,14 @@ class AudioStage:
             stream=self.settings.stream,
             longest=self.frames_per_clip + 1.0,  # reading stops there, and an hour costs nothing
             resampling=self.settings.resampling,
+            limits=self.limits,
+            digests=digests,
         )
         return consecutive(torch.from_numpy(sound.waveform))
 
-    def _centred(self, file: Path, times: Sequence[float], log_mel: "Encode") -> "Tensor":
+    def _centred(
+        self, file: Path, times: Sequence[float], log_mel: "Encode", digests: dict[Path, str]
+    ) -> "Tensor":
         """Log-mel patches around each time, [T, 96, 64]; never holds the sound as a whole."""
         import torch
 
@@ -187,9 +195,13 @@ class AudioStage:
 
         patches = torch.empty(len(times), COLUMNS, BANDS)
         with open_sound(
-            file, stream=self.settings.stream, resampling=self.settings.resampling
+            file,
+            stream=self.settings.stream,
+            resampling=self.settings.resampling,
+            limits=self.limits,
+            digests=digests,
         ) as sound:
-            windows = centred_windows(sound.blocks, [time - sound.start for time in times])
+            windows = centred_windows(sound.blocks, times, sound.start)
             while some := list(islice(windows, _WINDOWS_HELD)):
                 together = torch.from_numpy(np.stack([window for _, window in some]))
                 patches[[t for t, _ in some]] = log_mel(together)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..layouts import Clip
+from ..limits import USUAL, Limits
 from ..media import (
     Fit,
     LabelRule,
@@ -38,6 +39,7 @@ class FramesStage:
     classes: int
     imported: tuple[str, str] | None = None
     """Of clips whose frames somebody else has resized: tree and note, see `imported`."""
+    limits: Limits = USUAL
 
     def variant(self) -> Variant:
         frames, (height, width) = self.frames_per_clip, self.size
@@ -82,12 +84,14 @@ class FramesStage:
         labels = np.full(shape, LABEL_IGNORED, np.uint8)
         present = np.zeros(self.frames_per_clip, np.uint8)
         annotated = np.zeros(self.frames_per_clip, np.uint8)
-        pictures = read_frames(clip.frames, digests)
+        pictures = read_frames(clip.frames, digests, self.limits)
         for t, (picture, path) in enumerate(zip(pictures, clip.labels, strict=True)):
             frames[t] = fit_frame(picture, self.size, self.fit)
             present[t] = 1
             if path is not None:
-                label = read_label(path, self.label_rule, self.classes, picture.shape[:2], digests)
+                label = read_label(
+                    path, self.label_rule, self.classes, picture.shape, digests, self.limits
+                )
                 labels[t] = fit_label(label, self.size, self.fit)
                 annotated[t] = 1
         return Outcome(

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import MediaError
 from ..layouts import Clip
+from ..limits import USUAL, Limits
 from ..manifest import Manifest, MaskigeSettings
 from ..media import Fit, fit_frame, fit_label, frame_files, read_frames
 from ..store import ArraySpec, Variant
@@ -34,6 +35,7 @@ class MaskigeStage:
     frames_per_clip: int
     weights: Path | None = None
     digest: str = ""
+    limits: Limits = USUAL
 
     @classmethod
     def make(
@@ -43,9 +45,9 @@ class MaskigeStage:
         settings = manifest.stages.maskige
         name = generator(settings.generator).weights
         if name is None:
-            return cls(settings, size, fit, frames_per_clip)
+            return cls(settings, size, fit, frames_per_clip, limits=manifest.limits)
         weights, digest = resolve(name, manifest)
-        return cls(settings, size, fit, frames_per_clip, weights, digest)
+        return cls(settings, size, fit, frames_per_clip, weights, digest, manifest.limits)
 
     def variant(self) -> Variant:
         from ...model.maskige import reference_palette
@@ -88,7 +90,7 @@ class MaskigeStage:
 
     def _clip(self, clip: Clip, generate: Generate) -> Outcome:
         digests: dict[Path, str] = {}
-        frames = read_frames(clip.frames, digests)
+        frames = read_frames(clip.frames, digests, self.limits)
         if self.settings.at == "stored":
             frames = [fit_frame(frame, self.size, self.fit) for frame in frames]
         try:

@@ -20,7 +20,8 @@ STAGES = ("frames", "audio", "maskige")
 def layout_of(manifest: Manifest, data_set: str) -> Layout:
     """The layout of a data set, with the manifest's settings where it has any."""
     entry = manifest.data_sets[data_set]
-    return layout(entry.layout, Folders(entry.frames_per_clip, entry.seconds_per_frame))
+    folders = Folders(entry.frames_per_clip, entry.seconds_per_frame, limits=manifest.limits)
+    return layout(entry.layout, folders)
 
 
 def splits_of(manifest: Manifest, data_set: str, asked: Sequence[str] = ()) -> list[str]:
@@ -105,7 +106,8 @@ def make_stage(manifest: Manifest, data_set: str, split: str, stage: str) -> Sta
             )
         root = manifest.root(data_set)
         classes = len(rules.classes(root))
-        return FramesStage(size, fit, frames, rules.label_rule(root), classes)
+        rule = rules.label_rule(root)
+        return FramesStage(size, fit, frames, rule, classes, limits=manifest.limits)
     if stage == "audio":
         from .audio import AudioStage
 

@@ -15,14 +15,14 @@ from PIL import Image
 
 from combo.pipeline.errors import ComboError, MediaError
 from combo.pipeline.media import (
-    digest,
     fit_frame,
     fit_label,
     read_frame,
     read_frames,
     read_label,
 )
-from combo.pipeline.video import VideoFrame, video_seconds
+from combo.pipeline.opened import digest
+from combo.pipeline.video import Span, VideoFrame, video_span
 
 RNG = np.random.default_rng(7)
 PICTURE = RNG.integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -103,7 +103,7 @@ def broken_files(folder: Path) -> dict[str, Path]:
         "truncated": folder / "cut.jpg",
         "cannot be read": folder / "folder.png",
         "floating-point": folder / "float.tiff",
-        "more than 100000000": folder / "bomb.png",
+        "more than limits.pixels": folder / "bomb.png",
         "too narrow": folder / "line.png",
     }
     files["0 bytes"].write_bytes(b"")
@@ -112,7 +112,7 @@ def broken_files(folder: Path) -> dict[str, Path]:
     files["truncated"].write_bytes(jpeg.read_bytes()[: jpeg.stat().st_size // 2])
     files["cannot be read"].mkdir()
     save(files["floating-point"], PICTURE[..., 0].astype(np.float32))
-    Image.new("1", (20_000, 10_000)).save(files["more than 100000000"])
+    Image.new("1", (20_000, 10_000)).save(files["more than limits.pixels"])
     Image.new("L", (600, 1)).save(files["too narrow"])
     return files
 
@@ -159,7 +159,7 @@ def test_a_media_error_survives_the_way_between_processes():
 
 def test_a_video_gives_the_frame_it_shows_at_each_time_in_the_order_asked(tmp_path: Path):
     path = write_video(tmp_path / "v.mp4", [10 * (n // 25 + 1) for n in range(100)])
-    assert video_seconds(path) == pytest.approx(4.0)
+    assert video_span(path) == Span(0.0, 4.0)
     times = (2.5, 0.0, 0.99, 3.99)
     frames = read_frames([VideoFrame(path, t) for t in times])
     assert [int(f.mean().round()) for f in frames] == pytest.approx([30, 10, 10, 40], abs=1)
@@ -168,7 +168,9 @@ def test_a_video_gives_the_frame_it_shows_at_each_time_in_the_order_asked(tmp_pa
 
 def test_a_frame_after_a_videos_end_is_missing_not_repeated(tmp_path: Path):
     path = write_video(tmp_path / "v.mp4", [50] * 25)
-    assert read_frame(VideoFrame(path, 1.2)).shape == (48, 64, 3)  # headers round
+    assert read_frame(VideoFrame(path, 1.04)).shape == (48, 64, 3)  # clocks round
+    with pytest.raises(MediaError, match=r"ends at 1\.00 s, a frame at 1\.20 s is missing"):
+        read_frame(VideoFrame(path, 1.2))
     with pytest.raises(MediaError, match=r"ends at 1\.00 s, a frame at 3\.00 s is missing"):
         read_frames([VideoFrame(path, 0.5), VideoFrame(path, 3.0)])
 
@@ -201,7 +203,7 @@ def test_a_damaged_video_and_a_sound_without_pictures_are_media_errors(tmp_path:
         ("missing.mp4", "missing"),
     ):
         with pytest.raises(MediaError, match=reason):
-            video_seconds(tmp_path / name)
+            video_span(tmp_path / name)
         with pytest.raises(MediaError, match=reason):
             read_frame(VideoFrame(tmp_path / name, 0.0))
 
