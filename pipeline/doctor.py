@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .errors import ComboError
+from .jobs.plan import STAGES, layout_of, splits_of
 from .jobs.status import progress
 from .manifest import Manifest
 from .packed import is_packed
 from .preprocess.encoders import encoder
 from .preprocess.generators import generator
-from .preprocess.tasks import STAGES, layout_of, splits_of
 from .weights import locate
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import MediaError, reason_of
 from .limits import USUAL, Limits
-from .opened import read_whole
+from .regular_files import read_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ def read_log_mel_pickle(
     """
     import torch
 
-    content = read_whole(path, limits)
+    content = read_whole(path, int(limits.bytes))
     if digests is not None:
         digests[path] = hashlib.sha256(content).hexdigest()
     try:

@@ -2,31 +2,37 @@
 
 A name means too much to FFmpeg: `http:` and `12:30` before a slash are protocols, and a text that
 begins with `ffconcat` names other files. So decoders get opened files and no name, formats that
-hold everything themselves, and no protocol. What is no regular file is never opened: a FIFO
-would wait for ever, a device has no end.
+hold everything themselves, and no protocol.
 """
 
 import hashlib
 import io
 import os
-import stat
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import MediaError, reason_of
-from .kinds import DEMUXERS
+from .errors import MediaError
 from .limits import Limits
+from .regular_files import open_regular
 
 if TYPE_CHECKING:
     from av.container import InputContainer
 
 
+DEMUXERS = (
+    "aac,ac3,aiff,amr,ape,asf,au,av1,avi,caf,dts,dv,eac3,flac,flv,gxf,h264,hevc,ivf,loas,m4v,"
+    "matroska,mjpeg,mov,mp3,mpc,mpc8,mpeg,mpegts,mpegvideo,mxf,nsv,nut,obu,ogg,rm,tak,tta,vc1,voc,"
+    "vvc,w64,wav,wtv,wv,yuv4mpegpipe"
+)
+"""FFmpeg's names of the formats that are read: all of them keep to their own file."""
+
+
 class OpenFile:
     """A regular file, open for reading."""
 
-    def __init__(self, path: Path, file: io.FileIO) -> None:
+    def __init__(self, path: Path, file: io.BufferedReader) -> None:
         self.path = path
         self._file = file
         self._stamp = self._now()
@@ -38,7 +44,7 @@ class OpenFile:
     @property
     def descriptor(self) -> int:
         """The system's number of the file, which stands at its beginning."""
-        self._file.seek(0)
+        os.lseek(self._file.fileno(), 0, os.SEEK_SET)
         return self._file.fileno()
 
     def read(self, count: int = -1) -> bytes:
@@ -72,51 +78,9 @@ class OpenFile:
 
 @contextmanager
 def opened(path: Path) -> Generator[OpenFile]:
-    """A file to be decoded. Raises MediaError: missing, no permission, not a regular file."""
-    try:
-        _demand_regular(path, path.stat())
-        file = io.FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-    except FileNotFoundError as error:
-        raise MediaError(path, "missing") from error
-    except (OSError, ValueError) as error:
-        raise MediaError(path, f"cannot be read ({reason_of(error)})") from error
-    with file:
-        _demand_regular(path, os.fstat(file.fileno()))
+    """A file to be decoded. Raises MediaError as `open_regular`."""
+    with open_regular(path) as file:
         yield OpenFile(path, file)
-
-
-def _demand_regular(path: Path, found: os.stat_result) -> None:
-    if stat.S_ISDIR(found.st_mode):
-        raise MediaError(path, "cannot be read (a folder)")
-    if not stat.S_ISREG(found.st_mode):
-        raise MediaError(path, "not a regular file, and only such are opened")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes in hex, read in blocks. Raises MediaError if it cannot be read."""
-    with opened(path) as file:
-        try:
-            return file.digest()
-        except OSError as error:
-            raise MediaError(path, f"cannot be read ({reason_of(error)})") from error
-
-
-def read_whole(path: Path, limits: Limits) -> bytes:
-    """A file's bytes. Raises MediaError: as `opened`, empty, more than `limits.bytes`."""
-    with opened(path) as file:
-        if file.size > limits.bytes:
-            raise MediaError(
-                path,
-                f"file of {file.size} bytes, more than limits.bytes in data_manifest.yaml allows "
-                f"({int(limits.bytes)})",
-            )
-        try:
-            data = file.read()
-        except OSError as error:
-            raise MediaError(path, f"cannot be read ({reason_of(error)})") from error
-    if not data:
-        raise MediaError(path, "empty file (0 bytes)")
-    return data
 
 
 @contextmanager

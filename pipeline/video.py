@@ -26,6 +26,7 @@ from .clock import (
     zero,
 )
 from .errors import MediaError, reason_of
+from .images import Pixels
 from .limits import USUAL, Limits
 from .opened import OpenFile, container_of, opened
 
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.frame import VideoFrame as DecodedFrame
     from av.video.stream import VideoStream
-
-Pixels = NDArray[np.uint8]
 
 _THREADS = 4
 """Of one decoder: each holds pictures."""

@@ -11,8 +11,9 @@ from PIL import Image
 
 from combo.model.point_grid import SAM_SETTINGS, SEMANTIC_SAM_SETTINGS, PointGrid
 from combo.model.semantic_sam import SemanticSam
-from combo.model.semantic_sam.network import STRIDE, TOKEN_OF_LEVEL
+from combo.model.semantic_sam.network import STRIDE
 from combo.pipeline.errors import ComboError
+from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.manifest import (
@@ -25,10 +26,9 @@ from combo.pipeline.manifest import (
     load_manifest,
 )
 from combo.pipeline.media import digest
-from combo.pipeline.preprocess.generators import SEMANTIC_SAM_STRIDE, SEMANTIC_SAM_TOKENS
+from combo.pipeline.preprocess.generators import SEMANTIC_SAM_STRIDE
 from combo.pipeline.preprocess.maskige import MaskigeStage
 from combo.pipeline.preprocess.stage import Place
-from combo.pipeline.preprocess.tasks import make_job
 from combo.pipeline.store import Variant
 
 MANIFEST = """\
@@ -101,7 +101,8 @@ def test_whatever_can_change_a_mask_makes_another_variant(generator: str) -> Non
 
     def variant(changes: dict[str, Any], digest: str = "ab", size: int = 64) -> Variant:
         settings = base.model_copy(update=changes)
-        return MaskigeStage(settings, (size, size), "squash", 5, Path("file"), digest).variant()
+        weights = {generator: (Path("file"), digest)}
+        return MaskigeStage(settings, (size, size), "squash", 5, weights).variant()
 
     grid = getattr(base, own)
     # None of these is the default.
@@ -139,7 +140,6 @@ def test_whatever_can_change_a_mask_makes_another_variant(generator: str) -> Non
 
 
 def test_the_numbers_that_the_store_records_are_the_networks() -> None:
-    assert SEMANTIC_SAM_TOKENS == TOKEN_OF_LEVEL
     assert SEMANTIC_SAM_STRIDE == STRIDE
     assert {"points_per_side", *GRID_SETTINGS} == set(GridSettings.model_fields)
     for settings, defaults in (
