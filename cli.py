@@ -543,11 +543,13 @@ def _output(quiet: bool = False, as_json: bool = False) -> "Output":
 
 def main() -> None:
     """Run the command line."""
+    from .pipeline.console import streams
     from .pipeline.errors import ComboError
     from .pipeline.jobs.stopping import EXIT_CODE, Stopped
 
     try:
-        app()
+        with streams():
+            app()
     except ComboError as error:
         _output().warn(f"combo: {error}")
         sys.exit(1)

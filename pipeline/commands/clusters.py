@@ -9,7 +9,7 @@ from ..errors import ComboError
 from ..jobs import records
 from ..jobs.estimate import check, estimate
 from ..jobs.run import Options, close, settle_plan, storing, units_to_do
-from ..jobs.slurm import JobArray, check_ready
+from ..jobs.slurm import JobArray, check_ready, check_size
 from ..manifest import Manifest, load_manifest
 from ..preprocess.tasks import jobs
 from ..store import new_jobs_folder
@@ -87,6 +87,7 @@ def submit(
     if print_only:
         output.result(f"{array.script}\n{array.closing_script}")
         return
+    check_size(array.tasks)
     number, closing = array.submit()
     if output.as_json:
         output.json(

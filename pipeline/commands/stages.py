@@ -16,8 +16,10 @@ from ..jobs.local import LocalRunner
 from ..jobs.run import Options, Runner, Summary, parse_part, run_job, settle_plan, units_to_do
 from ..jobs.stopping import Stop, Stopped, listening
 from ..jobs.unit import Job
+from ..layouts import named_unread
 from ..manifest import FILE_NAME, Manifest, load_manifest
 from ..preprocess.tasks import STAGES, jobs
+from ..source import annotated_frames
 
 SAMPLE_MANIFEST = """\
 # Written by `combo sample`: needs no weights, and is small enough for two CPU cores.
@@ -141,10 +143,14 @@ def run_jobs(
             _foretell(output, job, options, computers)
         return True
     summaries: list[Summary] = []
+    named: set[str] = set()
     started = time.monotonic()
     with computers.runner(output, manifest) as runner:
         for job in found:
             settle_plan(job.split, job.plan, options)
+            if str(job.split) not in named and (unread := named_unread(job.clips)):
+                output.warn(f"{job.split}: not read: {unread}")
+            named.add(str(job.split))
             summaries.append(_run(output, job, options, runner, stop))
     _report(output, summaries, time.monotonic() - started)
     return not any(s.failed or s.lost for s in summaries)
@@ -206,6 +212,7 @@ def _report(output: Output, summaries: Sequence[Summary], seconds: float) -> Non
                     "units_lost": s.lost,
                     "failed": s.failed,
                     "finished": s.finished is not None,
+                    "annotated": _annotated(s),
                 }
                 for s in summaries
             ]
@@ -216,6 +223,8 @@ def _report(output: Output, summaries: Sequence[Summary], seconds: float) -> Non
         state = "finished" if s.finished else "not finished: other parts are still to do"
         if s.lost:
             state = f"NOT finished: units {s.lost} killed their process every time they were tried"
+        if annotated := _annotated(s):
+            state += "; {:,} of {:,} frames annotated".format(*annotated)
         output.result(
             f"{s.split} {s.variant.key}: {s.computed} of {s.units} units computed{failed}; {state}"
         )
@@ -227,6 +236,13 @@ def _report(output: Output, summaries: Sequence[Summary], seconds: float) -> Non
     if any(s.failed for s in summaries):
         output.warn("mend these files, then run the same command with --retry-failed")
     output.note(f"took {duration(seconds)}")
+
+
+def _annotated(summary: Summary) -> tuple[int, int] | None:
+    """Frames with labels, and frames, of a split whose frames are all there."""
+    if summary.variant.stage != "frames" or summary.finished is None:
+        return None
+    return annotated_frames(summary.split, summary.variant)
 
 
 def sample(output: Output, folder: Path, s4: str, ms3: str, avss: str, seed: int) -> None:

@@ -31,7 +31,18 @@ def status(
         output.note(f"nothing in {manifest.store_path} yet; run: combo preprocess all")
         return
     output.table(
-        ("data set", "split", "stage", "done", "failed", "to do", "clips/s", "left", "state"),
+        (
+            "data set",
+            "split",
+            "stage",
+            "done",
+            "failed",
+            "to do",
+            "annotated",
+            "clips/s",
+            "left",
+            "state",
+        ),
         (
             (
                 s.data_set,
@@ -40,6 +51,7 @@ def status(
                 s.done,
                 s.failed,
                 s.to_do,
+                "" if s.annotated is None else "{:,} of {:,} frames".format(*s.annotated),
                 s.clips_per_second,
                 duration(s.seconds_left),
                 "finished" if s.finished else "open",
