@@ -12,7 +12,8 @@ of the disk has put it there.
 import csv
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -53,6 +54,14 @@ class Clip:
     log_mel: Path | None = None
     problem: str | None = None
     unread: tuple[str, ...] = ()
+
+
+def named_unread(clips: Iterable[Clip], shown: int = 5) -> str:
+    """What lies in clips' folders and is not read, with the number of clips; "" when nothing."""
+    counts = Counter(name for clip in clips for name in clip.unread)
+    named = [f"{name} in {count} clips" for name, count in counts.most_common(shown)]
+    more = len(counts) - len(named)
+    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
 
 
 class Layout(ABC):
