@@ -108,6 +108,7 @@ class Backbone(nn.Module):
         Raises ValueError for a name unknown to timm or without those four strides.
         """
         super().__init__()
+        self.name = name
         if not timm.is_model(name):
             raise ValueError(f"timm has no network named {name!r}")
         options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
