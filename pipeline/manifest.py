@@ -103,7 +103,7 @@ class FramesSettings(Model):
 
 class AudioSettings(Model):
     encoder: str = "vggish"
-    """`vggish`, `vggish-pca` or `mel-stats`."""
+    """`vggish`, `vggish-pca`, `torchvggish` or `mel-stats`."""
     windows: Annotated[Literal["layout", "centred"], BeforeValidator(_old_word)] = "layout"
     """Which 0.96 s of sound belong to a frame: by the layout's own rule, or around its time."""
     source: Literal["sound", "log-mel"] = "sound"

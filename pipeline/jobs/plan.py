@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..encoders import encoder
 from ..errors import ComboError
 from ..folders import Folders
 from ..generators import IMPORTED, generator
@@ -18,7 +19,6 @@ from ..manifest import Manifest
 from ..media import Fit
 from ..packed import refuse_packed
 from ..preprocess import audio, frames, imported, maskige
-from ..preprocess.encoders import encoder
 from ..preprocess.stage import Description, Stage
 from ..published import FRAMES, MASKIGES, Tree, find_tree
 from ..store import STAGES, UNASKED, Plan, SplitStore, Variant
