@@ -20,18 +20,17 @@ that are a bare stream (MP3 without that header, ADTS, MPEG-TS, AVI) just end ea
 """
 
 import io
-import pickle
 import re
-import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .errors import MediaError
+from .pickles import read_pickle
 from .resample import Resampling, Samples, resampler
 
 if TYPE_CHECKING:
@@ -342,25 +341,21 @@ def _stated_end(container: "InputContainer", stream: "AudioStream") -> float | N
 def read_log_mel_pickle(path: Path) -> "Tensor":
     """The patches in one of AVSBench's `audio_log_mel/*.pkl`: [P, 1, 96, 64] float32, on the CPU.
 
-    For users who have only these files. A pickle is a program; here it may put a tensor together
-    from its bytes and nothing else. Reads `pickle.dump` and both formats of `torch.save`, tensors
-    saved from a GPU included. Raises MediaError for anything else.
+    For users who have only these files. Reads `pickle.dump` and both formats of `torch.save`,
+    tensors saved from a GPU included. Raises MediaError for anything else.
     """
     import torch
 
     try:
-        content = path.read_bytes()
+        patches = read_pickle(path)
     except OSError as error:
         raise MediaError(path, _reason(error)) from error
-    try:
-        if content[:4] == b"PK\x03\x04" or content[2:3] == b"\x8a":  # torch.save, new and old
-            patches = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        else:
-            patches = _tensor(_TensorUnpickler(io.BytesIO(content)).load())
     except Exception as error:
         # Damaged bytes make the readers raise whatever they lead them into.
         raise MediaError(path, f"not a pickled tensor ({_reason(error)[:120]})") from error
-    if not isinstance(patches, torch.Tensor) or patches.ndim != 4 or patches.shape[0] == 0:
+    if not isinstance(patches, torch.Tensor):
+        raise MediaError(path, "not a pickled tensor (something else is)")
+    if patches.ndim != 4 or patches.shape[0] == 0:
         raise MediaError(path, "not a tensor of log-mel patches [P, 1, 96, 64]")
     if tuple(patches.shape[1:]) != (1, 96, 64) or not patches.is_floating_point():
         found = f"{list(patches.shape)} {patches.dtype}"
@@ -368,67 +363,3 @@ def read_log_mel_pickle(path: Path) -> "Tensor":
     if not bool(patches.isfinite().all()):
         raise MediaError(path, "NaN or infinite numbers in the log-mel patches")
     return patches.detach().float().contiguous()
-
-
-class _Strided(NamedTuple):
-    """A tensor as a pickle describes it."""
-
-    storage: Any
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-class _Storage(NamedTuple):
-    """A tensor's numbers as torch.save wrote them."""
-
-    content: bytes
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Admits the four names that `pickle.dump(tensor)` uses, and makes nothing but tuples of them.
-
-    A tensor is put together only afterwards: a pickle may set the state of every object it has
-    made, and a tensor's state is an address.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        admitted = {
-            ("torch._utils", "_rebuild_tensor_v2"): _strided,
-            ("torch.storage", "_load_from_bytes"): _Storage,
-            ("collections", "OrderedDict"): dict,
-            ("_codecs", "encode"): _latin1,
-        }
-        if (module, name) not in admitted:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return admitted[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError(f"it refers to {pid!r:.40} outside the file")
-
-
-def _strided(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> _Strided:
-    return _Strided(storage, offset, size, stride)  # what follows: requires_grad, hooks
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    # Protocol 2 has no bytes and writes them as text.
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding}")
-    return text.encode("latin1")
-
-
-def _tensor(described: Any) -> "Tensor":
-    import torch
-
-    if not isinstance(described, _Strided) or not isinstance(described.storage, _Storage):
-        raise pickle.UnpicklingError("something else than a tensor")
-    content = io.BytesIO(described.storage.content)
-    storage = torch.load(content, map_location="cpu", weights_only=True)
-    if not isinstance(storage, torch.storage.TypedStorage):
-        raise pickle.UnpicklingError("numbers that are not a tensor's")
-    with warnings.catch_warnings():  # the old files hold what PyTorch now calls deprecated
-        warnings.simplefilter("ignore", UserWarning)
-        numbers = torch.tensor([], dtype=storage.dtype).set_(storage.untyped())
-    # as_strided refuses what reaches beyond the numbers that are there.
-    return numbers.as_strided(described.size, described.stride, described.offset)
