@@ -21,6 +21,12 @@ class MediaError(ComboError):
         self.path = fspath(path)
         self.reason = reason
 
+    @classmethod
+    def of(cls, path: str | PathLike[str], error: OSError) -> "MediaError":
+        """For a file that the system does not give."""
+        missing = isinstance(error, FileNotFoundError)
+        return cls(path, "missing" if missing else f"cannot be read ({error.strerror or error})")
+
     def __reduce__(self) -> tuple[type["MediaError"], tuple[str, str]]:
         # Exceptions are rebuilt from their args, which here are not the constructor's: workers
         # send these between processes.

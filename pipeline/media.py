@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from .digests import file_digest
 from .errors import MediaError
 
 if TYPE_CHECKING:
@@ -58,15 +59,6 @@ FrameSource = Path | VideoFrame
 """An image file, or a moment of a video file."""
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes in hex, read in blocks. Raises MediaError if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise MediaError(path, _system_reason(error)) from error
-
-
 def read_frame(source: FrameSource, digests: dict[Path, str] | None = None) -> Pixels:
     """One frame, [H,W,3] uint8 RGB. See `read_frames`."""
     return read_frames((source,), digests)[0]
@@ -93,7 +85,7 @@ def read_frames(
                 frames[position] = _rgb(image, source)
     for path, wanted in moments.items():
         if digests is not None:
-            digests[path] = digest(path)
+            digests[path] = file_digest(path)
         wanted.sort()
         times = [seconds for seconds, _ in wanted]
         frames |= zip((p for _, p in wanted), _video_frames(path, times), strict=True)
@@ -214,7 +206,7 @@ def _image(path: Path, digests: dict[Path, str] | None) -> Generator[Image.Image
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise MediaError(path, _system_reason(error)) from error
+        raise MediaError.of(path, error) from error
     if not data:
         raise MediaError(path, "empty file (0 bytes)")
     if digests is not None:
@@ -355,9 +347,3 @@ def _size(array: Pixels | NDArray[np.integer]) -> str:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _system_reason(error: OSError) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "missing"
-    return f"cannot be read ({error.strerror or error})"

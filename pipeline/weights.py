@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from . import durable
+from .digests import file_digest
 from .download import Progress, download
 from .errors import ComboError
-from .media import digest as file_digest
 from .state_files import load_state as load_state  # re-exported: weights are read through here
 from .weights_catalogue import CATALOGUE, Weights
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..digests import file_digest
 from ..errors import MediaError
 from ..layouts import layout
-from ..media import digest
 from ..preprocess.stage import combined_digest
 from ..source import remake
 from ..store import VALID, Plan, SplitStore, StoreDamaged, Variant, array_digest
@@ -115,7 +115,7 @@ def _changed_input(job: Job | None, record: UnitRecord) -> str | None:
             continue
         try:
             files = job.stage.inputs(clips[made.name])
-            now = combined_digest([digest(file) for file in files])
+            now = combined_digest([file_digest(file) for file in files])
         except MediaError as error:
             return f"an input of clip {made.name} is gone ({error})"
         if now != made.inputs:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..digests import file_digest
 from ..errors import ComboError, MediaError
 from ..layouts import Clip, SoundRule
 from ..manifest import AudioSettings, Manifest
-from ..media import digest
 from ..sound_files import open_sound, read_log_mel_pickle, read_sound
 from ..store import ArraySpec, Variant
 from ..weights import resolve
@@ -160,7 +160,7 @@ class AudioStage:
                 patches = log_mel(self._consecutive(file))
             # A centred clip has a patch for each of its frames; those it does not have get zeros.
             pad = PADDINGS.get(self.rule, pad_zeros)
-            return pad(patches, self.frames_per_clip), combined_digest([digest(file)])
+            return pad(patches, self.frames_per_clip), combined_digest([file_digest(file)])
         except ValueError as error:
             raise MediaError(file, str(error)) from None
 

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from combo.pipeline.digests import file_digest
 from combo.pipeline.errors import ComboError, MediaError
 from combo.pipeline.media import (
     VideoFrame,
-    digest,
     fit_frame,
     fit_label,
     read_frame,
@@ -90,7 +90,11 @@ def test_digests_are_those_of_the_files_bytes(tmp_path: Path):
     path = save(tmp_path / "a.png", PICTURE)
     digests: dict[Path, str] = {}
     read_frames([path], digests)
-    assert digests == {path: hashlib.sha256(path.read_bytes()).hexdigest()} == {path: digest(path)}
+    assert (
+        digests
+        == {path: hashlib.sha256(path.read_bytes()).hexdigest()}
+        == {path: file_digest(path)}
+    )
 
 
 def broken_files(folder: Path) -> dict[str, Path]:
