@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from . import durable
 from .errors import ComboError
 from .jobs.status import progress
 from .manifest import Manifest
@@ -53,12 +54,8 @@ def _store(manifest: Manifest) -> Iterator[Finding]:
         mend = "" if store.exists() else f"combo pack STORE --to {store}"
         yield Finding("store", store.exists(), f"{store}, a packed file", mend)
         return
-    home = store
-    while not home.exists() and home != home.parent:
-        home = home.parent
-    disk = os.statvfs(home)
-    free = f"{disk.f_bavail * disk.f_frsize / 1e9:.1f} GB free"
-    if os.access(home, os.W_OK):
+    if os.access(durable.existing(store), os.W_OK):
+        free = f"{durable.free_bytes(store) / 1e9:.1f} GB free"
         yield Finding("store", True, f"{store}, {free}")
     else:
         yield Finding(

@@ -9,7 +9,6 @@ import errno
 import fcntl
 import http.client
 import os
-import shutil
 import time
 import urllib.error
 import urllib.request
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from . import durable
 from .errors import ComboError
 
 Progress = Callable[[int, int | None], None]
@@ -181,7 +181,7 @@ class _Transfer:
                 raise ComboError(
                     f"{self.url}: {total} bytes there, {self.size} expected; not the published file"
                 )
-            free = shutil.disk_usage(self.tag.parent).free
+            free = durable.free_bytes(self.tag)
             if total - have > free:
                 raise ComboError(
                     f"{self.tag.parent}: {total - have} bytes to fetch and {free} free; make room "

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
+from . import durable
 from .errors import ComboError
 from .sample_scenes import KINDS, RATE, Pixels, Samples, Scene, film
 
@@ -124,7 +125,7 @@ def _contents(folder: Path) -> dict[str, int]:
 
 
 def _check_space(root: Path, needed: int) -> None:
-    free = shutil.disk_usage(root).free
+    free = durable.free_bytes(root)
     if free < needed:
         raise ComboError(
             f"{root}: the sample needs about {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are "
