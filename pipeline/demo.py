@@ -11,7 +11,7 @@ from .commands.stages import Computers, run_stages
 from .console import Output, duration
 from .devices import choose_device
 from .errors import ComboError
-from .evaluate import Evaluation, Sound, as_json, measure, open_run, open_split
+from .evaluate import Evaluation, SoundCondition, as_json, measure, open_run, open_split
 from .jobs.run import Options
 from .manifest import load_manifest
 from .report import Panel, contact_sheet, panel
@@ -102,7 +102,9 @@ def run_demo(output: Output, folder: Path) -> None:
     output.note(f"took {duration(time.monotonic() - started)}")
 
 
-def _evaluate(output: Output, run: RunFolder, sound: Sound, panels: list[Panel]) -> Evaluation:
+def _evaluate(
+    output: Output, run: RunFolder, sound: SoundCondition, panels: list[Panel]
+) -> Evaluation:
     """Scores on the test split; the first clips are added to `panels`."""
     reader = open_split(run, "test")
     device = choose_device("auto")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from . import durable
 from .errors import ComboError
-from .jobs.status import progress
+from .jobs.status import stage_statuses
 from .manifest import Manifest
 from .packed import is_packed
 from .preprocess.encoders import encoder
@@ -16,7 +16,7 @@ from .weights import locate
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One thing looked at. mend: what makes it good; empty when it is."""
 
     what: str
@@ -25,10 +25,10 @@ class Finding:
     mend: str = ""
 
 
-def examine(manifest: Manifest) -> list[Finding]:
+def examine(manifest: Manifest) -> list[Check]:
     """Look at manifest, data sets, weights and store; opens no media."""
     return [
-        Finding("manifest", True, str(manifest.file)),
+        Check("manifest", True, str(manifest.file)),
         *_device(),
         *_store(manifest),
         *_weights(manifest),
@@ -36,58 +36,58 @@ def examine(manifest: Manifest) -> list[Finding]:
     ]
 
 
-def _device() -> Iterator[Finding]:
+def _device() -> Iterator[Check]:
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     state = ", ".join(gpus) or f"no GPU; {os.cpu_count()} CPU cores"
-    yield Finding("device", True, f"{state}; torch {torch.__version__}")
+    yield Check("device", True, f"{state}; torch {torch.__version__}")
 
 
-def _store(manifest: Manifest) -> Iterator[Finding]:
+def _store(manifest: Manifest) -> Iterator[Check]:
     try:
         store = manifest.store_path
     except ComboError as error:
-        yield Finding("store", False, "not set", str(error))
+        yield Check("store", False, "not set", str(error))
         return
     if is_packed(store):
         mend = "" if store.exists() else f"combo pack STORE --to {store}"
-        yield Finding("store", store.exists(), f"{store}, a packed file", mend)
+        yield Check("store", store.exists(), f"{store}, a packed file", mend)
         return
     if os.access(durable.existing(store), os.W_OK):
         free = f"{durable.free_bytes(store) / 1e9:.1f} GB free"
-        yield Finding("store", True, f"{store}, {free}")
+        yield Check("store", True, f"{store}, {free}")
     else:
-        yield Finding(
+        yield Check(
             "store", False, f"{store} cannot be written", "give another: export COMBO_STORE=FOLDER"
         )
 
 
-def _weights(manifest: Manifest) -> Iterator[Finding]:
+def _weights(manifest: Manifest) -> Iterator[Check]:
     wanted = [*encoder(manifest.stages.audio.encoder).weights]
     if name := generator(manifest.stages.maskige.generator).weights:
         wanted.append(name)
     for name in wanted:
         try:
             path = locate(name, manifest.weight_paths())
-            yield Finding(f"weights {name}", True, str(path))
+            yield Check(f"weights {name}", True, str(path))
         except ComboError as error:
-            yield Finding(f"weights {name}", False, "missing", str(error))
+            yield Check(f"weights {name}", False, "missing", str(error))
 
 
-def _data_set(manifest: Manifest, name: str) -> Iterator[Finding]:
+def _data_set(manifest: Manifest, name: str) -> Iterator[Check]:
     try:
         root, splits = manifest.root(name), splits_of(manifest, name)
         rules = layout_of(manifest, name)
         counts = {split: len(rules.clips(root, split)) for split in splits}
     except ComboError as error:
-        yield Finding(f"data set {name}", False, "not found", str(error))
+        yield Check(f"data set {name}", False, "not found", str(error))
         return
     for split, count in counts.items():
         expected = rules.expected.get(split)
         published = f" of the {expected:,} published" if expected else ""
         store = manifest.store_path
-        states = progress(store, [name], [split]) if store.exists() else []
+        states = stage_statuses(store, [name], [split]) if store.exists() else []
         finished = {s.stage: s for s in states if s.finished}
         missing = [stage for stage in STAGES if stage not in finished]
         state = f"{count:,} clips{published}; " + (
@@ -100,7 +100,7 @@ def _data_set(manifest: Manifest, name: str) -> Iterator[Finding]:
         mend = f"combo {verb} --data {name} --split {split}"
         if is_packed(store):
             mend = f"combo pack STORE --to {store} --overwrite"
-        yield Finding(f"{name}/{split}", not missing, state, mend if missing else "")
+        yield Check(f"{name}/{split}", not missing, state, mend if missing else "")
 
 
 def _verb(manifest: Manifest, stage: str) -> str:

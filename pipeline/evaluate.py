@@ -18,8 +18,8 @@ from .train import checkpoint
 from .train.loader import ClipReader, StoredBatch
 from .train.run_folder import RunFolder
 
-Sound = Literal["right", "swapped", "silent", "noise"]
-SOUNDS: tuple[Sound, ...] = ("right", "swapped", "silent", "noise")
+SoundCondition = Literal["right", "swapped", "silent", "noise"]
+SOUNDS: tuple[SoundCondition, ...] = ("right", "swapped", "silent", "noise")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Evaluation:
     is visible; None without such clips.  clips: name -> (M_J, M_F).
     """
 
-    sound: Sound
+    sound: SoundCondition
     m_j: float
     m_f: float
     protocols: dict[str, tuple[float, float | None]]
@@ -46,7 +46,7 @@ def measure(
     reader: ClipReader,
     device: torch.device,
     dtype: torch.dtype | None = None,
-    sound: Sound = "right",
+    sound: SoundCondition = "right",
     on_clip: Callable[[StoredBatch, Tensor], None] = lambda *_: None,
 ) -> Evaluation:
     """Run a network over a split, one clip at a time (results of COMBO depend on the batch).

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..console import Output, duration
 from ..devices import choose_device
 from ..errors import ComboError
-from ..evaluate import Sound, as_json, measure, open_run, open_split
+from ..evaluate import SoundCondition, as_json, measure, open_run, open_split
 from ..manifest import load_manifest
 from ..train.run_folder import RunFolder
 from ..train.start import free_folder, start
@@ -63,7 +63,7 @@ def evaluate(
     output: Output,
     folder: Path,
     split: str,
-    sound: Sound,
+    sound: SoundCondition,
     store: Path | None,
     variants: Sequence[str],
     device: str,

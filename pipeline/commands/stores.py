@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..console import Output, duration
 from ..errors import ComboError
-from ..jobs.status import progress
+from ..jobs.status import stage_statuses
 from ..jobs.stopping import listening
 from ..jobs.unit import Job
 from ..jobs.verify import Finding, count_findings, repair_variant, verify_variant
@@ -23,7 +23,7 @@ def status(
 ) -> None:
     """`combo status`."""
     manifest = load_manifest(manifest_file)
-    states = progress(manifest.store_path, data or None, splits or None)
+    states = stage_statuses(manifest.store_path, data or None, splits or None)
     if output.as_json:
         output.json([dataclasses.asdict(state) for state in states])
         return

@@ -35,7 +35,7 @@ from ..preprocess.stage import Place
 from . import records, slurm
 from .local import Lost
 from .stopping import Stop
-from .unit import BUSY_PAUSE, Busy, Done, Job, Units
+from .unit import BUSY_PAUSE, Busy, Done, Job, OpenJob
 
 AHEAD = 8
 """Units per worker that Dask is given before the first of them is done."""
@@ -251,7 +251,7 @@ class _Loaded(WorkerPlugin):
         self.name = f"combo-{job.split.data_set}-{job.split.split}-{job.variant.name}"
         self._job, self._again, self._device, self._threads = job, again, device, threads
         self._place = Place()
-        self._units: Units | None = None
+        self._units: OpenJob | None = None
         self._one_at_a_time: Lock | None = None
 
     def setup(self, worker: Worker) -> None:

@@ -15,7 +15,7 @@ from ..devices import cores, devices
 from ..errors import ComboError
 from ..preprocess.stage import Place
 from .stopping import Stop
-from .unit import Busy, Done, Job, Patience, Units
+from .unit import Busy, Done, Job, OpenJob, Patience
 
 ATTEMPTS = 3
 """How often a unit may take its process down with it before it is given up."""
@@ -172,7 +172,7 @@ def _work(pipe: Any, job: Job, place: Place, again: bool) -> None:
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    run: Units | None = None
+    run: OpenJob | None = None
     while True:
         try:
             unit = pipe.recv()
