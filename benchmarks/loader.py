@@ -34,9 +34,9 @@ from torch.utils.data import DataLoader, Dataset
 from combo.model.maskige import reference_palette
 from combo.pipeline.jobs.local import LocalRunner
 from combo.pipeline.jobs.pack import pack
+from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.manifest import Manifest, load_manifest
-from combo.pipeline.preprocess.tasks import make_job
 from combo.pipeline.sample import write_sample
 from combo.pipeline.source import Choice, open_source
 from combo.pipeline.store import SplitStore

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from . import durable
 from .errors import ComboError
+from .jobs.plan import STAGES, layout_of, splits_of
 from .jobs.status import stage_statuses
 from .manifest import Manifest
 from .packed import is_packed
 from .preprocess.encoders import encoder
 from .preprocess.generators import generator
-from .preprocess.tasks import STAGES, layout_of, splits_of
 from .weights import locate
 
 

@@ -64,6 +64,7 @@ class Layout(ABC):
     frames_per_clip: int
     sound_rule: SoundRule
     expected: Mapping[str, int]
+    seconds_per_frame: float = 1.0
 
     @abstractmethod
     def splits(self, root: Path) -> tuple[str, ...]:

@@ -34,6 +34,10 @@ def _square(value: Any) -> Any:
     return (value, value) if isinstance(value, int) else value
 
 
+def _old_word(value: Any) -> Any:
+    return "layout" if value == "avsbench" else value  # until 0.1; `folders` never took that rule
+
+
 class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,8 +67,8 @@ class FramesSettings(Model):
 class AudioSettings(Model):
     encoder: str = "vggish"
     """`vggish`, `vggish-pca` or `mel-stats`."""
-    windows: Literal["avsbench", "centred"] = "avsbench"
-    """Which 0.96 s of sound belong to a frame: the benchmark's rule, or around its time."""
+    windows: Annotated[Literal["layout", "centred"], BeforeValidator(_old_word)] = "layout"
+    """Which 0.96 s of sound belong to a frame: by the layout's own rule, or around its time."""
     source: Literal["sound", "log-mel"] = "sound"
     """Sound files, or AVSBench-object's `audio_log_mel/*.pkl` where only those are left."""
     stream: int | None = Field(default=None, ge=0)

@@ -1,7 +1,7 @@
 """Finished clips, wherever they lie: in a store, or in a file that was packed from one.
 
 Training and evaluation read through `Source` and ask for nothing else, so that both are the same
-to them. What "finished" means is still only known in `jobs`.
+to them. Here alone stands what "usable" means.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from .errors import ComboError
-from .jobs.records import Finished, read_finished
 from .packed import PackedSplit, is_packed, splits_in_packed
-from .store import Plan, SplitStore, Variant, splits_in
-
-STAGES = ("frames", "audio", "maskige")
+from .store import STAGES, Finished, Plan, SplitStore, Variant, splits_in
 
 
 class RowReader(Protocol):
@@ -39,6 +35,8 @@ class Source(Protocol):
 
     def variants(self, stage: str | None = None) -> list[Variant]: ...
 
+    def finished(self, variant: Variant) -> Finished | None: ...
+
     def read_array(self, variant: Variant, name: str) -> np.ndarray:
         """A whole array, [at least as many as clips, ...]."""
         ...
@@ -59,12 +57,23 @@ def sources_in(store: Path, data_sets: Sequence[str] | None = None) -> list[Sour
     return list(splits_in(store, data_sets))
 
 
-def finished_manifest(source: Source, variant: Variant) -> Finished | None:
-    """The manifest of a finished variant, or None."""
-    if isinstance(source, SplitStore):
-        return read_finished(source, variant)
-    assert isinstance(source, PackedSplit)
-    return TypeAdapter(Finished).validate_python(source.finished(variant))
+def usable(source: Source, variant: Variant) -> Finished | None:
+    """What closed a variant, where it was closed for the split's plan and with its settings."""
+    finished = source.finished(variant)
+    fits = finished is not None and (finished.plan, finished.fingerprint) == (
+        source.plan().fingerprint,
+        variant.fingerprint,
+    )
+    return finished if fits else None
+
+
+def demand_usable(source: Source, variant: Variant) -> Finished:
+    """As `usable`. Raises ComboError with the command that finishes the variant."""
+    finished = usable(source, variant)
+    if finished is None:
+        command = remake(source, variant.stage, variant.settings)
+        raise ComboError(f"{variant.key} of {source} is not finished; run: {command}")
+    return finished
 
 
 def remake(source: Source, stage: str, settings: Mapping[str, Any]) -> str:

@@ -8,10 +8,10 @@ from ..console import Output
 from ..errors import ComboError
 from ..jobs import records
 from ..jobs.estimate import check, estimate
+from ..jobs.plan import jobs
 from ..jobs.run import Options, close, settle_plan, storing, units_to_do
 from ..jobs.slurm import JobArray, check_ready
 from ..manifest import Manifest, load_manifest
-from ..preprocess.tasks import jobs
 from ..store import new_jobs_folder
 from .stages import needs, stages_of
 

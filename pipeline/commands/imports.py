@@ -6,12 +6,11 @@ from pathlib import Path
 
 from ..console import Output
 from ..errors import ComboError
+from ..jobs.plan import planned, splits_of
 from ..jobs.run import Options
 from ..jobs.stopping import listening
 from ..jobs.unit import Job
 from ..manifest import Manifest, load_manifest
-from ..preprocess.imported import import_job
-from ..preprocess.tasks import splits_of
 from .stages import Computers, run_jobs
 
 
@@ -60,7 +59,8 @@ def _jobs(
             if splits and split not in splits:
                 continue
             try:
-                job = import_job(manifest, data_set, split, stage, folder, note, tree)
+                there = planned(manifest, data_set, split)
+                job = there.import_job(stage, folder, note, tree)
             except ComboError as error:
                 if data and splits:
                     raise

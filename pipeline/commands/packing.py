@@ -11,10 +11,10 @@ from ..console import Output, duration
 from ..errors import ComboError
 from ..jobs.pack import pack as write_packed
 from ..jobs.pack import verify_packed
+from ..jobs.plan import stage_settings
 from ..jobs.verify import Finding
 from ..manifest import Manifest, load_manifest
 from ..packed import refuse_packed, splits_in_packed
-from ..preprocess.tasks import stage_settings
 from ..source import STAGES, Choice, choose_variants
 from ..store import SplitStore, splits_in
 

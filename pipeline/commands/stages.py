@@ -13,11 +13,11 @@ from ..errors import ComboError
 from ..jobs import slurm
 from ..jobs.estimate import Estimate, estimate, size_text
 from ..jobs.local import LocalRunner
+from ..jobs.plan import STAGES, jobs
 from ..jobs.run import Options, Runner, Summary, parse_part, run_job, settle_plan, units_to_do
 from ..jobs.stopping import Stop, Stopped, listening
 from ..jobs.unit import Job
 from ..manifest import FILE_NAME, Manifest, load_manifest
-from ..preprocess.tasks import STAGES, jobs
 
 SAMPLE_MANIFEST = """\
 # Written by `combo sample`: needs no weights, and is small enough for two CPU cores.

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from ..console import Output, duration
 from ..errors import ComboError
+from ..jobs.plan import PlannedSplit, planned
 from ..jobs.status import stage_statuses
 from ..jobs.stopping import listening
 from ..jobs.unit import Job
 from ..jobs.verify import Finding, count_findings, repair_variant, verify_variant
 from ..manifest import Manifest, load_manifest
 from ..packed import is_packed, refuse_packed
-from ..preprocess.tasks import job_of
 from ..store import SplitStore, Variant, splits_in
 from . import packing
 
@@ -113,10 +113,11 @@ def verify(
     checked = 0
     for split in found:
         findings += count_findings(split) if full else ()
+        there = _planned(output, manifest, split) if inputs or repair else None
         for variant in split.variants():
             wrong: list[Finding] = []
             # A store may hold variants that this manifest does not make: those are only read.
-            job = _job(output, manifest, split, variant) if inputs or repair else None
+            job = there and _job(output, there, variant)
             with output.bar(f"{split} {variant.stage}", split.plan().units) as bar:
                 for each in verify_variant(split, variant, job if inputs else None):
                     if isinstance(each, Finding):
@@ -150,12 +151,21 @@ def verify(
         sys.exit(1)
 
 
-def _job(output: Output, manifest: Manifest, split: SplitStore, variant: Variant) -> Job | None:
-    """The job that makes a variant; where this manifest has none, None and a note why."""
+def _planned(output: Output, manifest: Manifest, split: SplitStore) -> PlannedSplit | None:
+    """A split of the store as the manifest has it; where it has none, None and a note why."""
     try:
-        return job_of(manifest, split, variant)
+        return planned(manifest, split.data_set, split.split)
     except ComboError as error:
-        output.warn(f"{split} {variant.key} cannot be made or compared here: {error}")
+        output.warn(f"{split} cannot be made or compared here: {error}")
+        return None
+
+
+def _job(output: Output, there: PlannedSplit, variant: Variant) -> Job | None:
+    """The job that makes a variant; where the manifest has none, None and a note why."""
+    try:
+        return there.job_of(variant)
+    except ComboError as error:
+        output.warn(f"{there.where} {variant.key} cannot be made or compared here: {error}")
         return None
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..packed import PackedSplit, is_packed, splits_in_packed
+from ..source import usable
 from ..store import SplitStore, Variant, splits_in
 from . import records
 from .parts import Part, read_parts
@@ -58,7 +59,7 @@ def stage_statuses(
 
 def _packed(split: PackedSplit, variant: Variant) -> StageStatus:
     """What is packed is finished."""
-    plan, failures = split.plan(), dict(split.finished(variant)["failed"])
+    plan, failures = split.plan(), dict(split.finished(variant).failed)
     return StageStatus(
         data_set=split.data_set,
         split=split.split,
@@ -108,12 +109,7 @@ def _stage_status(split: SplitStore, variant: Variant) -> StageStatus:
         units_done=len(there),
         clips_per_second=rate,
         seconds_left=round(to_do / rate, 1) if rate and to_do and running else None,
-        finished=to_do == 0 and _is_finished(split, variant),
+        finished=to_do == 0 and usable(split, variant) is not None,
         failures=failures,
         parts=tuple(parts),
     )
-
-
-def _is_finished(split: SplitStore, variant: Variant) -> bool:
-    finished = records.read_finished(split, variant)
-    return finished is not None and finished.fingerprint == variant.fingerprint

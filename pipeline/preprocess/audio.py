@@ -11,13 +11,13 @@ import numpy as np
 
 from ..digests import file_digest
 from ..errors import ComboError, MediaError
+from ..identity import recorded
 from ..layouts import Clip, SoundRule
-from ..manifest import AudioSettings, Manifest
+from ..manifest import AudioSettings
 from ..sound_files import open_sound, read_log_mel_pickle, read_sound
 from ..store import ArraySpec, Variant
-from ..weights import resolve
 from .encoders import encoder
-from .stage import Outcome, Place, Worker, combined_digest, make_variant
+from .stage import Description, Outcome, Place, Worker, combined_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,57 +30,53 @@ _WINDOWS_HELD = 64
 """Windows of a sound that wait for the front-end, 125 kB each."""
 
 
+def describe(settings: AudioSettings, rule: SoundRule, frames_per_clip: int) -> Description:
+    """Embeddings by the settings' encoder.
+
+    rule: the layout's; the setting `windows: centred` goes before it. Raises ComboError.
+    """
+    rule = rule_of(settings, rule)
+    values = recorded(settings)
+    del values["memory_limit"]
+    return Description(
+        "audio",
+        f"{settings.encoder}-{rule}",
+        VERSION,
+        {**values, "windows": rule},
+        (ArraySpec("embedding", (frames_per_clip, EMBEDDING), "float32"),),
+        weights=encoder(settings.encoder).weights,
+    )
+
+
+def rule_of(settings: AudioSettings, rule: SoundRule) -> SoundRule:
+    """Which sound belongs to a frame, by settings and the layout's rule. Raises ComboError."""
+    if settings.windows == "centred":
+        rule = "centred"
+    if rule == "centred" and settings.source == "log-mel":
+        raise ComboError(
+            "stages.audio: log-mel patches are cut already; `source: log-mel` goes with the "
+            "layouts of AVSBench and `windows: layout`"
+        )
+    return rule
+
+
 @dataclass(frozen=True)
 class AudioStage:
     """Sound -> windows -> log-mel patches -> embeddings, the embeddings of a unit together.
 
     rule: `avsbench` (consecutive windows, the last repeated), `zeros` (AVSS: zeros to the end) or
     `centred` (one window around each frame's time). Arrays a clip: embedding [T,128] float32.
+    weights: file and digest by catalogue name.
     """
 
     settings: AudioSettings
     rule: SoundRule
     frames_per_clip: int
     weights: Mapping[str, tuple[Path, str]]
-    """File and digest by catalogue name."""
-
-    @classmethod
-    def make(cls, manifest: Manifest, rule: SoundRule, frames_per_clip: int) -> "AudioStage":
-        """The stage as the manifest wants it. Raises ComboError for missing weights."""
-        settings = manifest.stages.audio
-        weights = {name: resolve(name, manifest) for name in encoder(settings.encoder).weights}
-        return cls.of(settings, rule, frames_per_clip, weights)
-
-    @classmethod
-    def of(
-        cls,
-        settings: AudioSettings,
-        rule: SoundRule,
-        frames_per_clip: int,
-        weights: Mapping[str, tuple[Path, str]],
-    ) -> "AudioStage":
-        """rule: the layout's; the setting `windows: centred` goes before it."""
-        if settings.windows == "centred":
-            rule = "centred"
-        if rule == "centred" and settings.source == "log-mel":
-            raise ComboError(
-                "stages.audio: log-mel patches are cut already; `source: log-mel` goes with the "
-                "layouts of AVSBench and `windows: avsbench`"
-            )
-        return cls(settings, rule, frames_per_clip, weights)
 
     def variant(self) -> Variant:
-        return make_variant(
-            "audio",
-            f"{self.settings.encoder}-{self.rule}",
-            VERSION,
-            {
-                **self.settings.model_dump(mode="json", exclude={"memory_limit"}),
-                "windows": self.rule,
-            },
-            (ArraySpec("embedding", (self.frames_per_clip, EMBEDDING), "float32"),),
-            weights={name: digest for name, (_, digest) in self.weights.items()},
-        )
+        described = describe(self.settings, self.rule, self.frames_per_clip)
+        return described.variant({name: digest for name, (_, digest) in self.weights.items()})
 
     @property
     def has_network(self) -> bool:

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from ...model.maskige import colour
 from ..errors import ComboError
-from ..jobs.records import Finished
-from ..source import Choice, Source, finished_manifest, remake
-from ..store import VALID, Plan, Variant
+from ..source import Choice, Source, demand_usable
+from ..store import VALID, Plan
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class ClipReader:
         self.outputs: dict[str, str] = {}
         usable = np.ones(len(self.plan.clips), bool)
         for variant in choice.variants:
-            finished = _finished(split, variant, self.plan)
+            finished = demand_usable(split, variant)
             self.left_out |= finished.failed
             self.outputs[variant.stage] = finished.outputs
             valid = split.read_array(variant, VALID)[: len(self.plan.clips)]
@@ -183,18 +182,6 @@ def shuffled(clips: int, batch: int, seed: int, first: int, last: int) -> Iterat
     for iteration in range(first, last):
         places = range(iteration * batch, (iteration + 1) * batch)
         yield [int(order(place // clips)[place % clips]) for place in places]
-
-
-def _finished(split: Source, variant: Variant, plan: Plan) -> Finished:
-    finished = finished_manifest(split, variant)
-    if (
-        finished is None
-        or finished.plan != plan.fingerprint
-        or finished.fingerprint != variant.fingerprint
-    ):
-        command = remake(split, variant.stage, variant.settings)
-        raise ComboError(f"{variant.key} of {split} is not finished; run: {command}")
-    return finished
 
 
 @cache

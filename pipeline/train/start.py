@@ -11,8 +11,8 @@ from ...model import Combo
 from ...model.backbones import Backbone
 from ...model.settings import ComboSettings
 from ..errors import ComboError
+from ..jobs.plan import stage_settings
 from ..manifest import Manifest
-from ..preprocess.tasks import stage_settings
 from ..source import Choice, choose_variants, open_source, sources_in
 from ..weights import load_state, resolve
 from . import checkpoint

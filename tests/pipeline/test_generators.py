@@ -14,6 +14,7 @@ from combo.model.semantic_sam import SemanticSam
 from combo.model.semantic_sam.network import STRIDE, TOKEN_OF_LEVEL
 from combo.pipeline.digests import file_digest
 from combo.pipeline.errors import ComboError
+from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.manifest import (
@@ -28,7 +29,6 @@ from combo.pipeline.manifest import (
 from combo.pipeline.preprocess.generators import SEMANTIC_SAM_STRIDE, SEMANTIC_SAM_TOKENS
 from combo.pipeline.preprocess.maskige import MaskigeStage
 from combo.pipeline.preprocess.stage import Place
-from combo.pipeline.preprocess.tasks import make_job
 from combo.pipeline.store import Variant
 
 MANIFEST = """\
@@ -101,7 +101,8 @@ def test_whatever_can_change_a_mask_makes_another_variant(generator: str) -> Non
 
     def variant(changes: dict[str, Any], digest: str = "ab", size: int = 64) -> Variant:
         settings = base.model_copy(update=changes)
-        return MaskigeStage(settings, (size, size), "squash", 5, Path("file"), digest).variant()
+        weights = {generator: (Path("file"), digest)}
+        return MaskigeStage(settings, (size, size), "squash", 5, weights).variant()
 
     grid = getattr(base, own)
     # None of these is the default.

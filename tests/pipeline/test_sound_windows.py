@@ -25,7 +25,7 @@ HOURS = 10
 
 def outcome(path: Path, times: tuple[float, ...], windows: str = "centred") -> Outcome:
     rule = "centred" if windows == "centred" else "avsbench"
-    stage = AudioStage.of(AudioSettings(encoder="mel-stats"), rule, 5, {})
+    stage = AudioStage(AudioSettings(encoder="mel-stats"), rule, 5, {})
     (only,) = stage.open(Place())([Clip("long", sound=path, times=times)])
     return only
 

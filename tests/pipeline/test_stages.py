@@ -19,14 +19,14 @@ from skimage.segmentation import felzenszwalb
 from combo.model.maskige import merge, reference_palette, resize_labels
 from combo.model.vggish import LogMel, consecutive, mel_statistics
 from combo.pipeline.errors import ComboError
+from combo.pipeline.jobs.plan import make_job, splits_of, stage_settings
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.layouts import AVSS, MS3, S4, Clip
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.media import read_frames, read_label
 from combo.pipeline.preprocess.generators import merge_segments
 from combo.pipeline.preprocess.stage import Outcome, Place
-from combo.pipeline.preprocess.tasks import STAGES, make_job, make_stage, splits_of, stage_settings
-from combo.pipeline.store import LABEL_IGNORED
+from combo.pipeline.store import LABEL_IGNORED, STAGES
 
 RATE = 16_000
 
@@ -41,7 +41,7 @@ def made(manifest: Manifest, data_set: str, split: str, stage: str, clips: Seque
 def run(
     manifest: Manifest, data_set: str, split: str, stage: str, clips: Sequence[Clip]
 ) -> list[Outcome]:
-    return make_stage(manifest, data_set, split, stage).open(Place())(clips)
+    return make_job(manifest, data_set, split, stage).stage.open(Place())(clips)
 
 
 def write_tone(path: Path, seconds: float, hertz: float = 440.0) -> Path:
@@ -62,7 +62,7 @@ def test_every_stage_makes_the_arrays_that_it_announces(
     manifest: Manifest, data_set: str, stage: str
 ) -> None:
     clips = make_job(manifest, data_set, "train", stage).clips[:2]
-    made_stage = make_stage(manifest, data_set, "train", stage)
+    made_stage = make_job(manifest, data_set, "train", stage).stage
     assert pickle.loads(pickle.dumps(made_stage)) == made_stage  # noqa: S301 - goes to workers
     for found in made(manifest, data_set, "train", stage, clips):
         announced = {
@@ -348,7 +348,7 @@ def test_a_frame_of_more_segments_than_any_counter_holds_is_counted(
 
 
 def test_a_maskige_keeps_the_palette_it_is_coloured_with(manifest: Manifest) -> None:
-    variant = make_stage(manifest, "s4", "train", "maskige").variant()
+    variant = make_job(manifest, "s4", "train", "maskige").variant
     assert variant.attributes["palette"] == reference_palette().tolist()
 
 

@@ -25,9 +25,9 @@ from combo.pipeline.devices import choose_device
 from combo.pipeline.errors import ComboError
 from combo.pipeline.evaluate import SOUNDS, Evaluation, measure, open_run, open_split, other_clips
 from combo.pipeline.jobs import records
+from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job
 from combo.pipeline.manifest import Manifest
-from combo.pipeline.preprocess.tasks import make_job
 from combo.pipeline.store import SplitStore
 from combo.pipeline.train import checkpoint
 from combo.pipeline.train.checkpoint import Checkpoint
@@ -204,7 +204,7 @@ def test_an_unfinished_store_is_refused_before_anything_is_written(
 ) -> None:
     split = SplitStore(own.store_path, "s4", "val")
     (variant,) = split.variants("maskige")
-    durable.remove(split.records(variant) / records.FINISHED)
+    durable.remove(split.finished_path(variant))
     with pytest.raises(ComboError, match="combo preprocess maskige --data s4 --split val"):
         tiny(own, tmp_path / "run")
     assert not (tmp_path / "run").exists()
