@@ -63,18 +63,18 @@ def preprocess(
     device: options.Device = "auto",
     dask: Annotated[
         str | None,
-        typer.Option(help="Run on Dask: local, slurm, or a scheduler's address."),
+        typer.Option(help="Run on Dask: local, a cluster's scheduler (slurm), or an address."),
     ] = None,
     lifetime: Annotated[
         str | None,
-        typer.Option(help="With --dask slurm: when a worker leaves, as 55m; default: in time."),
+        typer.Option(help="When a Dask worker that is a job leaves, as 55m; default: in time."),
     ] = None,
-    sbatch_arg: options.SbatchArg = None,
+    scheduler_arg: options.SchedulerArg = None,
     dry_run: options.DryRun = False,
     force: options.Force = False,
     requeue: Annotated[
         bool,
-        typer.Option("--requeue", help="In a Slurm job: told to stop, queue this job again."),
+        typer.Option("--requeue", help="In a cluster's job: told to stop, queue it again."),
     ] = False,
     overwrite: options.Overwrite = False,
     retry_failed: options.RetryFailed = False,
@@ -100,7 +100,7 @@ def preprocess(
         memory_limit=memory_limit,
         options=stages.parse_options(part, overwrite, retry_failed, force),
         computers=stages.Computers(
-            workers, workers_per_device, device, dask, lifetime, tuple(sbatch_arg or ())
+            workers, workers_per_device, device, dask, lifetime, tuple(scheduler_arg or ())
         ),
         dry_run=dry_run,
         requeue=requeue,
@@ -111,7 +111,8 @@ def preprocess(
 def submit(
     stage: options.Stage,
     tasks: Annotated[int, typer.Option(min=1, help="Tasks of the job array.")],
-    slurm: Annotated[bool, typer.Option("--slurm", help="As a Slurm job array.")] = False,
+    scheduler: Annotated[str | None, typer.Option(help="The cluster's; default: slurm.")] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", hidden=True)] = False,
     data: options.Data = None,
     split: options.Split = None,
     manifest: options.Manifest = None,
@@ -121,7 +122,7 @@ def submit(
         int | None, typer.Option(min=1, help="Most tasks that run at the same time.")
     ] = None,
     workers: options.Workers = None,
-    sbatch_arg: options.SbatchArg = None,
+    scheduler_arg: options.SchedulerArg = None,
     retry_failed: options.RetryFailed = False,
     force: options.Force = False,
     print_only: Annotated[
@@ -134,10 +135,9 @@ def submit(
 
     The scripts and logs are in the store's folder `jobs`. A dependent job closes the split.
 
-    Example: combo submit maskige --slurm --tasks 64 --sbatch-arg=--gres=gpu:1
+    Example: combo submit maskige --tasks 64 --scheduler-arg=--gres=gpu:1
     """
-    if not slurm:
-        raise typer.BadParameter("give --slurm, the one kind of cluster there is")
+    del slurm  # until 0.1 it had to be given
     from .pipeline.commands import clusters
 
     clusters.submit(
@@ -151,7 +151,8 @@ def submit(
         tasks=tasks,
         at_once=at_once,
         workers=workers,
-        sbatch=sbatch_arg or [],
+        arguments=scheduler_arg or [],
+        scheduler=scheduler,
         retry_failed=retry_failed,
         force=force,
         print_only=print_only,

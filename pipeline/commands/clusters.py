@@ -7,10 +7,11 @@ from pathlib import Path
 from ..console import Output
 from ..errors import ComboError
 from ..jobs import records
+from ..jobs import scheduler as schedulers
 from ..jobs.estimate import check, estimate
+from ..jobs.job_array import JobArray
 from ..jobs.plan import jobs
 from ..jobs.run import Options, close, settle_plan, storing, units_to_do
-from ..jobs.slurm import JobArray, check_ready
 from ..manifest import Manifest, load_manifest
 from ..store import new_jobs_folder
 from .stages import needs, stages_of
@@ -28,16 +29,18 @@ def submit(
     tasks: int,
     at_once: int | None,
     workers: int | None,
-    sbatch: Sequence[str],
+    arguments: Sequence[str],
+    scheduler: str | None,
     retry_failed: bool,
     force: bool,
     print_only: bool,
 ) -> None:
     """`combo submit`: everything is planned here, once, so that tasks write their units alone."""
     manifest = load_manifest(manifest_file).with_stages(encoder, generator)
-    cluster = manifest.cluster.with_sbatch(sbatch)
+    cluster = manifest.cluster.with_arguments(arguments)
+    batch = schedulers.named(scheduler)
     if not print_only:
-        check_ready(cluster)
+        batch.check_ready(cluster)
     options = Options(retry_failed=retry_failed, force=force)
     most = planned = 0
     for job in jobs(manifest, stages_of(stage), manifest.choose(data), splits):
@@ -61,7 +64,8 @@ def submit(
         most = max(most, todo and job.plan.units)
     if not most:
         if output.as_json:
-            output.json({"array": None, "finalise": None, "tasks": 0, "folder": None})
+            nothing = {"array": None, "arrays": [], "finalise": None, "tasks": 0, "folder": None}
+            output.json(nothing)
         else:
             output.result("nothing to do: every unit is done; see combo status")
         return
@@ -73,10 +77,10 @@ def submit(
         *(["--force"] if force else []),
         "--quiet",
     ]
-    name = f"combo-{stage}"
     array = JobArray(
-        name=name,
+        name=f"combo-{stage}",
         folder=_folder(manifest, stage, print_only),
+        parts=min(tasks, most),
         tasks=min(tasks, most),
         at_once=at_once,
         arguments=[*which, *extra],
@@ -85,22 +89,25 @@ def submit(
         environment=manifest.environment(),
     )
     if print_only:
-        output.result(f"{array.script}\n{array.closing_script}")
+        scripts = [batch.script(each) for each in array.divided(batch.largest_array())]
+        output.result("\n".join([*scripts, batch.closing_script(array)]))
         return
-    number, closing = array.submit()
+    numbers, closing = schedulers.submit(batch, array)
     if output.as_json:
         output.json(
             {
-                "array": number,
+                "array": numbers[0],
+                "arrays": numbers,
                 "finalise": closing,
                 "tasks": array.tasks,
                 "folder": str(array.folder),
             }
         )
         return
-    output.result(f"job array {number} of {array.tasks} tasks, then job {closing} to finalise")
+    arrays = f"array{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
+    output.result(f"job {arrays} of {array.tasks} tasks, then job {closing} to finalise")
     output.result(f"scripts and logs: {array.folder}")
-    output.note("watch it: combo status, squeue; stop it: scancel " + number)
+    output.note(batch.advice(numbers))
 
 
 def finalise(

@@ -53,9 +53,13 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Processes, or Dask workers; default 1, or one on each GPU."),
 ]
-SbatchArg = Annotated[
+SchedulerArg = Annotated[
     list[str] | None,
-    typer.Option(help="Option for sbatch, as --sbatch-arg=--partition=gpu; may be repeated."),
+    typer.Option(
+        "--scheduler-arg",
+        "--sbatch-arg",
+        help="For the scheduler, as --scheduler-arg=--partition=gpu; may be repeated.",
+    ),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done and needed; write nothing.")

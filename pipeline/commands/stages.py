@@ -10,7 +10,7 @@ from pathlib import Path
 from .. import durable
 from ..console import Output, duration
 from ..errors import ComboError
-from ..jobs import slurm
+from ..jobs import scheduler
 from ..jobs.estimate import Estimate, estimate, size_text
 from ..jobs.local import LocalRunner
 from ..jobs.plan import STAGES, jobs
@@ -40,7 +40,8 @@ SHOWN = 20
 class Computers:
     """What computes: processes of this machine, or workers of a Dask cluster.
 
-    dask: `local`, `slurm` or an address; None for none.  lifetime, sbatch: of Slurm workers.
+    dask: `local`, a scheduler or an address; None for none.  lifetime, arguments: of workers that
+    are a scheduler's jobs.
     """
 
     workers: int | None = None
@@ -48,7 +49,7 @@ class Computers:
     device: str = "auto"
     dask: str | None = None
     lifetime: str | None = None
-    sbatch: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
 
     @property
     def local(self) -> LocalRunner:
@@ -66,7 +67,7 @@ class Computers:
             self.dask,
             workers=self.workers,
             device=self.device,
-            cluster=manifest.cluster.with_sbatch(self.sbatch),
+            cluster=manifest.cluster.with_arguments(self.arguments),
             lifetime=self.lifetime,
             logs=manifest.store_path / "jobs" / "dask",
         ) as (runner, dashboard):
@@ -101,8 +102,8 @@ def preprocess(
                 output, manifest, stage, data, splits, options, computers, stop, dry_run
             )
         except Stopped:
-            if requeue:
-                slurm.requeue(stop.warned, lambda said: output.warn(f"combo: {said}"))
+            if requeue and (here := scheduler.here()):
+                here.requeue(stop.warned, lambda said: output.warn(f"combo: {said}"))
             if options.overwrite:
                 output.warn("combo: to go on, leave out --overwrite, which begins from the start")
             raise
