@@ -17,6 +17,7 @@ from .clips import ClipLayout
 from .fidelity import FIDELITY
 from .mask_decoder import MaskDecoder
 from .pixel_decoder import PixelDecoder
+from .positions import sine_positions
 from .presets import preset
 from .settings import ComboSettings
 from .siam_encoder import SiamEncoder
@@ -131,25 +132,29 @@ class Combo(nn.Module):
         Raises ValueError for arrays that do not fit together.
         """
         _check(frames, maskige, sound, self.settings)
-        layout = ClipLayout.of(frames.shape[0], frames.shape[1], valid)
+        layout = ClipLayout.of(frames.shape[0], frames.shape[1], valid, frames.device)
         images = self.normalise(layout.pack(frames))
         maskiges = self.normalise(layout.pack(maskige))
 
         features = self.siam_encoder(images, maskiges)
-        pixels, maps = self.pixel_decoder(features)
+        positions = [
+            sine_positions(level.shape[2], level.shape[3], self.settings.width, level.device)
+            for level in reversed(features[1:])
+        ]
+        pixels, maps = self.pixel_decoder(features, positions)
         size = (pixels.shape[2], pixels.shape[3])
         pixels, audio = self.bilateral_fusion(pixels, layout.pack(sound), layout)
         queries = None
         if self.audio_mlp is not None:
             queries = self.spread(self.audio_mlp(audio), self.settings.query_count)
-        predictions = self.mask_decoder(maps, pixels, size, queries)
+        predictions = self.mask_decoder(maps, positions, pixels, size, queries)
         return _output(predictions, layout, (frames.shape[3], frames.shape[4]))
 
     def scores(self, out: ComboOutput) -> Tensor:
-        """Semantic inference: for each class the sum over queries of probability times mask.
+        """Semantic inference (section 3.4): the sum over queries of class times mask.
 
-        Returns [B, T, K, H, W] float32, 0..Q (SPEC section 10); zeros for frames that are not
-        valid. One frame at a time, since the masks at full size are a hundred times the result.
+        Returns [B, T, K, H, W] float32, 0..Q; zeros for frames that are not valid. One frame at a
+        time, since the masks at full size are a hundred times the result.
         """
         h, w = out.image_size
         with torch.autocast(out.padded_masks.device.type, enabled=False):

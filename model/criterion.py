@@ -95,8 +95,7 @@ class Criterion(nn.Module):
 
         points: [P, 2] as (x, y) in 0..1, used for the matching and every mask in place of all
         random draws.
-        annotated: [B, T] bool, the frames to learn from. Without it: by the settings all, or in
-        training the first of each clip; frames that are 255 throughout are never among them.
+        annotated: [B, T] bool, the frames to learn from; else all that are not 255 throughout.
         Labels and flags cost no wait for a device when they are on the CPU.
         Raises ValueError for labels of another shape or outside the classes.
         """
@@ -141,9 +140,7 @@ class Criterion(nn.Module):
 
     def _annotated(self, out: ComboOutput, labels: Tensor, given: Tensor | None) -> Tensor:
         if given is None:
-            given = (labels != IGNORED).flatten(2).any(dim=2).cpu()
-            if self.settings.annotated == "first" and self.training:
-                given[:, 1:] = False
+            given = (labels != IGNORED).flatten(2).any(dim=2)
         elif given.shape != labels.shape[:2] or given.dtype != torch.bool:
             raise ValueError(f"annotated is {given.dtype} {tuple(given.shape)}")
         given = given.cpu()

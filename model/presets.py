@@ -23,16 +23,12 @@ _SMALL = ComboSettings(
     mask_points=1024,
 )
 _NETWORKS = {"r50": _RESNET, "pvt": _PVT, "small": _SMALL}
-_DATA_SETS = {
-    "s4": {"classes": 2, "annotated": "first"},
-    "ms3": {"classes": 2, "annotated": "all"},
-    "avss": {"classes": 71, "annotated": "all"},
-}
+_CLASSES = {"s4": 2, "ms3": 2, "avss": 71}
 
 PRESETS: dict[str, ComboSettings] = {
-    f"combo-{network}-{data}": replace(settings, **changes)
+    f"combo-{network}-{data}": replace(settings, classes=classes)
     for network, settings in _NETWORKS.items()
-    for data, changes in _DATA_SETS.items()
+    for data, classes in _CLASSES.items()
 }
 """combo-{r50,pvt,small}-{s4,ms3,avss}."""
 

@@ -1,7 +1,7 @@
 """Every number of the network and its criterion in one frozen record.
 
-The defaults are the public COMBO-R50 on S4 (paper, section 4.2; SPEC). A small network for CPUs
-is the same record with other values.
+The defaults are the public COMBO-R50 on S4 (paper, section 4.2, and its settings files for
+what the text leaves out). A small network for CPUs is the same record with other values.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ Fidelity = Literal["reference", "paper"]
 Sem = Literal["separate", "shared", "off"]
 Fusion = Literal["bilateral", "visual", "audio", "none"]
 Queries = Literal["add", "all", "none"]
-Annotated = Literal["all", "first"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +67,6 @@ class ComboSettings:
     lambda_ada: float | None = None
     """None: what the fidelity says for objects (K = 2) or semantic classes."""
     no_object_weight: float = 0.1
-    annotated: Annotated = "all"
-    """Frames of a clip with labels in training; S4 has them for the first frame only."""
     mask_points: int = 12544
     oversample: float = 3.0
     importance: float = 0.75
@@ -80,7 +77,6 @@ class ComboSettings:
             "sem": ("separate", "shared", "off"),
             "fusion": ("bilateral", "visual", "audio", "none"),
             "queries": ("add", "all", "none"),
-            "annotated": ("all", "first"),
         }
         for name, choices in known.items():
             if getattr(self, name) not in choices:

@@ -3,13 +3,13 @@
 import hashlib
 from pathlib import Path
 
-from .errors import MediaError
+from .regular_files import open_regular, unreadable
 
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file's bytes in hex, read in blocks. Raises MediaError if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise MediaError.of(path, error) from error
+        raise unreadable(path, error) from error

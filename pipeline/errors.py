@@ -6,6 +6,11 @@ Whatever is not one of these is a fault of ours and keeps its traceback.
 from os import PathLike, fspath
 
 
+def readable(text: str) -> str:
+    r"""Text that a file and a terminal can hold: bytes of a name that are no UTF-8 as `\udce9`."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class ComboError(Exception):
     """One line for the user: what is wrong, where, and the command or setting that mends it."""
 
@@ -17,15 +22,9 @@ class MediaError(ComboError):
     """
 
     def __init__(self, path: str | PathLike[str], reason: str) -> None:
-        super().__init__(f"{reason}: {fspath(path)}")
+        super().__init__(readable(f"{reason}: {fspath(path)}"))
         self.path = fspath(path)
         self.reason = reason
-
-    @classmethod
-    def of(cls, path: str | PathLike[str], error: OSError) -> "MediaError":
-        """For a file that the system does not give."""
-        missing = isinstance(error, FileNotFoundError)
-        return cls(path, "missing" if missing else f"cannot be read ({error.strerror or error})")
 
     def __reduce__(self) -> tuple[type["MediaError"], tuple[str, str]]:
         # Exceptions are rebuilt from their args, which here are not the constructor's: workers

@@ -11,15 +11,15 @@ of the disk has put it there.
 
 import csv
 import json
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from .errors import ComboError, MediaError
-from .media import Fit, FrameSource, LabelRule, VideoFrame, video_seconds
+from .errors import ComboError
+from .labels import LabelRule
+from .media import Fit, FrameSource
 
 SoundRule = Literal["avsbench", "zeros", "centred"]
 
@@ -39,6 +39,7 @@ class Clip:
     times: seconds, one a frame; the middle of the sound that belongs to the frame.
     log_mel: where AVSBench-object keeps the clip's log-mel patches as a pickle.
     problem: why the listing already knows that the clip cannot be read; then it has no frames.
+    unread: what lies in the clip's folder and is not read, such as `masks/`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Clip:
     times: tuple[float, ...] = ()
     log_mel: Path | None = None
     problem: str | None = None
+    unread: tuple[str, ...] = ()
 
 
 class Layout(ABC):
@@ -79,7 +81,7 @@ class Layout(ABC):
         """Names of the classes, the background first. Raises ComboError."""
 
     def label_rule(self, root: Path) -> LabelRule:
-        """How a label image's values become classes: see `media.read_label`."""
+        """How a label image's values become classes: see `labels.read_label`."""
         del root
         return "binary"
 
@@ -210,7 +212,7 @@ class _Semantic(_AVSBench):
     frames_of = {"v1s": 5, "v1m": 5, "v2": 10}  # noqa: RUF012 - not a field
 
     def classes(self, root: Path) -> list[str]:
-        return _read_classes(self._table(root).parent / "label2idx.json")
+        return read_classes(self._table(root).parent / "label2idx.json")
 
     def label_rule(self, root: Path) -> LabelRule:
         del root
@@ -273,166 +275,18 @@ AVSS = _Semantic(
 )
 
 
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"})
-VIDEOS = frozenset({".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg"})
-SOUNDS = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".wma"})
-
-
-@dataclass(frozen=True)
-class Folders(Layout):
-    """One folder a clip: ROOT/CLIP/ or ROOT/SPLIT/CLIP/, in natural order (clip2 before clip10).
-
-    A clip's folder holds its frames, as images in natural order or as one video file, of which a
-    frame is taken every `seconds_per_frame`: the middle one of each such span, or with
-    `anchor="start"` its first. A shorter video gives one frame. It holds one sound file; without
-    one, the video's sound track is meant. Label images may lie in `labels/`, named as the frames;
-    a video's frames are named 0, 1, 2, ... Frames without one are not annotated.
-
-    With ROOT/label2idx.json (as AVSS has it) a label's value is the class; without it 255 is the
-    object. Splits are the sub-folders that hold clip folders, or "all" when ROOT holds the clips.
-    Listing opens the videos' headers. A clip with more than `frames_per_clip` frames has a problem:
-    nothing is cut off in silence.
-    """
-
-    frames_per_clip: int = 10
-    seconds_per_frame: float = 1.0
-    anchor: Literal["centre", "start"] = "centre"
-    sound_rule: SoundRule = "centred"
-    name: str = "folders"
-    expected: Mapping[str, int] = field(default_factory=dict, hash=False)
-
-    def splits(self, root: Path) -> tuple[str, ...]:
-        return tuple(self._homes(root))
-
-    def clips(self, root: Path, split: str) -> list[Clip]:
-        homes = self._homes(root)
-        if split not in homes:
-            raise ComboError(
-                f"{root}: no split {split!r} in it, it has {', '.join(homes)}; correct this data "
-                "set's `splits` in data_manifest.yaml"
-            )
-        return [self._clip(folder) for folder in _folders(homes[split])]
-
-    def _homes(self, root: Path) -> dict[str, Path]:
-        """The folder that holds a split's clip folders, by the split's name."""
-        folders = _folders(root)
-        clips = [f for f in folders if _has_media(f)]
-        splits = [f for f in folders if f not in clips and any(map(_has_media, _folders(f)))]
-        if clips and splits:
-            raise ComboError(
-                f"{root}: holds clips ({clips[0].name}) and folders of clips ({splits[0].name}); "
-                "move the clips into a folder of their own, one for each split"
-            )
-        if not clips and not splits:
-            raise ComboError(
-                f"{root}: no clip in it; put each clip's frames (images or a video) and sound into "
-                "a folder of its own, ROOT/CLIP/ or ROOT/SPLIT/CLIP/"
-            )
-        return {f.name: f for f in splits} or {"all": root}
-
-    def classes(self, root: Path) -> list[str]:
-        table = root / "label2idx.json"
-        return _read_classes(table) if table.exists() else list(BINARY_CLASSES)
-
-    def label_rule(self, root: Path) -> LabelRule:
-        return "index" if (root / "label2idx.json").exists() else "binary"
-
-    def _clip(self, folder: Path) -> Clip:
-        try:
-            return self._read_folder(folder)
-        except ComboError as error:
-            return Clip(folder.name, problem=str(error))
-
-    def _read_folder(self, folder: Path) -> Clip:
-        files = [f for f in _visible(folder) if f.is_file()]
-        images, videos, sounds = (
-            [f for f in files if f.suffix.lower() in kinds] for kinds in (IMAGES, VIDEOS, SOUNDS)
-        )
-        for kind, found in (("video", videos), ("sound", sounds)):
-            if len(found) > 1:
-                names = ", ".join(f.name for f in found)
-                raise ComboError(f"{folder}: more than one {kind} file ({names}); leave one")
-        frames: tuple[FrameSource, ...] = tuple(images)
-        names = [f.stem for f in images]
-        times = self._moments(len(images), len(images) * self.seconds_per_frame)
-        if videos and not images:
-            length = video_seconds(videos[0])
-            times = self._moments(max(1, int(length / self.seconds_per_frame + 1e-6)), length)
-            frames = tuple(VideoFrame(videos[0], t) for t in times)
-            names = [str(n) for n in range(len(times))]
-        if not frames:
-            raise MediaError(folder, "no frame images and no video in the clip's folder")
-        if len(frames) > self.frames_per_clip:
-            raise ComboError(
-                f"{folder}: {len(frames)} frames, more than {self.frames_per_clip}; raise this "
-                "data set's `frames_per_clip` in data_manifest.yaml or cut the clip"
-            )
-        source = sounds or videos
-        return Clip(
-            name=folder.name,
-            frames=frames,
-            sound=source[0] if source else None,
-            labels=_labels(folder / "labels", names),
-            times=times,
-        )
-
-    def _moments(self, count: int, length: float) -> tuple[float, ...]:
-        shift = 0.0 if self.anchor == "start" else min(self.seconds_per_frame, length) / 2
-        return tuple(n * self.seconds_per_frame + shift for n in range(count))
-
-
-def layout(name: str, folders: Folders | None = None) -> Layout:
-    """The layout of that name. folders: the settings of the layout `folders`.
+def layout(name: str, folders: Layout | None = None) -> Layout:
+    """The layout of that name. folders: the one that `folders` means, with its settings.
 
     Raises ComboError for an unknown name.
     """
-    known: dict[str, Layout] = {each.name: each for each in (S4, MS3, AVSS, folders or Folders())}
+    from .folders import Folders
+
+    known: dict[str, Layout] = {each.name: each for each in (S4, MS3, AVSS)}
+    known["folders"] = folders or Folders()
     if name not in known:
         raise ComboError(f"no layout {name!r}; data_manifest.yaml may name {', '.join(known)}")
     return known[name]
-
-
-def _visible(folder: Path) -> list[Path]:
-    """What lies in a folder in natural order, hidden files left out. Raises ComboError."""
-    try:
-        found = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    except OSError as error:
-        raise ComboError(
-            f"{folder}: cannot be listed ({error.strerror}); set this data set's `root` in "
-            "data_manifest.yaml to the folder that holds the clips"
-        ) from error
-    return sorted(found, key=_natural)
-
-
-def _natural(path: Path) -> tuple[list[tuple[bool, int, str]], str]:
-    parts = re.findall(r"\d+|\D+", path.name)
-    numbers = [(False, int(p), "") if p.isdecimal() else (True, 0, p.lower()) for p in parts]
-    return numbers, path.name
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.is_dir()]
-
-
-def _has_media(folder: Path) -> bool:
-    kinds = IMAGES | VIDEOS | SOUNDS
-    return any(path.suffix.lower() in kinds and path.is_file() for path in _visible(folder))
-
-
-def _labels(folder: Path, names: Sequence[str]) -> tuple[Path | None, ...]:
-    """The label image of each frame, by name. Raises MediaError for one without a frame."""
-    if not folder.is_dir():
-        return (None,) * len(names)
-    found: dict[str, Path] = {}
-    for path in _visible(folder):
-        if path.suffix.lower() not in IMAGES:
-            continue
-        if path.stem not in names:
-            raise MediaError(path, "label of no frame, it must be named as its frame is")
-        if path.stem in found or names.count(path.stem) > 1:
-            raise MediaError(path, "more than one label or frame of this name")
-        found[path.stem] = path
-    return tuple(found.get(name) for name in names)
 
 
 def _seconds(count: int) -> tuple[float, ...]:
@@ -465,7 +319,7 @@ def _read_csv(table: Path, columns: Sequence[str], extra: str) -> list[tuple[int
         ) from error
 
 
-def _read_classes(path: Path) -> list[str]:
+def read_classes(path: Path) -> list[str]:
     """Class names from a JSON mapping of names to 0..n-1, in the order of their numbers."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
@@ -22,17 +23,41 @@ from pydantic import (
     ValidationError,
 )
 
-from .errors import ComboError
+from .errors import ComboError, readable
+from .limits import USUAL, Limits
 
 FILE_NAME = "data_manifest.yaml"
 _INSTALLED = Path(__file__).parent.parent / FILE_NAME
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 
+MOST_BYTES, MOST_ENTRIES = 1 << 20, 100_000
+"""No manifest is larger, with its aliases written out."""
+
+MOST_SIDE, MOST_COUNT = 4096, 2**31 - 1
+
 Fit = Literal["squash", "crop"]
 
 
 def _square(value: Any) -> Any:
-    return (value, value) if isinstance(value, int) else value
+    return (value, value) if type(value) is int else value
+
+
+def _folder_name(name: str) -> str:
+    """A name that becomes one folder of the store."""
+    if not name.isprintable() or set(name) & set("/\\") or name[:1] in ("", ".", "-"):
+        raise ValueError("must be the plain name of a folder")
+    if name == "jobs" or len(name.encode()) > 100:
+        raise ValueError("must not be 'jobs', and 100 bytes at most")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+
+
+def _whole(shares: dict[str, float]) -> dict[str, float]:
+    if shares and abs(sum(shares.values()) - 1) > 1e-6:
+        raise ValueError(f"shares must add up to 1, not to {sum(shares.values()):g}")
+    return shares
 
 
 def _old_word(value: Any) -> Any:
@@ -40,7 +65,7 @@ def _old_word(value: Any) -> Any:
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSet(Model):
@@ -48,18 +73,27 @@ class DataSet(Model):
 
     layout: str
     root: str
-    splits: tuple[str, ...] | None = None
+    splits: tuple[FolderName, ...] | None = None
     """Which splits to use; all of the layout's when left out."""
     fit: dict[str, Fit] = Field(default_factory=dict)
     """Per split: `squash` to the size, or short side to the size and `crop` the centre."""
     frames_per_clip: int = Field(default=10, ge=1, le=1000)
     """Layout `folders` only: the most frames that a clip may have."""
-    seconds_per_frame: float = Field(default=1.0, gt=0)
+    seconds_per_frame: float = Field(default=1.0, ge=0.001, le=1e6)
     """Layout `folders` only: the distance of the frames taken from a video, in seconds."""
+    split: Annotated[
+        dict[FolderName, Annotated[float, Field(gt=0, le=1)]], AfterValidator(_whole)
+    ] = Field(default_factory=dict)
+    """Layout `folders` only, clips straight in the root: split -> its share of the clips."""
+    split_seed: int = 0
+    """Another seed, another division."""
+
+
+Side = Annotated[int, Field(ge=1, le=MOST_SIDE)]
 
 
 class FramesSettings(Model):
-    size: Annotated[tuple[int, int], BeforeValidator(_square)] = (224, 224)
+    size: Annotated[tuple[Side, Side], BeforeValidator(_square)] = (224, 224)
     """Height and width in the store, in pixels; multiples of 32."""
     source: Literal["media", "imported"] = "media"
     """The data set's frames, or those that `combo import-frames` has brought."""
@@ -72,7 +106,7 @@ class AudioSettings(Model):
     """Which 0.96 s of sound belong to a frame: by the layout's own rule, or around its time."""
     source: Literal["sound", "log-mel"] = "sound"
     """Sound files, or AVSBench-object's `audio_log_mel/*.pkl` where only those are left."""
-    stream: int | None = Field(default=None, ge=0)
+    stream: int | None = Field(default=None, ge=0, le=1000)
     """Which of a file's sound streams, counted from 0; the first by default."""
     resampling: Literal["kaiser_best", "soxr"] = "kaiser_best"
     """resampy's filter, as the public code's, or SoX's very high quality."""
@@ -84,24 +118,24 @@ class AudioSettings(Model):
 class FelzenszwalbSettings(Model):
     """Felzenszwalb and Huttenlocher's graph segmentation, scikit-image's parameters."""
 
-    scale: float = Field(default=200.0, gt=0)
-    sigma: float = Field(default=0.8, ge=0)
-    min_size: int = Field(default=60, ge=1)
+    scale: float = Field(default=200.0, gt=0, le=1e9)
+    sigma: float = Field(default=0.8, ge=0, le=1000)
+    min_size: int = Field(default=60, ge=1, le=MOST_COUNT)
     """Smallest segment, in pixels."""
 
 
 class GridSettings(Model):
     """An automatic mask generator, by the names of the public ones."""
 
-    points_per_side: int = Field(default=32, ge=1)
-    points_per_batch: int = Field(default=64, ge=1)
+    points_per_side: int = Field(default=32, ge=1, le=1000)
+    points_per_batch: int = Field(default=64, ge=1, le=MOST_COUNT)
     pred_iou_thresh: float = 0.88
     stability_score_thresh: float = 0.95
     stability_score_offset: float = 1.0
     box_nms_thresh: float = 0.7
     crop_nms_thresh: float = 0.7
     """Counts where boxes are compared again after small regions: the larger of the two."""
-    min_mask_region_area: int = Field(default=0, ge=0)
+    min_mask_region_area: int = Field(default=0, ge=0, le=MOST_COUNT)
     """Holes and islands with fewer pixels are removed."""
 
 
@@ -114,10 +148,10 @@ class SemanticSamSettings(GridSettings):
 
     level: int = Field(default=3, ge=1, le=6)
     """Granularity asked for."""
-    points_per_batch: int = Field(default=200, ge=1)
+    points_per_batch: int = Field(default=200, ge=1, le=MOST_COUNT)
     """Part of the result: the points of a batch see each other."""
     stability_score_thresh: float = 0.92
-    min_mask_region_area: int = Field(default=10, ge=0)
+    min_mask_region_area: int = Field(default=10, ge=0, le=MOST_COUNT)
 
 
 class MaskigeSettings(Model):
@@ -190,8 +224,9 @@ class Manifest(Model):
     store: str = "${COMBO_STORE:-store}"
     clips_per_unit: int = Field(default=8, ge=1, le=4096)
     """Clips a unit of work: what one task computes and writes at once, the most a kill loses."""
-    data_sets: dict[str, DataSet]
+    data_sets: dict[FolderName, DataSet]
     stages: Stages = Stages()
+    limits: Limits = USUAL
     cluster: ClusterSettings = ClusterSettings()
     weights: dict[str, WeightFile] = Field(default_factory=dict)
 
@@ -212,7 +247,13 @@ class Manifest(Model):
                 )
             return value
 
-        return self.folder / Path(_VARIABLE.sub(fill, text)).expanduser()
+        try:
+            filled = self.folder / Path(_VARIABLE.sub(fill, text)).expanduser()
+        except RuntimeError as error:
+            raise ComboError(f"{of} in {self.file}: {text}: {error}") from None
+        if "\0" in str(filled):
+            raise ComboError(f"{of} in {self.file}: {text!r} is no path")
+        return filled
 
     @property
     def store_path(self) -> Path:
@@ -292,18 +333,8 @@ def load_manifest(path: Path | None = None) -> Manifest:
 
     Raises ComboError with the entry at fault.
     """
-    import yaml
-
     file = path or (Path(FILE_NAME) if Path(FILE_NAME).exists() else _INSTALLED)
-    try:
-        value = yaml.safe_load(file.read_text())
-    except FileNotFoundError:
-        raise ComboError(f"no manifest at {file}; give one with --manifest FILE") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ComboError(f"{file} cannot be read as YAML: {reason}") from None
-    if not isinstance(value, dict):
-        raise ComboError(f"{file} holds no mapping; it must name at least data_sets")
+    value = _read(file)
     for reserved in ("folder", "file"):
         if reserved in value:
             raise ComboError(f"{file}: {reserved}: no such setting")
@@ -313,4 +344,65 @@ def load_manifest(path: Path | None = None) -> Manifest:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ComboError(f"{file}: {where}: {first['msg']} (given: {first['input']!r})") from None
+        given = repr(first["input"])
+        given = given if len(given) <= 80 else f"{given[:80]} ..."
+        raise ComboError(
+            readable(f"{file}: {where}: {first['msg']} (given: {given})").replace("\n", " ")
+        ) from None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A manifest's mapping. Raises ComboError for what is none, or asks for too much."""
+    import yaml
+
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(MOST_BYTES + 1)
+        if len(data) > MOST_BYTES:
+            raise ComboError(f"{file} is larger than {MOST_BYTES} bytes; is it a manifest?")
+        loader = yaml.SafeLoader(data)
+        try:
+            node = loader.get_single_node()
+            if not isinstance(node, yaml.MappingNode):
+                raise ComboError(f"{file} holds no mapping; it must name at least data_sets")
+            if _entries(file, node, {}) > MOST_ENTRIES:
+                raise ComboError(f"{file}: its aliases stand for more than {MOST_ENTRIES} entries")
+            value: dict[str, Any] = loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except FileNotFoundError:
+        raise ComboError(f"no manifest at {file}; give one with --manifest FILE") from None
+    except RecursionError:
+        raise ComboError(f"{file}: lists or mappings in each other too deep") from None
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ComboError(readable(f"{file} cannot be read as YAML: {reason}")) from None
+    strange = [key for key in value if not isinstance(key, str)]
+    if strange:
+        raise ComboError(f"{file}: {strange[0]!r}: no such setting")
+    return value
+
+
+def _entries(file: Path, node: Any, known: dict[int, int]) -> int:
+    """Entries below a node of YAML, those of an alias counted each time.
+
+    known: node's id -> its entries, 0 while they are counted.
+    Raises ComboError for an entry that is given twice, or that holds itself.
+    """
+    if isinstance(node.value, str):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = 0
+        pairs = isinstance(node.value[0], tuple) if node.value else False
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value if pairs else ():
+            if isinstance(key.value, str):
+                if (key.tag, key.value) in seen:
+                    line = key.start_mark.line + 1
+                    raise ComboError(f"{file}: line {line}: {key.value} is given twice")
+                seen.add((key.tag, key.value))
+        inner = [each for pair in node.value for each in pair] if pairs else node.value
+        known[id(node)] = 1 + sum(_entries(file, each, known) for each in inner)
+    if not known[id(node)]:
+        raise ComboError(f"{file}: line {node.start_mark.line + 1}: an entry holds itself")
+    return known[id(node)]

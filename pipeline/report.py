@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..model.maskige import colour, reference_palette
 from . import durable
-from .media import Pixels
+from .images import Pixels
 from .store import LABEL_IGNORED
 from .train.loader import StoredBatch
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..granularity import TOKEN_OF_LEVEL
 from ..point_prompts import SEMANTIC_SAM_SETTINGS, GridSettings, Upsampling
 from .checkpoint import matching_entries
 from .pixel_decoder import PixelDecoder
@@ -33,9 +34,6 @@ MASK_STRIDE = 4
 
 CLICK = 0.005
 """A click is a box of this width and height, in shares of the image."""
-
-TOKEN_OF_LEVEL = {1: 3, 2: 2, 3: 0, 4: 4, 5: 1, 6: 5}
-"""The granularity token behind each level that a caller can ask for."""
 
 
 class SegmentationHead(nn.Module):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ComboError
-from ..layouts import Clip, Folders, Layout, layout
+from ..folders import Folders
+from ..layouts import Clip, Layout, layout
 from ..manifest import Manifest
 from ..media import Fit
 from ..packed import refuse_packed
@@ -28,7 +29,13 @@ from .unit import Job
 def layout_of(manifest: Manifest, data_set: str) -> Layout:
     """The layout of a data set, with the manifest's settings where it has any."""
     entry = manifest.data_sets[data_set]
-    return layout(entry.layout, Folders(entry.frames_per_clip, entry.seconds_per_frame))
+    folders = Folders(
+        entry.frames_per_clip,
+        entry.seconds_per_frame,
+        split=entry.split,
+        split_seed=entry.split_seed,
+    )
+    return layout(entry.layout, folders)
 
 
 def splits_of(manifest: Manifest, data_set: str, asked: Sequence[str] = ()) -> list[str]:
@@ -104,7 +111,8 @@ class PlannedSplit:
         if stage == "frames":
             return self._job(self._frames((found.tree.name, note)), found.clips)
         fitted = (*self._fitted, self.plan.frames_per_clip)
-        made = imported.ImportedMaskigeStage(*fitted, found.tree.name, note)
+        limits = self.manifest.limits
+        made = imported.ImportedMaskigeStage(*fitted, found.tree.name, note, limits)
         return self._job(made, found.clips)
 
     def job_of(self, variant: Variant) -> Job:
@@ -157,13 +165,15 @@ class PlannedSplit:
                 )
             name = generator(settings.maskige.generator).weights
             weights = self._weights(name) if name else {}
-            return maskige.MaskigeStage(settings.maskige, *self._fitted, length, weights)
+            limits = self.manifest.limits
+            return maskige.MaskigeStage(settings.maskige, *self._fitted, length, weights, limits)
         raise ComboError(f"no stage {stage!r}; there are {', '.join(STAGES)}")
 
     def _frames(self, source: tuple[str, str] | None = None) -> Stage:
         rule = self.rules.label_rule(self.manifest.root(self.where.data_set))
         length, classes = self.plan.frames_per_clip, len(self.plan.classes)
-        return frames.FramesStage(*self._fitted, length, rule, classes, source)
+        limits = self.manifest.limits
+        return frames.FramesStage(*self._fitted, length, rule, classes, source, limits)
 
     def _weights(self, *names: str) -> dict[str, tuple[Path, str]]:
         return {name: resolve(name, self.manifest) for name in names}

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from ..labels import LabelRule, read_label
 from ..layouts import Clip
+from ..limits import USUAL, Limits
 from ..media import (
     Fit,
-    LabelRule,
     fit_frame,
     fit_label,
     frame_files,
     read_frames,
-    read_label,
 )
 from ..store import LABEL_IGNORED, ArraySpec, Variant
 from .stage import Description, Outcome, Place, Worker, attempt, combined_digest
@@ -66,7 +66,8 @@ class FramesStage:
     """Reads, checks and fits frames and labels.
 
     Arrays a clip: frames [T,H,W,3] uint8 RGB, labels [T,H,W] uint8 (255: ignored or not annotated),
-    present [T] (the clip has this frame), annotated [T] (the frame has a label image).
+    present [T] (the clip has this frame), annotated [T] (the frame has a label
+    image that labels at least one of its pixels).
     """
 
     size: tuple[int, int]
@@ -75,6 +76,7 @@ class FramesStage:
     label_rule: LabelRule
     classes: int
     imported: tuple[str, str] | None = None
+    limits: Limits = USUAL
 
     def variant(self) -> Variant:
         return describe(
@@ -102,14 +104,17 @@ class FramesStage:
         labels = np.full(shape, LABEL_IGNORED, np.uint8)
         present = np.zeros(self.frames_per_clip, np.uint8)
         annotated = np.zeros(self.frames_per_clip, np.uint8)
-        pictures = read_frames(clip.frames, digests)
+        pictures = read_frames(clip.frames, digests, self.limits)
         for t, (picture, path) in enumerate(zip(pictures, clip.labels, strict=True)):
             frames[t] = fit_frame(picture, self.size, self.fit)
             present[t] = 1
             if path is not None:
-                label = read_label(path, self.label_rule, self.classes, picture.shape[:2], digests)
+                rule, shape = self.label_rule, picture.shape[:2]
+                label = read_label(
+                    path, rule, self.classes, shape, digests, self.limits, clip.frames[t]
+                )
                 labels[t] = fit_label(label, self.size, self.fit)
-                annotated[t] = 1
+                annotated[t] = (labels[t] != LABEL_IGNORED).any()
         return Outcome(
             {"frames": frames, "labels": labels, "present": present, "annotated": annotated},
             inputs=combined_digest(digests.values()),

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...model.granularity import TOKEN_OF_LEVEL
 from ..errors import ComboError
+from ..images import Pixels
 from ..manifest import FelzenszwalbSettings, MaskigeSettings
-from ..media import Pixels
 from .stage import Place
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _point_grid(name: str) -> Generator:
             **arithmetic,
             "padded_to": SEMANTIC_SAM_STRIDE,
             **own.model_dump(mode="json"),
-            "internal_level": SEMANTIC_SAM_TOKENS[own.level],
+            "internal_level": TOKEN_OF_LEVEL[own.level],
         }
 
     def open_network(settings: MaskigeSettings, weights: Path | None, place: Place) -> Generate:
@@ -186,10 +187,6 @@ def _point_grid(name: str) -> Generator:
 
     return Generator(settings_of, name, open_network)
 
-
-SEMANTIC_SAM_TOKENS = {1: 3, 2: 2, 3: 0, 4: 4, 5: 1, 6: 5}
-"""Level asked for -> the network's own token, as the published code maps them: levels look swapped
-to whoever sees only one of the two numbers, so the store records both."""
 
 SAM_LONG_SIDE = 1024
 SEMANTIC_SAM_STRIDE = 32

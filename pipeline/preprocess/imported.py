@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MediaError
+from ..labels import read_painted
 from ..layouts import Clip
-from ..media import Fit, fit_label, frame_files, read_painted
+from ..limits import USUAL, Limits
+from ..media import Fit, fit_label, frame_files
 from ..store import ArraySpec, Variant
 from .stage import Description, Outcome, Place, Worker, attempt, combined_digest
 
@@ -50,6 +52,7 @@ class ImportedMaskigeStage:
     frames_per_clip: int
     tree: str = ""
     note: str = ""
+    limits: Limits = USUAL
 
     def variant(self) -> Variant:
         return describe(self.size, self.fit, self.frames_per_clip, self.tree, self.note).variant()
@@ -77,7 +80,7 @@ class ImportedMaskigeStage:
         first: tuple[int, ...] = ()
         for t, path in enumerate(clip.frames):
             assert isinstance(path, Path)
-            read = read_painted(path, palette, digests)
+            read = read_painted(path, palette, digests, self.limits)
             first = first or read.shape
             if read.shape != first:
                 raise MediaError(path, f"not {first[1]}x{first[0]} pixels as the clip's first")

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import MediaError
 from ..layouts import Clip
+from ..limits import USUAL, Limits
 from ..manifest import MaskigeSettings
 from ..media import Fit, fit_frame, fit_label, frame_files, read_frames
 from ..store import ArraySpec, Variant
@@ -61,6 +62,7 @@ class MaskigeStage:
     fit: Fit
     frames_per_clip: int
     weights: Mapping[str, tuple[Path, str]]
+    limits: Limits = USUAL
 
     def variant(self) -> Variant:
         described = describe(self.settings, self.size, self.fit, self.frames_per_clip)
@@ -84,7 +86,7 @@ class MaskigeStage:
 
     def _clip(self, clip: Clip, generate: Generate) -> Outcome:
         digests: dict[Path, str] = {}
-        frames = read_frames(clip.frames, digests)
+        frames = read_frames(clip.frames, digests, self.limits)
         if self.settings.at == "stored":
             frames = [fit_frame(frame, self.size, self.fit) for frame in frames]
         try:

@@ -103,7 +103,7 @@ def test_a_shape_of_resnet_50_is_the_published_one() -> None:
 def published_pvt_features(
     state: dict[str, Tensor], image: Tensor, depths: list[int], heads: list[int], ratios: list[int]
 ) -> list[Tensor]:
-    """PVT v2 in the words of SPEC section 3 and its paper, from a state with published names."""
+    """PVT v2 as its paper and the public code describe it, from a state with published names."""
 
     def weights(name: str) -> tuple[Tensor, Tensor]:
         return state[f"{name}.weight"], state[f"{name}.bias"]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from combo.model.point_grid import SAM_SETTINGS, SEMANTIC_SAM_SETTINGS, PointGrid
 from combo.model.semantic_sam import SemanticSam
-from combo.model.semantic_sam.network import STRIDE, TOKEN_OF_LEVEL
+from combo.model.semantic_sam.network import STRIDE
 from combo.pipeline.digests import file_digest
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs.plan import make_job
@@ -26,7 +26,7 @@ from combo.pipeline.manifest import (
     SemanticSamSettings,
     load_manifest,
 )
-from combo.pipeline.preprocess.generators import SEMANTIC_SAM_STRIDE, SEMANTIC_SAM_TOKENS
+from combo.pipeline.preprocess.generators import SEMANTIC_SAM_STRIDE
 from combo.pipeline.preprocess.maskige import MaskigeStage
 from combo.pipeline.preprocess.stage import Place
 from combo.pipeline.store import Variant
@@ -140,7 +140,6 @@ def test_whatever_can_change_a_mask_makes_another_variant(generator: str) -> Non
 
 
 def test_the_numbers_that_the_store_records_are_the_networks() -> None:
-    assert SEMANTIC_SAM_TOKENS == TOKEN_OF_LEVEL
     assert SEMANTIC_SAM_STRIDE == STRIDE
     assert {"points_per_side", *GRID_SETTINGS} == set(GridSettings.model_fields)
     for settings, defaults in (

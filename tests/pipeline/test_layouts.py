@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from combo.pipeline.errors import ComboError
-from combo.pipeline.layouts import AVSS, MS3, S4, Clip, Folders, layout
-from combo.pipeline.media import VideoFrame, read_frames, read_label
+from combo.pipeline.folders import Folders
+from combo.pipeline.labels import read_label
+from combo.pipeline.layouts import AVSS, MS3, S4, Clip, layout
+from combo.pipeline.media import VideoFrame, read_frames
 
 PHOTO_CLIPS = Path(__file__).parents[3] / "shared" / "tools" / "make_photo_clips.py"
 
@@ -238,16 +240,16 @@ def sound(path: Path) -> Path:
 
 
 def test_a_folder_of_images_is_a_clip_in_natural_order_with_labels_by_name(tmp_path: Path):
-    for name in ("f10.png", "f2.jpg", "F1.png", ".hidden.png", "notes.txt"):
+    for name in ("f10.png", "f9.jpg", "F8.png", ".hidden.png", "notes.txt"):
         picture(tmp_path / "b" / "x.png").rename(tmp_path / "b" / name)
-    label = picture(tmp_path / "b" / "labels" / "f2.png")
+    label = picture(tmp_path / "b" / "labels" / "f9.png")
     track = sound(tmp_path / "b" / "track.flac")
     rules = Folders()
     assert rules.splits(tmp_path) == ("all",)
     (clip,) = rules.clips(tmp_path, "all")
     assert [path.name for path in clip.frames if isinstance(path, Path)] == [
-        "F1.png",
-        "f2.jpg",
+        "F8.png",
+        "f9.jpg",
         "f10.png",
     ]
     assert (clip.labels, clip.sound) == ((None, label, None), track)

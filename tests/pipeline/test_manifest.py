@@ -106,7 +106,21 @@ def test_data_sets_that_this_machine_does_not_have_are_left_aside(
         (SMALL + "stages: {frames: {size: big}}", "stages.frames.size"),
         (SMALL + "stages: {audio: {windows: half}}", "stages.audio.windows"),
         (SMALL + "stages: {maskige: {sam: {points: 3}}}", "stages.maskige.sam.points"),
-        (SMALL + "store: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
+        (SMALL + "stages: {frames: {size: 0}}", "stages.frames.size"),
+        (SMALL + "stages: {frames: {size: 1000000}}", "stages.frames.size"),
+        (SMALL + "stages: {frames: {size: true}}", "stages.frames.size"),
+        (SMALL + "stages: {maskige: {felzenszwalb: {sigma: .inf}}}", "felzenszwalb.sigma"),
+        (SMALL + "stages: {maskige: {sam: {pred_iou_thresh: .nan}}}", "sam.pred_iou_thresh"),
+        (SMALL.replace("root: clips", "root: a, seconds_per_frame: 1e-300"), "seconds_per_frame"),
+        (SMALL + "stages: {}\ncluster: {}\nstages: {}", "line 6: stages is given twice"),
+        (SMALL.replace("root: clips", "root: a, root: b"), "line 3: root is given twice"),
+        (SMALL + f"weights: {'[' * 5000}{']' * 5000}", "in each other too deep"),
+        (SMALL + "weights: &a [*a]", "line 4: an entry holds itself"),
+        (SMALL + "weights: 2024-99-99", "cannot be read as YAML"),
+        (SMALL + f"weights: {'9' * 5000}", "cannot be read as YAML"),
+        (SMALL + "3: x", "3: no such setting"),
+        (SMALL + f"weights: {'x' * 2**20}", "larger than 1048576 bytes"),
+        (SMALL + "weights: !!python/object/apply:os.getcwd []", "cannot be read as YAML"),
     ],
 )
 def test_what_is_wrong_is_one_line_with_the_file_and_the_entry(
@@ -121,6 +135,42 @@ def test_what_is_wrong_is_one_line_with_the_file_and_the_entry(
 def test_a_file_that_is_missing_is_said_so() -> None:
     with pytest.raises(ComboError, match=r"no manifest at other\.yaml; give one with --manifest"):
         load_manifest(Path("other.yaml"))
+
+
+def test_a_document_that_grows_without_end_is_refused_before_it_does(folder: Path) -> None:
+    lines = [
+        "a0: &a0 [x, x]",
+        *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)),
+    ]
+    assert "stand for more than 100000 entries" in refused(folder, "\n".join(lines))
+    merged = SMALL.replace("{layout: folders, root: clips}", "&one {layout: folders, root: a}")
+    manifest = written(folder, merged + "  two: {<<: *one, root: b}\n")
+    assert [entry.root for entry in manifest.data_sets.values()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "a/b", "..", ".", ".hidden", "-x", "''", "jobs", "x" * 101, '"a\\nb"']
+)
+def test_a_name_that_is_no_folder_of_the_store_is_refused(folder: Path, name: str) -> None:
+    assert "data_sets" in refused(folder, SMALL.replace("mine", f"? {name}\n  "))
+    split = SMALL.replace("root: clips", f"root: a, split: {{? {name} : 1.0}}")
+    assert "data_sets.mine.split" in refused(folder, split)
+    splits = SMALL.replace("root: clips", f"root: a, splits: [{name}]")
+    assert "data_sets.mine.splits" in refused(folder, splits)
+
+
+def test_shares_of_a_division_must_be_whole(folder: Path) -> None:
+    text = SMALL.replace("root: clips", "root: a, split: {train: 0.8, val: 0.1, test: 0.1}")
+    assert sum(written(folder, text).data_sets["mine"].split.values()) == pytest.approx(1)
+    assert "must add up to 1, not to 0.9" in refused(folder, text.replace("0.8", "0.7"))
+    assert "split.val" in refused(folder, text.replace("val: 0.1", "val: -0.1"))
+
+
+@pytest.mark.parametrize("root", ["~nobody-of-this-name/x", '"a\\0b"'])
+def test_a_root_that_is_no_path_is_one_line(folder: Path, root: str) -> None:
+    manifest = written(folder, SMALL.replace("root: clips", f"root: {root}"))
+    with pytest.raises(ComboError, match=r"data_sets\.mine\.root in .*(is no path|home)"):
+        manifest.root("mine")
 
 
 def test_one_number_is_a_square_and_two_are_height_and_width(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """What a frame or label file becomes, and what is said of one that cannot be used."""
 
 import hashlib
+import os
 import pickle
 import struct
 from fractions import Fraction
@@ -15,13 +16,14 @@ from PIL import Image
 
 from combo.pipeline.digests import file_digest
 from combo.pipeline.errors import ComboError, MediaError
+from combo.pipeline.labels import read_label
+from combo.pipeline.limits import Limits
 from combo.pipeline.media import (
     VideoFrame,
     fit_frame,
     fit_label,
     read_frame,
     read_frames,
-    read_label,
     video_seconds,
 )
 
@@ -73,11 +75,65 @@ def test_every_kind_of_picture_becomes_eight_bit_rgb(tmp_path: Path):
     assert np.array_equal(bits[..., 0], np.where(grey > 127, 255, 0))
 
 
-def test_an_exif_turn_is_not_applied_because_labels_lie_on_the_stored_grid(tmp_path: Path):
+@pytest.mark.parametrize("stored", range(1, 9))
+@pytest.mark.parametrize("ending", ["jpg", "png", "tiff", "webp"])
+def test_a_picture_is_turned_as_every_viewer_turns_it(tmp_path: Path, stored: int, ending: str):
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by 90 degrees
-    path = save(tmp_path / "turned.jpg", PICTURE, exif=exif)
+    exif[0x0112] = stored
+    pixels = np.zeros((30, 40, 3), np.uint8)
+    pixels[:10, :15] = 255  # the corner that EXIF's numbers speak of
+    path = save(tmp_path / f"x.{ending}", pixels, exif=exif)
+    corners = {1: "tl", 2: "tr", 3: "br", 4: "bl", 5: "tl", 6: "tr", 7: "br", 8: "bl"}
+    frame = read_frame(path)
+    assert frame.shape == ((30, 40, 3) if stored < 5 else (40, 30, 3))
+    row, column = corners[stored]
+    at = frame[3 if row == "t" else -4, 3 if column == "l" else -4]
+    assert (at > 200).all()
+    assert (frame > 200).all(-1).sum() == pytest.approx(150, abs=20)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_an_exif_block_that_is_damaged_says_nothing(tmp_path: Path):
+    path = save(tmp_path / "x.jpg", PICTURE, exif=b"Exif\0\0II*\0\xff\xff\xff\xff", quality=95)
     assert read_frame(path).shape == PICTURE.shape
+
+
+def test_heic_and_jpeg_2000_are_read_like_other_pictures(tmp_path: Path):
+    from pillow_heif import from_pillow
+
+    smooth = np.repeat(np.linspace(0, 255, 64, dtype=np.uint8)[:, None], 64, 1)
+    picture = Image.fromarray(smooth).convert("RGB")
+    from_pillow(picture).save(tmp_path / "x.HEIC", quality=100)
+    picture.save(tmp_path / "x.jp2")
+    for name in ("x.HEIC", "x.jp2"):
+        assert np.abs(read_frame(tmp_path / name)[..., 0].astype(int) - smooth).max() < 9
+
+
+def test_only_regular_files_of_a_bounded_size_are_opened(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.write(save(tmp_path / "x.png", PICTURE).read_bytes())
+        file.truncate(40 << 30)
+    for name, reason in (
+        ("pipe.png", "a pipe or a device"),
+        ("zero.png", "a pipe or a device"),
+        ("sparse.png", f"image of {40 << 30} bytes, more than {512 << 20}"),
+    ):
+        with pytest.raises(MediaError, match=reason):
+            read_frame(tmp_path / name)
+        with pytest.raises(MediaError, match=reason):
+            read_label(tmp_path / name, "binary", 2)
+    with pytest.raises(MediaError, match="pipe"):
+        file_digest(tmp_path / "pipe.png")
+    with pytest.raises(MediaError, match="40x30 pixels, more than 100:"):
+        read_frame(tmp_path / "x.png", limits=Limits(pixels=100))
+
+
+def test_a_link_to_nowhere_is_missing_and_says_where_it_leads(tmp_path: Path):
+    (tmp_path / "0.png").symlink_to("../.git/annex/objects/x.png")
+    with pytest.raises(MediaError, match=r"missing, a link to \.\./\.git/annex/.*: .*0\.png"):
+        read_frame(tmp_path / "0.png")
 
 
 def test_the_name_does_not_decide_the_format(tmp_path: Path):
@@ -106,7 +162,7 @@ def broken_files(folder: Path) -> dict[str, Path]:
         "not an image": folder / "text.png",
         "damaged": folder / "cut.png",
         "truncated": folder / "cut.jpg",
-        "cannot be read": folder / "folder.png",
+        "a folder": folder / "folder.png",
         "floating-point": folder / "float.tiff",
         "more than 100000000": folder / "bomb.png",
         "too narrow": folder / "line.png",
@@ -115,7 +171,7 @@ def broken_files(folder: Path) -> dict[str, Path]:
     files["not an image"].write_bytes(b"no picture at all")
     files["damaged"].write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     files["truncated"].write_bytes(jpeg.read_bytes()[: jpeg.stat().st_size // 2])
-    files["cannot be read"].mkdir()
+    files["a folder"].mkdir()
     save(files["floating-point"], PICTURE[..., 0].astype(np.float32))
     Image.new("1", (20_000, 10_000)).save(files["more than 100000000"])
     Image.new("L", (600, 1)).save(files["too narrow"])
@@ -209,55 +265,6 @@ def test_a_damaged_video_and_a_sound_without_pictures_are_media_errors(tmp_path:
             video_seconds(tmp_path / name)
         with pytest.raises(MediaError, match=reason):
             read_frame(VideoFrame(tmp_path / name, 0.0))
-
-
-# labels
-
-
-def test_a_mask_is_read_as_the_benchmark_reads_it_whatever_its_file_kind(tmp_path: Path):
-    mask = PICTURE[..., 0] > 127
-    grey = np.where(mask, 255, 0).astype(np.uint8)
-    black_white = Image.fromarray(mask.astype(np.uint8))
-    black_white.putpalette([0, 0, 0, 255, 255, 255])
-    black_white.save(tmp_path / "palette.png")
-    paths = [
-        save(tmp_path / "bits.png", mask),
-        save(tmp_path / "grey.png", grey),
-        save(tmp_path / "rgb.png", np.repeat(grey[..., None], 3, -1)),
-        tmp_path / "palette.png",
-    ]
-    for path in paths:
-        assert np.array_equal(read_label(path, "binary", 2, PICTURE.shape), mask)
-    nearly = save(tmp_path / "nearly.png", np.where(mask, 255, 254).astype(np.uint8))
-    assert np.array_equal(read_label(nearly, "binary", 2), mask)  # value // 255
-    empty = save(tmp_path / "none.png", np.zeros_like(grey))
-    assert not read_label(empty, "binary", 2).any()
-
-
-def test_a_mask_of_zeros_and_ones_is_not_taken_for_background(tmp_path: Path):
-    path = save(tmp_path / "01.png", (PICTURE[..., 0] > 127).astype(np.uint8))
-    with pytest.raises(MediaError, match="largest value is 1"):
-        read_label(path, "binary", 2)
-
-
-def test_a_class_outside_the_range_names_value_range_and_file(tmp_path: Path):
-    labels = np.zeros((4, 4), np.uint8)
-    labels[1, 2] = 70
-    path = save(tmp_path / "l.png", labels)
-    assert np.array_equal(read_label(path, "index", 71), labels)
-    with pytest.raises(MediaError, match=r"label value 70 is outside 0\.\.69: .*l\.png"):
-        read_label(path, "index", 70)
-
-
-def test_a_coloured_label_image_is_no_class_map(tmp_path: Path):
-    with pytest.raises(MediaError, match="mode RGB"):
-        read_label(save(tmp_path / "rgb.png", PICTURE), "index", 71)
-
-
-def test_a_label_of_another_size_than_its_frame_is_an_error(tmp_path: Path):
-    path = save(tmp_path / "l.png", np.zeros((30, 41), np.uint8))
-    with pytest.raises(MediaError, match="label of 41x30 pixels, but its frame has 40x30"):
-        read_label(path, "index", 5, PICTURE.shape)
 
 
 # fitting

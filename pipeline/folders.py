@@ -1,0 +1,360 @@
+"""The user's own clips: one folder a clip, in whatever state people's folders are.
+
+What lies in a clip's folder and looks like media is used, fails the clip by its name, or is named
+as not read: a frame that is passed over in silence puts every later one beside the sound of another
+second. So a link to nowhere is a missing file, a picture of a strange kind is an error, and numbers
+of frames must be even.
+"""
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Literal
+
+from .errors import ComboError, MediaError, readable
+from .labels import LabelRule
+from .layouts import BINARY_CLASSES, Clip, Layout, SoundRule, read_classes
+from .media import FrameSource, VideoFrame, video_seconds
+from .regular_files import missing
+
+
+def _endings(text: str) -> frozenset[str]:
+    return frozenset(f".{ending}" for ending in text.split())
+
+
+IMAGES = _endings(
+    "png apng jpg jpeg jpe jfif mpo bmp dib webp tif tiff ppm pgm pbm pnm gif jp2 j2k jpf jpx j2c "
+    "jpc heic heif hif avif"
+)
+VIDEOS = _endings(
+    "mp4 mkv webm mov avi m4v mpg mpeg mpe m1v m2v mts m2ts m2t ts vob 3gp 3g2 flv f4v wmv asf ogv "
+    "mxf dv rm rmvb nut ivf qt divx 264 h264 265 h265 hevc y4m"
+)
+SOUNDS = _endings(
+    "wav wave flac ogg oga opus spx mp3 mp2 m4a m4b aac wma aif aiff aifc au snd caf w64 rf64 amr "
+    "awb ac3 eac3 dts mka weba ape wv tta voc"
+)
+UNREAD = _endings(
+    "svg svgz psd psb xcf ai eps exr hdr pfm tga pcx sgi dds ico jxl jxr wdp dng cr2 cr3 nef nrw "
+    "arw raf rw2 orf pef srw x3f raw fits dcm pdf djvu mid midi ra gsm mpc shn"
+)
+"""Pictures and sounds of kinds that are not read."""
+
+_KINDS = IMAGES | VIDEOS | SOUNDS | UNREAD
+
+
+@dataclass(frozen=True)
+class Folders(Layout):
+    """One folder a clip: ROOT/CLIP/ or ROOT/SPLIT/CLIP/, in natural order (clip2 before clip10).
+
+    A clip's folder holds its frames, as images in natural order or as one video file, of which a
+    frame is taken every `seconds_per_frame`: the middle one of each such span, or with
+    `anchor="start"` its first. A shorter video gives one frame. It holds one sound file; without
+    one, the video's sound track is meant. Label images may lie in `labels/`, named as the frames
+    (compared in Unicode's composed form); a video's frames are named 0, 1, 2, ... Frames without
+    one are not annotated. Numbered images must have even numbers.
+
+    With ROOT/label2idx.json (as AVSS has it) a label's value is the class; without it 255 is the
+    object. Splits are the sub-folders that hold clip folders, or "all" when ROOT holds the clips;
+    `split` then divides those, split -> share: a clip belongs where SHA-256 of "SEED:NAME" says, so
+    that it stays there when others are added or removed.
+    Listing opens the videos' headers. A clip with more than `frames_per_clip` frames has a problem:
+    nothing is cut off in silence.
+    """
+
+    frames_per_clip: int = 10
+    seconds_per_frame: float = 1.0
+    anchor: Literal["centre", "start"] = "centre"
+    sound_rule: SoundRule = "centred"
+    name: str = "folders"
+    expected: Mapping[str, int] = field(default_factory=dict, hash=False)
+    split: Mapping[str, float] = field(default_factory=dict, hash=False)
+    split_seed: int = 0
+
+    def splits(self, root: Path) -> tuple[str, ...]:
+        return tuple(self._homes(root))
+
+    def clips(self, root: Path, split: str) -> list[Clip]:
+        homes = self._homes(root)
+        if split not in homes:
+            raise ComboError(
+                f"{root}: no split {split!r} in it, it has {', '.join(homes)}; correct this data "
+                "set's `splits` in data_manifest.yaml"
+            )
+        return [self._clip(folder) for folder in homes[split]]
+
+    def _homes(self, root: Path) -> dict[str, list[Path]]:
+        """The clip folders of each split, links to nowhere that may stand for one among them."""
+        found = _Contents.of(root)
+        clips = [f for f in found.folders if _has_media(f)]
+        inside = {f: _looked_into(f) for f in found.folders if f not in clips}
+        splits = [f for f, c in inside.items() if c.lost or any(map(_has_media, c.folders))]
+        if clips and splits:
+            raise ComboError(
+                f"{root}: holds clips ({clips[0].name}) and folders of clips ({splits[0].name}); "
+                "move the clips into a folder of their own, one for each split"
+            )
+        if splits:
+            return self._in_folders(root, found, {f: inside[f] for f in splits})
+        if not clips and not found.lost:
+            raise ComboError(
+                f"{root}: no clip in it; put each clip's frames (images or a video) and sound into "
+                "a folder of its own, ROOT/CLIP/ or ROOT/SPLIT/CLIP/"
+            )
+        return self._divided(root, found.clips) if self.split else {"all": found.clips}
+
+    def _in_folders(
+        self, root: Path, found: "_Contents", splits: Mapping[Path, "_Contents"]
+    ) -> dict[str, list[Path]]:
+        if self.split:
+            raise ComboError(
+                f"{root}: has folders for its splits ({', '.join(f.name for f in splits)}); leave "
+                "this data set's `split` out of data_manifest.yaml"
+            )
+        for lost in found.lost:
+            raise ComboError(f"{lost}: {missing(lost)}; mend or remove it")
+        for folder in splits:
+            if readable(folder.name) != folder.name:
+                raise ComboError(f"{readable(str(folder))}: its name is no UTF-8; rename it")
+        return {f.name: contents.clips for f, contents in splits.items()}
+
+    def _divided(self, root: Path, clips: Sequence[Path]) -> dict[str, list[Path]]:
+        """The clips of a root without split folders, by `split`. Raises ComboError for none."""
+        parts = self._parts(clips, self.split_seed)
+        if empty := [split for split, members in parts.items() if not members]:
+            fitting = (s for s in range(1000) if all(self._parts(clips, s).values()))
+            seed = next(fitting, None)
+            mend = "give it a larger share" if seed is None else f"set `split_seed: {seed}`"
+            raise ComboError(
+                f"{root}: none of its {len(clips)} clips falls to split {empty[0]!r}; {mend} in "
+                "this data set's entry in data_manifest.yaml"
+            )
+        return parts
+
+    def _parts(self, clips: Sequence[Path], seed: int) -> dict[str, list[Path]]:
+        parts: dict[str, list[Path]] = {split: [] for split in self.split}
+        for folder in clips:
+            text = f"{seed}:{_composed(folder.name)}".encode("utf-8", "surrogateescape")
+            place = int.from_bytes(hashlib.sha256(text).digest()[:8]) / 2**64
+            ends = zip(parts, accumulate(self.split.values()), strict=True)
+            fitting = (split for split, end in ends if place < end)
+            parts[next(fitting, list(parts)[-1])].append(folder)
+        return parts
+
+    def classes(self, root: Path) -> list[str]:
+        table = root / "label2idx.json"
+        return read_classes(table) if os.path.lexists(table) else list(BINARY_CLASSES)
+
+    def label_rule(self, root: Path) -> LabelRule:
+        return "index" if os.path.lexists(root / "label2idx.json") else "binary"
+
+    def _clip(self, folder: Path) -> Clip:
+        name = readable(folder.name)
+        try:
+            if name != folder.name:
+                raise MediaError(folder, "a name that is no UTF-8 (an old archive?), rename it")
+            if not folder.is_dir():
+                raise MediaError(folder, missing(folder))
+            return self._read_folder(folder)
+        except ComboError as error:
+            return Clip(name, problem=readable(str(error)))
+
+    def _read_folder(self, folder: Path) -> Clip:
+        contents = _Contents.of(folder)
+        images, videos, sounds = map(contents.of_kind, (IMAGES, VIDEOS, SOUNDS))
+        for strange in contents.of_kind(UNREAD):
+            raise MediaError(strange, "a kind of file that is not read, convert or remove it")
+        for kind, found in (("video", videos), ("sound", sounds)):
+            if len(found) > 1:
+                names = ", ".join(f.name for f in found)
+                raise ComboError(f"{folder}: more than one {kind} file ({names}); leave one")
+        frames: tuple[FrameSource, ...] = tuple(images)
+        names = [f.stem for f in images]
+        times = self._moments(len(images), len(images) * self.seconds_per_frame)
+        _demand_even_numbers(images)
+        unread = [f"{f.name}/" for f in contents.folders if f.name != "labels"]
+        if videos and images:
+            unread.append(f"pictures of {videos[0].name}")
+        if videos and not images:
+            length = video_seconds(videos[0])
+            times = self._moments(max(1, int(length / self.seconds_per_frame + 1e-6)), length)
+            frames = tuple(VideoFrame(videos[0], t) for t in times)
+            names = [str(n) for n in range(len(times))]
+        if not frames:
+            there = ", ".join(f.name for f in contents.files if f not in sounds)
+            raise MediaError(
+                folder,
+                "no frame images and no video in the clip's folder"
+                + (f" (only {there[:200]})" if there else ""),
+            )
+        if len(frames) > self.frames_per_clip:
+            raise ComboError(
+                f"{folder}: {len(frames)} frames, more than {self.frames_per_clip}; raise this "
+                "data set's `frames_per_clip` in data_manifest.yaml or cut the clip"
+            )
+        labels, others = _labels(folder / "labels", names)
+        source = sounds or videos
+        return Clip(
+            name=folder.name,
+            frames=frames,
+            sound=source[0] if source else None,
+            labels=labels,
+            times=times,
+            unread=(*unread, *others),
+        )
+
+    def _moments(self, count: int, length: float) -> tuple[float, ...]:
+        shift = 0.0 if self.anchor == "start" else min(self.seconds_per_frame, length) / 2
+        return tuple(n * self.seconds_per_frame + shift for n in range(count))
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What lies in a folder, in natural order, without hidden files and what archives of a Mac add.
+
+    files: whatever is no folder, links to nowhere among them.  lost: those links which may stand
+    for a folder, since their name is no media file's.
+    """
+
+    folders: list[Path]
+    files: list[Path]
+    lost: list[Path]
+
+    @classmethod
+    def of(cls, folder: Path) -> "_Contents":
+        """Raises ComboError for a folder that cannot be listed."""
+        try:
+            with os.scandir(folder) as entries:
+                found = [
+                    (folder / entry.name, entry.is_dir(), entry.is_symlink())
+                    for entry in entries
+                    if not entry.name.startswith(".") and entry.name != "__MACOSX"
+                ]
+        except OSError as error:
+            raise ComboError(
+                f"{folder}: cannot be listed ({error.strerror}); set this data set's `root` in "
+                "data_manifest.yaml to the folder that holds the clips"
+            ) from error
+        found.sort(key=lambda each: _natural(each[0]))
+        return cls(
+            folders=[path for path, is_folder, _ in found if is_folder],
+            files=[path for path, is_folder, _ in found if not is_folder],
+            lost=[
+                path
+                for path, is_folder, is_link in found
+                if is_link and not is_folder and not _is(path, _KINDS) and not path.exists()
+            ],
+        )
+
+    @property
+    def clips(self) -> list[Path]:
+        """The folders, and the links that may have stood for one."""
+        return sorted([*self.folders, *self.lost], key=_natural)
+
+    def of_kind(self, kinds: frozenset[str]) -> list[Path]:
+        """The files with these endings. Raises MediaError for a name that no store can hold."""
+        found = [path for path in self.files if _is(path, kinds)]
+        for path in found:
+            if readable(path.name) != path.name:
+                raise MediaError(path, "a name that is no UTF-8 (an old archive?), rename it")
+        return found
+
+
+def _is(path: Path, kinds: frozenset[str]) -> bool:
+    return path.suffix.lower() in kinds
+
+
+def _composed(text: str) -> str:
+    """Unicode's composed form: a Mac writes accents apart from their letters."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _natural(path: Path) -> tuple[list[tuple[bool, int, str]], str]:
+    parts = re.findall(r"\d+|\D+", path.name)
+    numbers = [(False, int(p), "") if p.isdecimal() else (True, 0, p.lower()) for p in parts]
+    return numbers, path.name
+
+
+def _has_media(folder: Path) -> bool:
+    return any(_is(path, _KINDS) for path in _looked_into(folder).files)
+
+
+def _looked_into(folder: Path) -> _Contents:
+    """What lies in a folder; nothing in one that may not be listed, which fails as a clip."""
+    try:
+        return _Contents.of(folder)
+    except ComboError:
+        return _Contents([], [], [])
+
+
+def _demand_even_numbers(images: Sequence[Path]) -> None:
+    """Raise MediaError naming the image that is missing, doubled, or no part of the numbering.
+
+    Names that differ in their numbers alone are judged together; the numbers may begin anywhere and
+    go up by any step that stays the same.
+    """
+    alike: dict[tuple[str, ...], list[Path]] = {}
+    for path in images:
+        texts = re.split(r"\d+", _composed(path.stem).casefold())
+        alike.setdefault(tuple(texts), []).append(path)
+    series = [paths for paths in alike.values() if len(paths) > 1]
+    strays = [paths[0] for paths in alike.values() if len(paths) == 1]
+    if len(series) == 1 and strays:
+        raise MediaError(
+            strays[0], f"not named as the other frames ({series[0][0].name}), rename or remove it"
+        )
+    for paths in series:
+        _demand_even_series(paths)
+
+
+def _demand_even_series(frames: Sequence[Path]) -> None:
+    columns = list(zip(*(map(int, re.findall(r"\d+", path.stem)) for path in frames), strict=True))
+    for number in range(1, len(frames)):
+        if all(column[number - 1] == column[number] for column in columns):
+            raise MediaError(
+                frames[number], f"the same frame as {frames[number - 1].name}, remove one"
+            )
+    varying = [place for place, column in enumerate(columns) if len(set(column)) > 1]
+    for place in varying:
+        steps = [after - before for before, after in pairwise(columns[place])]
+        least = min(steps)
+        # Of several numbers one counts frames and others may be times, which need not be even.
+        if least < 1 or (len(varying) > 1 and least > 1) or least == max(steps):
+            continue
+        gap = next(number for number, step in enumerate(steps) if step > least)
+        before, after = frames[gap], frames[gap + 1]
+        parts = re.split(r"(\d+)", before.stem)
+        parts[2 * place + 1] = str(columns[place][gap] + least).zfill(len(parts[2 * place + 1]))
+        lacking = before.with_name("".join(parts) + before.suffix)
+        raise MediaError(lacking, f"missing: after frame {before.name} comes {after.name}")
+
+
+def _labels(folder: Path, names: Sequence[str]) -> tuple[tuple[Path | None, ...], Iterable[str]]:
+    """The label image of each frame, by name, and what else is in the folder.
+
+    Raises MediaError for a label without a frame, or of a kind that is not read.
+    """
+    if not folder.is_dir():
+        if folder.is_symlink():
+            raise MediaError(folder, missing(folder))
+        return (None,) * len(names), [folder.name] if folder.exists() else []
+    contents = _Contents.of(folder)
+    for path in contents.of_kind(_KINDS - IMAGES):
+        raise MediaError(path, "a label of a kind that is not read, save it as PNG")
+    known = [_composed(name) for name in names]
+    found: dict[str, Path] = {}
+    for path in contents.of_kind(IMAGES):
+        name = _composed(path.stem)
+        if name not in known:
+            raise MediaError(path, "label of no frame, it must be named as its frame is")
+        if name in found or known.count(name) > 1:
+            raise MediaError(path, "more than one label or frame of this name")
+        found[name] = path
+    others = [f"{path.name}/" for path in contents.folders]
+    others += [path.name for path in contents.files if path not in found.values()]
+    return tuple(found.get(name) for name in known), [f"labels/{name}" for name in others]
