@@ -9,8 +9,7 @@ import collections
 import io
 import pickle
 import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -22,21 +21,19 @@ _TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """How a file of torch.save begins, since 1.6 and before."""
 
 
-def read_pickle(path: Path) -> Any:
+def read_pickle(file: BinaryIO) -> Any:
     """What torch.save (both formats) or pickle.dump wrote; tensors on the CPU, also a GPU's.
 
-    Raises OSError, and for damaged bytes and all that is not admitted whatever they lead the
-    readers into.
+    Raises, for damaged bytes and all that is not admitted, whatever they lead the readers into.
     """
     import torch
 
-    with path.open("rb") as file:
-        start = file.read(len(_TORCH_LEGACY))
-        file.seek(0)
-        if start.startswith((_TORCH_ZIP, _TORCH_LEGACY)):
-            with torch.serialization.safe_globals(_numpy_globals()):
-                return torch.load(file, map_location="cpu", weights_only=True)
-        value = _ArraysOnly(file, encoding="latin1").load()
+    start = file.read(len(_TORCH_LEGACY))
+    file.seek(0)
+    if start.startswith((_TORCH_ZIP, _TORCH_LEGACY)):
+        with torch.serialization.safe_globals(_numpy_globals()):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    value = _ArraysOnly(file, encoding="latin1").load()
     return _tensor(value) if isinstance(value, _Strided) else value
 
 

@@ -25,6 +25,20 @@ def open_regular(path: Path) -> BufferedReader:
     raise MediaError(path, f"cannot be read ({kind}, no regular file)")
 
 
+def read_whole(path: Path, limit: int) -> bytes:
+    """A regular file's bytes, 1 at least and `limit` at most. Raises MediaError."""
+    try:
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > limit:
+                raise MediaError(path, f"file of {size} bytes, more than limits.bytes ({limit})")
+            data = file.read(limit)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not data:
+        raise MediaError(path, "empty file (0 bytes)")
+    return data
+
+
 def missing(path: Path) -> str:
     """The reason of a file that is not there; where it is a link, to what."""
     try:

@@ -41,7 +41,8 @@ def _read(path: Path) -> Any:
             from safetensors.torch import load_file
 
             return load_file(path)
-        return read_pickle(path)
+        with path.open("rb") as file:
+            return read_pickle(file)
     except FileNotFoundError:
         raise ComboError(f"{path}: no such weights file") from None
     except MemoryError:

@@ -29,10 +29,9 @@ from distributed import (
 from distributed.client import ClosedClientError, FutureCancelledError
 from distributed.comm.core import CommClosedError
 
-from ..devices import claimed_device, devices
+from ..devices import Place, claimed_device, devices
 from ..errors import ComboError
 from ..manifest import ClusterSettings
-from ..preprocess.stage import Place
 from . import records
 from .local import Lost
 from .scheduler import SCHEDULERS, cores

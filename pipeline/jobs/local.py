@@ -11,9 +11,8 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, NoReturn
 
-from ..devices import devices
+from ..devices import Place, devices
 from ..errors import ComboError
-from ..preprocess.stage import Place
 from .scheduler import cores
 from .stopping import Stop
 from .unit import Busy, Done, Job, OpenJob, Patience

@@ -79,7 +79,7 @@ def script(array: JobArray) -> str:
         "--requeue",
         f"--signal=B:USR1@{cluster.warning}",
         *resources,
-        *cluster.arguments,
+        *map(_argument, cluster.arguments),
     )
     return array.script(directives, "SLURM_ARRAY_TASK_ID")
 
@@ -88,7 +88,7 @@ def closing_script(array: JobArray) -> str:
     """The script of the job that follows when all tasks have ended, well or not."""
     output = f"--output={_log(array.folder, 'finalise.log')}"
     return array.closing_script(
-        _directives(f"{array.name}-finalise", output, *array.cluster.arguments)
+        _directives(f"{array.name}-finalise", output, *map(_argument, array.cluster.arguments))
     )
 
 
@@ -175,7 +175,7 @@ def dask_cluster(cluster: ClusterSettings, lifetime: str | None, logs: Path) -> 
         walltime=walltime,
         worker_extra_args=["--lifetime", stays, "--lifetime-stagger", "60s"],
         # A lost worker is replaced by a new job: the old one must not come back beside it.
-        job_extra_directives=["--no-requeue", *cluster.arguments],
+        job_extra_directives=["--no-requeue", *map(_argument, cluster.arguments)],
         log_directory=str(logs),
         scheduler_options={"dashboard_address": ":0"},
         job_name="combo-dask",
@@ -221,3 +221,17 @@ def _quoted(path: str) -> str:
         return path
     path = path.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{path}"'
+
+
+def _argument(option: str) -> str:
+    """An option of sbatch as a script's line holds it: a value with spaces in double quotes.
+
+    Raises ComboError for one that would be more than a line.
+    """
+    if not option.isprintable():
+        raise ComboError(f"sbatch option {option!r} holds a line break; see cluster.arguments")
+    name, equals, value = option.partition("=")
+    several = any(word.startswith("-") for word in option.split()[1:])
+    if '"' in option or several or not equals or " " in name:
+        return option  # quoted already, or several options in one text
+    return f"{name}={_quoted(value)}"
