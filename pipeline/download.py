@@ -9,7 +9,6 @@ import errno
 import fcntl
 import http.client
 import os
-import shutil
 import time
 import urllib.error
 import urllib.request
@@ -18,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from . import durable
 from .errors import ComboError
 
-Progress = Callable[[int, int | None], None]
+OnBytes = Callable[[int, int | None], None]
 """Called with the bytes there are and, when known, the bytes there will be."""
 
 BLOCK = 1 << 20
@@ -49,7 +49,7 @@ def download(
     target: Path,
     accept: Callable[[Path], None],
     size: int | None = None,
-    progress: Progress | None = None,
+    on_bytes: OnBytes | None = None,
     again: str = "",
     pause: float = 2.0,
 ) -> None:
@@ -71,7 +71,7 @@ def download(
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise ComboError(f"{target}: another process is fetching it; wait for it") from None
-            transfer = _Transfer(url, file, part.with_name(f"{part.name}.etag"), size, progress)
+            transfer = _Transfer(url, file, part.with_name(f"{part.name}.etag"), size, on_bytes)
             transfer.complete(again, pause)
             os.fsync(file.fileno())
             try:
@@ -96,7 +96,7 @@ class _Transfer:
     file: IO[bytes]
     tag: Path
     size: int | None
-    progress: Progress | None
+    on_bytes: OnBytes | None
 
     def complete(self, again: str, pause: float) -> None:
         fruitless = 0
@@ -181,7 +181,7 @@ class _Transfer:
                 raise ComboError(
                     f"{self.url}: {total} bytes there, {self.size} expected; not the published file"
                 )
-            free = shutil.disk_usage(self.tag.parent).free
+            free = durable.free_bytes(self.tag)
             if total - have > free:
                 raise ComboError(
                     f"{self.tag.parent}: {total - have} bytes to fetch and {free} free; make room "
@@ -203,8 +203,8 @@ class _Transfer:
             self.file.write(block)
             self.file.flush()
             have += len(block)
-            if self.progress is not None:
-                self.progress(have, total)
+            if self.on_bytes is not None:
+                self.on_bytes(have, total)
         if total is not None and have < total:
             raise ConnectionCutError(f"connection cut after {have} of {total} bytes")
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..report import Panel
-    from ..train.evaluate import Evaluation, Sound
+    from ..train.evaluate import Evaluation, SoundCondition
     from ..train.loader import StoredBatch
     from ..train.run_folder import RunFolder
 
@@ -123,7 +123,7 @@ def demo(
 
 
 def _evaluate(
-    output: Output, run: "RunFolder", sound: "Sound", panels: "list[Panel]"
+    output: Output, run: "RunFolder", sound: "SoundCondition", panels: "list[Panel]"
 ) -> "Evaluation":
     """Scores on the test split; the first clips are added to `panels`."""
     from ..devices import choose_device

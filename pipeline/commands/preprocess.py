@@ -40,7 +40,7 @@ def preprocess(
 
     Example: combo preprocess all --data s4 --workers 4
     """
-    from ..jobs import slurm
+    from ..jobs import scheduler
     from ..jobs.stopping import Stopped, listening
 
     manifest, output = selection.open(), printing.output
@@ -49,8 +49,8 @@ def preprocess(
         try:
             good = run_jobs(output, manifest, jobs, work.options, computers, stop, work.dry_run)
         except Stopped:
-            if requeue:
-                slurm.requeue(stop.warned, lambda said: output.warn(f"combo: {said}"))
+            if requeue and (here := scheduler.here()):
+                here.requeue(stop.warned, lambda said: output.warn(f"combo: {said}"))
             if work.overwrite:
                 output.warn("combo: to go on, leave out --overwrite, which begins from the start")
             raise

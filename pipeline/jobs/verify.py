@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..digests import file_digest
 from ..errors import MediaError
 from ..layouts import layout
 from ..preprocess.stage import combined_digest
-from ..regular_files import digest
 from ..source import remake, usable
 from ..store import VALID, Plan, SplitStore, StoreDamaged, Variant, array_digest
 from . import records
@@ -114,7 +114,7 @@ def _changed_input(job: Job | None, record: UnitRecord) -> str | None:
             continue
         try:
             files = job.stage.inputs(clips[made.name])
-            now = combined_digest([digest(file) for file in files])
+            now = combined_digest([file_digest(file) for file in files])
         except MediaError as error:
             return f"an input of clip {made.name} is gone ({error})"
         if now != made.inputs:

@@ -199,3 +199,11 @@ def test_a_manifest_does_not_change(folder: Path) -> None:
     manifest = written(folder, SMALL)
     with pytest.raises(ValidationError):
         manifest.store = "elsewhere"  # type: ignore[misc]
+
+
+def test_the_schedulers_arguments_are_read_by_their_old_name_too(folder: Path) -> None:
+    for name in ("arguments", "sbatch"):
+        cluster = written(folder, SMALL + f"cluster: {{{name}: [--partition=gpu]}}").cluster
+        assert cluster.arguments == ("--partition=gpu",)
+    both = "cluster: {arguments: [--partition=gpu], sbatch: [--gres=gpu:1]}"
+    assert "cluster.sbatch" in refused(folder, SMALL + both)
