@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from combo.pipeline import durable
+from combo.pipeline.devices import Place
 from combo.pipeline.jobs import records
 from combo.pipeline.jobs.local import LocalRunner
 from combo.pipeline.jobs.plan import make_job
@@ -34,7 +35,7 @@ from combo.pipeline.jobs.status import progress
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.layouts import Clip
 from combo.pipeline.manifest import load_manifest
-from combo.pipeline.preprocess.stage import Description, Outcome, Place, Worker
+from combo.pipeline.preprocess.stage import Description, Outcome, Worker
 from combo.pipeline.store import ArraySpec, Plan, SplitStore, Variant
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from .errors import ComboError
 from .packed import PackedSplit, is_packed, splits_in_packed
-from .store import STAGES, Finished, Plan, SplitStore, Variant, splits_in
+from .store import Finished, Plan, SplitStore, Variant, splits_in
 
 
 class RowReader(Protocol):
@@ -46,6 +46,8 @@ class Source(Protocol):
 
 def open_source(store: Path, data_set: str, split: str) -> Source:
     """A split of a store, or of a packed file where the path is one. Raises ComboError."""
+    if not store.exists():
+        raise ComboError(f"the store {store} is not there; --store says where it lies now")
     kind = PackedSplit if is_packed(store) else SplitStore
     return kind(store, data_set, split)
 
@@ -76,6 +78,14 @@ def demand_usable(source: Source, variant: Variant) -> Finished:
     return finished
 
 
+def annotated_frames(source: Source, frames: Variant) -> tuple[int, int]:
+    """How many frames of a split have labels, and how many frames there are."""
+    rows = np.arange(len(source.plan().clips))
+    asked = [source.reader(frames, name).ask(rows) for name in ("annotated", "present")]
+    annotated, present = (int(np.count_nonzero(each.result())) for each in asked)
+    return annotated, present
+
+
 def remake(source: Source, stage: str, settings: Mapping[str, Any]) -> str:
     """The command that makes a stage of a split, as it stands in errors."""
     if is_packed(source.store):
@@ -87,15 +97,19 @@ def remake(source: Source, stage: str, settings: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """The three variants of a split that a run is trained or evaluated on."""
+    """The variants of a split that a run is trained or evaluated on, one a stage.
+
+    maskige: None for a network that reads none.
+    """
 
     frames: Variant
     audio: Variant
-    maskige: Variant
+    maskige: Variant | None = None
 
     @property
-    def variants(self) -> tuple[Variant, Variant, Variant]:
-        return self.frames, self.audio, self.maskige
+    def variants(self) -> tuple[Variant, ...]:
+        read = (self.frames, self.audio, self.maskige)
+        return tuple(variant for variant in read if variant is not None)
 
 
 def choose_variants(
@@ -104,18 +118,21 @@ def choose_variants(
     named: Mapping[str, str] | None = None,
     weights: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Choice:
-    """The variant of each stage with the settings `wanted` (stage -> settings).
+    """The variant with the settings `wanted` (stage -> settings) of each of these stages.
 
     named: stage -> name of the variant to take instead.  weights: stage -> digests, when those
-    must be the same too.  Raises ComboError when a stage has none that fits, or several.
+    must be the same too.  Raises ComboError when a stage has none that fits, or several, or one is
+    named that is not wanted.
     """
+    for stage in (named or {}).keys() - wanted.keys():
+        raise ComboError(f"no {stage} is read here; leave --variant {stage}=NAME out")
     chosen: dict[str, Variant] = {}
-    for stage in STAGES:
+    for stage, settings in wanted.items():
         variants = source.variants(stage)
         if named and stage in named:
             fits = [v for v in variants if v.name == named[stage]]
         else:
-            fits = [v for v in variants if v.is_what(wanted[stage])]
+            fits = [v for v in variants if v.is_what(settings)]
         if weights is not None:
             fits = [v for v in fits if dict(v.weights) == dict(weights[stage])]
         if len(fits) == 1:
@@ -125,11 +142,11 @@ def choose_variants(
         if not fits:
             raise ComboError(
                 f"no {stage} of {source} with these settings in {source.store} (there: {there}); "
-                f"run: {remake(source, stage, wanted.get(stage, {}))}, "
+                f"run: {remake(source, stage, settings)}, "
                 f"or choose one with --variant {stage}=NAME"
             )
         raise ComboError(
             f"several variants of {stage} fit {source}: {', '.join(v.name for v in fits)}; "
             f"choose one with --variant {stage}=NAME"
         )
-    return Choice(chosen["frames"], chosen["audio"], chosen["maskige"])
+    return Choice(chosen["frames"], chosen["audio"], chosen.get("maskige"))

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..granularity import TOKEN_OF_LEVEL
-from ..point_prompts import SEMANTIC_SAM_SETTINGS, GridSettings, Upsampling
+from ..grid_settings import SemanticSamGrid
+from ..point_prompts import Upsampling
 from .checkpoint import matching_entries
 from .pixel_decoder import PixelDecoder
 from .prompt_decoder import Memory, PromptDecoder
@@ -79,8 +80,16 @@ class SemanticSam(nn.Module):
         return left_out
 
     @property
-    def settings(self) -> GridSettings:
-        return SEMANTIC_SAM_SETTINGS
+    def settings(self) -> SemanticSamGrid:
+        return SemanticSamGrid()
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return tuple(TOKEN_OF_LEVEL)
+
+    @property
+    def zero_keeps_all(self) -> bool:
+        return False
 
     @property
     def device(self) -> torch.device:

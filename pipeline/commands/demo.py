@@ -16,8 +16,8 @@ from .runs import run_trainer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..evaluate import Evaluation, Sound
     from ..report import Panel
+    from ..train.evaluate import Evaluation, Sound
     from ..train.loader import StoredBatch
     from ..train.run_folder import RunFolder
 
@@ -53,10 +53,11 @@ def demo(
 
     Example: combo demo --out demo
     """
-    from ..evaluate import as_json
+    from ..devices import keep_freed_memory
     from ..jobs.run import Options
     from ..report import contact_sheet
     from ..sample import write_sample
+    from ..train.evaluate import as_json
     from ..train.run_folder import RunFolder
     from ..train.start import resume, start
 
@@ -87,6 +88,7 @@ def demo(
     if trainer.iteration < trainer.settings.iterations:
         run_trainer(output, trainer)
 
+    keep_freed_memory()
     panels: list[Panel] = []
     right = _evaluate(output, run, "right", panels)
     swapped = _evaluate(output, run, "swapped", [])
@@ -125,13 +127,13 @@ def _evaluate(
 ) -> "Evaluation":
     """Scores on the test split; the first clips are added to `panels`."""
     from ..devices import choose_device
-    from ..evaluate import measure, open_run, open_split
     from ..report import panel
+    from ..train.evaluate import measure, open_run, open_split
 
     reader = open_split(run, "test")
     device = choose_device("auto")
 
-    with output.bar(f"test, {sound} sound", len(reader)) as bar:
+    with output.bar(f"test, {sound} sound", len(reader.labelled)) as bar:
 
         def on_clip(clip: "StoredBatch", scores: "Tensor") -> None:
             bar.advance()

@@ -43,7 +43,7 @@ def train(
     store: Store = None,
     manifest: Manifest = None,
 ) -> None:
-    """Train COMBO on a finished store, or on a file that was packed from one.
+    """Train a network on a finished store, or on a file that was packed from one.
 
     Example: combo train --preset combo-r50-s4 --set iterations=20000
     """
@@ -77,9 +77,14 @@ def train(
 
 def run_trainer(output: Output, trainer: "Trainer") -> None:
     """Train to the end with a progress bar."""
+    from ..devices import keep_freed_memory
+
+    keep_freed_memory()
     for split, reader in trainer.readers.items():
         left_out = f", {len(reader.left_out)} left out" if reader.left_out else ""
-        output.note(f"{split}: {len(reader)} clips{left_out}")
+        without = len(reader) - len(reader.labelled)
+        labels = f", {without} of them without a label" if without else ""
+        output.note(f"{split}: {len(reader)} clips{labels}{left_out}")
     settings, root = trainer.settings, trainer.run.root
     output.note(f"{root}: {settings.iterations} iterations on {trainer.device}")
     done = trainer.iteration
@@ -114,15 +119,16 @@ def evaluate(
 
     Example: combo evaluate runs/combo-r50-s4 --split test --json
     """
-    from ..devices import choose_device
-    from ..evaluate import as_json, measure, open_run, open_split
+    from ..devices import choose_device, keep_freed_memory
+    from ..train.evaluate import as_json, measure, open_run, open_split
     from ..train.run_folder import RunFolder
 
+    keep_freed_memory()
     output, folder = printing.output, RunFolder(run)
     settings = folder.settings()
     reader = open_split(folder, split, store, one_variant_each(variant))
     where = choose_device(device)
-    with output.bar(f"{split}, {sound} sound", len(reader)) as bar:
+    with output.bar(f"{split}, {sound} sound", len(reader.labelled)) as bar:
         network = open_run(folder, where)
         result = measure(
             network, reader, where, sound=sound.value, on_clip=lambda *_: bar.advance()
@@ -136,7 +142,7 @@ def evaluate(
                 **as_json(result),
                 "size": list(reader.choice.frames.settings["size"]),
                 "initialisation": settings.train.initialisation,
-                "fidelity": settings.network.fidelity,
+                **settings.network.noted,
                 "labels": reader.plan.layout,
                 "clips_per_batch": 1,
             }
@@ -148,7 +154,9 @@ def evaluate(
             (name, f"{100 * j:.2f}", "" if f is None else f"{100 * f:.2f}")
             for name, (j, f) in result.protocols.items()
         ),
-        title=f"{reader.split}, {sound} sound, {len(reader)} clips",
+        title=f"{reader.split}, {sound} sound, {len(reader.labelled)} clips",
     )
+    if result.without_labels:
+        output.warn(f"{result.without_labels} clips left out: no frame of theirs has a label")
     if reader.left_out:
         output.warn(f"{len(reader.left_out)} clips left out: they failed in preprocessing")

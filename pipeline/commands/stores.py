@@ -47,6 +47,11 @@ def status(splits: Splits, printing: Printing) -> None:
             "done": "done",
             "failed": "failed",
             "to do": "to_do",
+            "annotated": lambda row: (
+                "{:,} of {:,} frames".format(*row["annotated"] or (0, 0))
+                if row["annotated"]
+                else ""
+            ),
             "clips/s": "clips_per_second",
             "left": lambda row: duration(row["seconds_left"]),
             "state": lambda row: "finished" if row["finished"] else "open",
@@ -227,6 +232,9 @@ def pack(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that holds something else.")
     ] = False,
+    no_maskige: Annotated[
+        bool, typer.Option("--no-maskige", help="Without Maskiges, for networks that read none.")
+    ] = False,
 ) -> None:
     """Pack finished splits of a store into one file, for a node's own disk.
 
@@ -237,10 +245,13 @@ def pack(
     from ... import __version__
     from ..jobs.pack import pack as write_packed
     from ..packed import refuse_packed
-    from ..store import splits_in
+    from ..store import STAGES, splits_in
 
     if store and folder and store != folder:
         raise typer.BadParameter(f"{folder} and --store {store}: give one of them")
+    named = named_variants(variant)
+    if no_maskige and "maskige" in named:
+        raise typer.BadParameter("--no-maskige and --variant maskige=NAME: give one of them")
     output, manifest = printing.output, splits.open().with_store(store or folder)
     refuse_packed(manifest.store_path, "combo pack")
     there = splits_in(manifest.store_path)
@@ -251,8 +262,8 @@ def pack(
             f"nothing to pack: {manifest.store_path} holds {held}; give the store's folder with "
             f"--store, and --data and --split of what is in it"
         )
-    named = named_variants(variant)
-    chosen = [(split, _choose(manifest, split, named)) for split in found]
+    stages = [stage for stage in STAGES if not (no_maskige and stage == "maskige")]
+    chosen = [(split, _choose(manifest, split, named, stages)) for split in found]
     started = time.monotonic()
     units = sum(split.plan().units * len(choice.variants) for split, choice in chosen)
     with output.bar(f"packing {to.name}", units) as bar:
@@ -285,15 +296,17 @@ def pack(
 
 
 def _choose(
-    manifest: "Manifest", split: "SplitStore", named: Mapping[str, Sequence[str]]
+    manifest: "Manifest",
+    split: "SplitStore",
+    named: Mapping[str, Sequence[str]],
+    stages: Sequence[str],
 ) -> "Choice":
     """The variants named, else the only ones, else those with the manifest's settings."""
     from ..jobs.plan import stage_settings
     from ..source import choose_variants
-    from ..store import STAGES
 
     chosen: dict[str, str] = {}
-    for stage in STAGES:
+    for stage in stages:
         names = [variant.name for variant in split.variants(stage)]
         given = [name for name in names if name in named.get(stage, names)]
         if stage in named and not given:
@@ -306,7 +319,7 @@ def _choose(
             chosen[stage] = given[0]
     known = split.data_set in manifest.data_sets
     wanted = stage_settings(manifest, split.data_set, split.split) if known else {}
-    return choose_variants(split, {stage: wanted.get(stage, {}) for stage in STAGES}, chosen)
+    return choose_variants(split, {stage: wanted.get(stage, {}) for stage in stages}, chosen)
 
 
 @command(app)

@@ -11,16 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
+from ..devices import Place
 from ..errors import MediaError
+from ..generators import IMPORTED
 from ..labels import read_painted
 from ..layouts import Clip
 from ..limits import USUAL, Limits
 from ..media import Fit, fit_label, frame_files
 from ..store import ArraySpec, Variant
-from .stage import Description, Outcome, Place, Worker, attempt, combined_digest
+from .stage import Description, Outcome, Worker, attempt, combined_digest
 
 VERSION = 1
-IMPORTED = "imported"
 
 
 def describe(

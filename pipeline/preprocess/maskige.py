@@ -6,25 +6,33 @@ from pathlib import Path
 
 import numpy as np
 
+from ..devices import Place
 from ..errors import MediaError
+from ..generators import generator
+from ..generators.generator import Generate
+from ..identity import recorded
 from ..layouts import Clip
 from ..limits import USUAL, Limits
 from ..manifest import MaskigeSettings
 from ..media import Fit, fit_frame, fit_label, frame_files, read_frames
 from ..store import ArraySpec, Variant
-from .generators import Generate, generator
-from .stage import Description, Outcome, Place, Worker, attempt, combined_digest
+from .stage import Description, Outcome, Worker, attempt, combined_digest, read_as
 
 VERSION = 1
 
 
 def describe(
-    settings: MaskigeSettings, size: tuple[int, int], fit: Fit, frames_per_clip: int
+    settings: MaskigeSettings,
+    size: tuple[int, int],
+    fit: Fit,
+    frames_per_clip: int,
+    reading: int = 1,
 ) -> Description:
     """Maskiges by the settings' generator, at a size. Raises ComboError for an unknown one."""
     from ...model.maskige import reference_palette
 
-    own = generator(settings.generator)
+    made = generator(settings.generator)
+    own = settings.own(made.section)
     return Description(
         "maskige",
         settings.generator,
@@ -34,7 +42,9 @@ def describe(
             "at": settings.at,
             "size": list(size),
             "fit": fit,
-            **own.settings(settings),
+            **recorded(own),
+            **made.facts(own, settings),
+            **read_as(reading),
         },
         (
             ArraySpec("label_map", (frames_per_clip, *size), "uint8"),
@@ -42,7 +52,7 @@ def describe(
             ArraySpec("left_out", (frames_per_clip,), "uint32"),
         ),
         {"palette": reference_palette().tolist()},
-        () if own.weights is None else (own.weights,),
+        () if made.weights is None else (made.weights,),
     )
 
 
@@ -63,9 +73,11 @@ class MaskigeStage:
     frames_per_clip: int
     weights: Mapping[str, tuple[Path, str]]
     limits: Limits = USUAL
+    reading: int = 1
 
     def variant(self) -> Variant:
-        described = describe(self.settings, self.size, self.fit, self.frames_per_clip)
+        size, length = self.size, self.frames_per_clip
+        described = describe(self.settings, size, self.fit, length, self.reading)
         return described.variant({name: digest for name, (_, digest) in self.weights.items()})
 
     @property
@@ -76,9 +88,10 @@ class MaskigeStage:
         return frame_files(clip.frames)
 
     def open(self, place: Place) -> Worker:
-        own = generator(self.settings.generator)
-        file = self.weights[own.weights][0] if own.weights else None
-        generate = own.open(self.settings, file, place)
+        made = generator(self.settings.generator)
+        file = self.weights[made.weights][0] if made.weights else None
+        own = self.settings.own(made.section)
+        generate = made.open(own, self.settings, file, place)
         return lambda clips: self._run(clips, generate)
 
     def _run(self, clips: Sequence[Clip], generate: Generate) -> list[Outcome]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..devices import Place
 from ..errors import MediaError
 from ..identity import fingerprint
 from ..layouts import Clip
@@ -26,14 +27,6 @@ class Outcome:
     reason: str = ""
     inputs: str = ""
     """SHA-256 over the digests of the files that were read."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one process computes. device: as PyTorch names it; networks go there."""
-
-    threads: int = 1
-    device: str = "cpu"
 
 
 Worker = Callable[[Sequence[Clip]], list[Outcome]]
@@ -92,6 +85,11 @@ class Description:
             arrays=self.arrays,
             attributes=self.attributes,
         )
+
+
+def read_as(reading: int) -> dict[str, int]:
+    """The settings that say how a layout's files are read: none where that never changed."""
+    return {"reading": reading} if reading > 1 else {}
 
 
 def combined_digest(digests: Iterable[str]) -> str:

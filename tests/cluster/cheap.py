@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from combo.pipeline.devices import Place
 from combo.pipeline.jobs.local import LocalRunner
 from combo.pipeline.jobs.run import Options, Summary, run_job, settle_plan
 from combo.pipeline.jobs.stopping import listening
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.layouts import Clip
-from combo.pipeline.preprocess.stage import Description, Outcome, Place, Worker
+from combo.pipeline.preprocess.stage import Description, Outcome, Worker
 from combo.pipeline.store import ArraySpec, Plan, SplitStore, Variant
 
 

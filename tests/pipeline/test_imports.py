@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from combo.cli import app
 from combo.model.maskige import reference_palette
+from combo.pipeline.devices import Place
 from combo.pipeline.errors import ComboError, MediaError
 from combo.pipeline.jobs import records
 from combo.pipeline.jobs.plan import make_job, planned, stage_settings
@@ -23,7 +24,6 @@ from combo.pipeline.labels import read_painted
 from combo.pipeline.layouts import AVSS, MS3, S4, Clip, Layout
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.media import fit_label
-from combo.pipeline.preprocess.stage import Place
 from combo.pipeline.source import choose_variants
 from combo.pipeline.store import SplitStore, Variant
 

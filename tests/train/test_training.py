@@ -23,7 +23,6 @@ from combo.model import Combo
 from combo.pipeline import durable
 from combo.pipeline.devices import choose_device
 from combo.pipeline.errors import ComboError
-from combo.pipeline.evaluate import SOUNDS, Evaluation, measure, open_run, open_split, other_clips
 from combo.pipeline.jobs import records
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job
@@ -31,6 +30,14 @@ from combo.pipeline.manifest import Manifest
 from combo.pipeline.store import SplitStore
 from combo.pipeline.train import checkpoint
 from combo.pipeline.train.checkpoint import Checkpoint
+from combo.pipeline.train.evaluate import (
+    SOUNDS,
+    Evaluation,
+    measure,
+    open_run,
+    open_split,
+    other_clips,
+)
 from combo.pipeline.train.presets import resolve, train_settings
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import free_folder, resume, start
