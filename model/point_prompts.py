@@ -40,7 +40,7 @@ class EncodedImage(Protocol):
         ...
 
     def decode(self, points: Tensor, levels: Sequence[int]) -> DecodedPoints:
-        """Points [P, 2] float64, (x, y) in 0..1 of the image.  levels: the network's own numbers."""
+        """Points [P, 2] float64, (x, y) in 0..1 of the image.  levels: the network's own."""
         ...
 
 
