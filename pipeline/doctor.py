@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from .errors import ComboError
 from .jobs.plan import describe, layout_of, splits_of
 from .jobs.status import progress
+from .layouts import named_unread
 from .manifest import Manifest
 from .packed import is_packed
 from .store import STAGES
@@ -80,11 +81,11 @@ def _data_set(manifest: Manifest, name: str) -> Iterator[Finding]:
     try:
         root, splits = manifest.root(name), splits_of(manifest, name)
         rules = layout_of(manifest, name)
-        counts = {split: len(rules.clips(root, split)) for split in splits}
+        clips = {split: rules.clips(root, split) for split in splits}
     except ComboError as error:
         yield Finding(f"data set {name}", False, "not found", str(error))
         return
-    for split, count in counts.items():
+    for split, count in ((split, len(found)) for split, found in clips.items()):
         expected = rules.expected.get(split)
         published = f" of the {expected:,} published" if expected else ""
         store = manifest.store_path
@@ -94,6 +95,10 @@ def _data_set(manifest: Manifest, name: str) -> Iterator[Finding]:
         state = f"{count:,} clips{published}; " + (
             f"to do: {', '.join(missing)}" if missing else "preprocessed"
         )
+        if "frames" in finished and (annotated := finished["frames"].annotated):
+            state += "; {:,} of {:,} frames annotated".format(*annotated)
+        if unread := named_unread(clips[split]):
+            state += f"; not read: {unread}"
         failed = {s.stage: s.failed for s in finished.values() if s.failed}
         if failed:
             state += f"; failed: {', '.join(f'{n} in {stage}' for stage, n in failed.items())}"

@@ -46,6 +46,8 @@ class Source(Protocol):
 
 def open_source(store: Path, data_set: str, split: str) -> Source:
     """A split of a store, or of a packed file where the path is one. Raises ComboError."""
+    if not store.exists():
+        raise ComboError(f"the store {store} is not there; --store says where it lies now")
     kind = PackedSplit if is_packed(store) else SplitStore
     return kind(store, data_set, split)
 
@@ -74,6 +76,14 @@ def demand_usable(source: Source, variant: Variant) -> Finished:
         command = remake(source, variant.stage, variant.settings)
         raise ComboError(f"{variant.key} of {source} is not finished; run: {command}")
     return finished
+
+
+def annotated_frames(source: Source, frames: Variant) -> tuple[int, int]:
+    """How many frames of a split have labels, and how many frames there are."""
+    rows = np.arange(len(source.plan().clips))
+    asked = [source.reader(frames, name).ask(rows) for name in ("annotated", "present")]
+    annotated, present = (int(np.count_nonzero(each.result())) for each in asked)
+    return annotated, present
 
 
 def remake(source: Source, stage: str, settings: Mapping[str, Any]) -> str:

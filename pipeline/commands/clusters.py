@@ -60,7 +60,7 @@ def submit(
     Example: combo submit maskige --slurm --tasks 64 --sbatch-arg=--gres=gpu:1
     """
     from ..jobs.run import Options
-    from ..jobs.slurm import JobArray, check_ready
+    from ..jobs.slurm import JobArray, check_ready, check_size
 
     del slurm
     manifest, output = selection.open(), printing.output
@@ -91,6 +91,7 @@ def submit(
     if print_only:
         output.result(f"{array.script}\n{array.closing_script}")
         return
+    check_size(array.tasks)
     number, closing = array.submit()
     if output.as_json:
         told = {"array": number, "finalise": closing, "tasks": array.tasks}

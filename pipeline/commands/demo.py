@@ -133,7 +133,7 @@ def _evaluate(
     reader = open_split(run, "test")
     device = choose_device("auto")
 
-    with output.bar(f"test, {sound} sound", len(reader)) as bar:
+    with output.bar(f"test, {sound} sound", len(reader.labelled)) as bar:
 
         def on_clip(clip: "StoredBatch", scores: "Tensor") -> None:
             bar.advance()

@@ -47,6 +47,11 @@ def status(splits: Splits, printing: Printing) -> None:
             "done": "done",
             "failed": "failed",
             "to do": "to_do",
+            "annotated": lambda row: (
+                "{:,} of {:,} frames".format(*row["annotated"] or (0, 0))
+                if row["annotated"]
+                else ""
+            ),
             "clips/s": "clips_per_second",
             "left": lambda row: duration(row["seconds_left"]),
             "state": lambda row: "finished" if row["finished"] else "open",

@@ -229,7 +229,7 @@ def _slurm_cluster(cluster: ClusterSettings, lifetime: str | None, logs: Path) -
         walltime=walltime,
         worker_extra_args=["--lifetime", stays, "--lifetime-stagger", "60s"],
         # A lost worker is replaced by a new job: the old one must not come back beside it.
-        job_extra_directives=["--no-requeue", *cluster.sbatch],
+        job_extra_directives=["--no-requeue", *map(slurm.directive, cluster.sbatch)],
         log_directory=str(logs),
         scheduler_options={"dashboard_address": ":0"},
         job_name="combo-dask",

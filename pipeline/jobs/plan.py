@@ -13,6 +13,7 @@ from ..errors import ComboError
 from ..folders import Folders
 from ..generators import IMPORTED, generator
 from ..layouts import Clip, Layout, layout
+from ..limits import Limits
 from ..manifest import Manifest
 from ..media import Fit
 from ..packed import refuse_packed
@@ -33,6 +34,7 @@ def layout_of(manifest: Manifest, data_set: str) -> Layout:
         entry.seconds_per_frame,
         split=entry.split,
         split_seed=entry.split_seed,
+        limits=manifest.limits,
     )
     return layout(entry.layout, folders)
 
@@ -66,11 +68,11 @@ def describe(manifest: Manifest, data_set: str, split: str) -> dict[str, Descrip
     size = settings.frames.size
     anything = ("", "") if settings.frames.source == IMPORTED else None
     described = (
-        frames.describe(size, fit, length, imported=anything),
-        audio.describe(settings.audio, rules.sound_rule, length),
+        frames.describe(size, fit, length, imported=anything, reading=rules.reading),
+        audio.describe(settings.audio, rules.sound_rule, length, rules.reading),
         imported.describe(size, fit, length)
         if settings.maskige.generator == IMPORTED
-        else maskige.describe(settings.maskige, size, fit, length),
+        else maskige.describe(settings.maskige, size, fit, length, rules.reading),
     )
     return {each.stage: each for each in described}
 
@@ -140,6 +142,11 @@ class PlannedSplit:
         fit = fit_of(self.manifest, self.where.data_set, self.where.split)
         return self.manifest.stages.frames.size, fit
 
+    @property
+    def _reading(self) -> tuple[Limits, int]:
+        """How the split's files are read."""
+        return self.manifest.limits, self.rules.reading
+
     def _job(self, stage: Stage, clips: tuple[Clip, ...]) -> Job:
         return Job(self.where, stage, stage.variant(), self.plan, clips)
 
@@ -155,7 +162,8 @@ class PlannedSplit:
         if stage == "audio":
             rule = audio.rule_of(settings.audio, self.rules.sound_rule)
             names = encoder(settings.audio.encoder).weights
-            return audio.AudioStage(settings.audio, rule, length, self._weights(*names))
+            weights = self._weights(*names)
+            return audio.AudioStage(settings.audio, rule, length, weights, *self._reading)
         if stage == "maskige":
             if settings.maskige.generator == IMPORTED:
                 raise ComboError(
@@ -164,15 +172,15 @@ class PlannedSplit:
                 )
             name = generator(settings.maskige.generator).weights
             weights = self._weights(name) if name else {}
-            limits = self.manifest.limits
-            return maskige.MaskigeStage(settings.maskige, *self._fitted, length, weights, limits)
+            fitted = (*self._fitted, length)
+            return maskige.MaskigeStage(settings.maskige, *fitted, weights, *self._reading)
         raise ComboError(f"no stage {stage!r}; there are {', '.join(STAGES)}")
 
     def _frames(self, source: tuple[str, str] | None = None) -> Stage:
         rule = self.rules.label_rule(self.manifest.root(self.where.data_set))
         length, classes = self.plan.frames_per_clip, len(self.plan.classes)
-        limits = self.manifest.limits
-        return frames.FramesStage(*self._fitted, length, rule, classes, source, limits)
+        fitted = (*self._fitted, length)
+        return frames.FramesStage(*fitted, rule, classes, source, *self._reading)
 
     def _weights(self, *names: str) -> dict[str, tuple[Path, str]]:
         return {name: resolve(name, self.manifest) for name in names}

@@ -7,6 +7,7 @@ and nothing else, and is queued again by Slurm, or by submitting once more.
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -119,7 +120,7 @@ class JobArray:
         return [*found, *self._arguments()]
 
     def _arguments(self) -> list[str]:
-        return list(self.cluster.sbatch)
+        return [directive(option) for option in self.cluster.sbatch]
 
     def _text(
         self, about: str, name: str, directives: Sequence[str], comment: Sequence[str], command: str
@@ -155,6 +156,22 @@ def check_ready(cluster: ClusterSettings) -> None:
             f"cluster.walltime {cluster.walltime} is too short: tasks are told to stop "
             f"{warning} s before its end; give more, or a smaller cluster.warning"
         )
+
+
+def check_size(tasks: int) -> None:
+    """Raises ComboError for more tasks than an array of this cluster may have."""
+    most = largest_array(_slurm("scontrol", "show", "config"))
+    if most is not None and tasks > most:
+        raise ComboError(
+            f"an array of this cluster has {most} tasks at most (MaxArraySize), not {tasks}; give "
+            f"--tasks {most}: each does more units"
+        )
+
+
+def largest_array(config: str) -> int | None:
+    """The tasks that an array counted from 1 may have, from what `scontrol show config` prints."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.MULTILINE)
+    return max(1, int(found.group(1)) - 1) if found else None
 
 
 def examine(script: str) -> None:
@@ -216,6 +233,20 @@ def _quoted(path: str) -> str:
         return path
     path = path.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{path}"'
+
+
+def directive(option: str) -> str:
+    """An option of sbatch as a script's line holds it: a value with spaces in double quotes.
+
+    Raises ComboError for one that would be more than a line.
+    """
+    if not option.isprintable():
+        raise ComboError(f"sbatch option {option!r} holds a line break; see cluster.sbatch")
+    name, equals, value = option.partition("=")
+    several = any(word.startswith("-") for word in option.split()[1:])
+    if '"' in option or several or not equals or " " in name:
+        return option  # quoted already, or several options in one text
+    return f"{name}={_quoted(value)}"
 
 
 def _combo(*arguments: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..packed import PackedSplit, is_packed, splits_in_packed
-from ..source import usable
+from ..source import Source, annotated_frames, usable
 from ..store import SplitStore, Variant, splits_in
 from . import records
 from .parts import Part, read_parts
@@ -34,6 +34,8 @@ class Progress:
     finished: bool
     failures: dict[str, str]
     """Clip name -> reason."""
+    annotated: tuple[int, int] | None
+    """Of the stage `frames`: frames with labels, and frames, so far."""
     parts: tuple[Part, ...]
     """Who works, or worked, on it."""
 
@@ -75,6 +77,7 @@ def _packed(split: PackedSplit, variant: Variant) -> Progress:
         seconds_left=None,
         finished=True,
         failures=failures,
+        annotated=_annotated(split, variant),
         parts=(),
     )
 
@@ -111,5 +114,15 @@ def _progress(split: SplitStore, variant: Variant) -> Progress:
         seconds_left=round(to_do / rate, 1) if rate and to_do and running else None,
         finished=to_do == 0 and usable(split, variant) is not None,
         failures=failures,
+        annotated=_annotated(split, variant),
         parts=tuple(parts),
     )
+
+
+def _annotated(split: Source, variant: Variant) -> tuple[int, int] | None:
+    if variant.stage != "frames":
+        return None
+    try:
+        return annotated_frames(split, variant)
+    except Exception:
+        return None  # what is damaged, `combo verify` says

@@ -7,8 +7,8 @@ import numpy as np
 
 from ..errors import MediaError
 from ..layouts import layout
-from ..media import digest
 from ..preprocess.stage import combined_digest
+from ..regular_files import digest
 from ..source import remake, usable
 from ..store import VALID, Plan, SplitStore, StoreDamaged, Variant, array_digest
 from . import records

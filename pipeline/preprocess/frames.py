@@ -19,7 +19,7 @@ from ..media import (
     read_frames,
 )
 from ..store import LABEL_IGNORED, ArraySpec, Variant
-from .stage import Description, Outcome, Worker, attempt, combined_digest
+from .stage import Description, Outcome, Worker, attempt, combined_digest, read_as
 
 VERSION = 1
 BINARY = 2
@@ -33,15 +33,17 @@ def describe(
     label_rule: LabelRule | None = None,
     classes: int = 0,
     imported: tuple[str, str] | None = None,
+    reading: int = 1,
 ) -> Description:
     """Frames and labels of a size.
 
     label_rule, classes: what the data set's folder says; none when it is not asked.
     imported: of clips whose frames somebody else has resized, tree and note (see `imported`).
+    reading: the layout's.
     """
     height, width = size
     label = f"{height}x{width}-{fit}"
-    settings: dict[str, Any] = {"size": list(size), "fit": fit}
+    settings: dict[str, Any] = {"size": list(size), "fit": fit, **read_as(reading)}
     if imported is not None:
         label += "-imported"
         settings |= {"source": "imported", "tree": imported[0], "note": imported[1]}
@@ -78,10 +80,12 @@ class FramesStage:
     classes: int
     imported: tuple[str, str] | None = None
     limits: Limits = USUAL
+    reading: int = 1
 
     def variant(self) -> Variant:
+        labels = self.label_rule, self.classes
         return describe(
-            self.size, self.fit, self.frames_per_clip, self.label_rule, self.classes, self.imported
+            self.size, self.fit, self.frames_per_clip, *labels, self.imported, self.reading
         ).variant()
 
     @property

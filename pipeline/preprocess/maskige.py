@@ -16,13 +16,17 @@ from ..limits import USUAL, Limits
 from ..manifest import MaskigeSettings
 from ..media import Fit, fit_frame, fit_label, frame_files, read_frames
 from ..store import ArraySpec, Variant
-from .stage import Description, Outcome, Worker, attempt, combined_digest
+from .stage import Description, Outcome, Worker, attempt, combined_digest, read_as
 
 VERSION = 1
 
 
 def describe(
-    settings: MaskigeSettings, size: tuple[int, int], fit: Fit, frames_per_clip: int
+    settings: MaskigeSettings,
+    size: tuple[int, int],
+    fit: Fit,
+    frames_per_clip: int,
+    reading: int = 1,
 ) -> Description:
     """Maskiges by the settings' generator, at a size. Raises ComboError for an unknown one."""
     from ...model.maskige import reference_palette
@@ -40,6 +44,7 @@ def describe(
             "fit": fit,
             **recorded(own),
             **made.facts(own, settings),
+            **read_as(reading),
         },
         (
             ArraySpec("label_map", (frames_per_clip, *size), "uint8"),
@@ -68,9 +73,11 @@ class MaskigeStage:
     frames_per_clip: int
     weights: Mapping[str, tuple[Path, str]]
     limits: Limits = USUAL
+    reading: int = 1
 
     def variant(self) -> Variant:
-        described = describe(self.settings, self.size, self.fit, self.frames_per_clip)
+        size, length = self.size, self.frames_per_clip
+        described = describe(self.settings, size, self.fit, length, self.reading)
         return described.variant({name: digest for name, (_, digest) in self.weights.items()})
 
     @property

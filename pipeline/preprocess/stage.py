@@ -87,6 +87,11 @@ class Description:
         )
 
 
+def read_as(reading: int) -> dict[str, int]:
+    """The settings that say how a layout's files are read: none where that never changed."""
+    return {"reading": reading} if reading > 1 else {}
+
+
 def combined_digest(digests: Iterable[str]) -> str:
     """One digest for all the files of a clip, in the order they were read."""
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()

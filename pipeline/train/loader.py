@@ -87,7 +87,8 @@ class _Pending:
 class ClipReader:
     """The clips of one finished split that every stage of a choice could make.
 
-    left_out: names of clips that failed in a stage, with the reason.  outputs: digest of all that
+    left_out: names of clips that failed in a stage, with the reason.  labelled: places in `rows`
+    of the clips with a label on some frame.  outputs: digest of all that
     each stage wrote, stage -> SHA-256.
     Raises ComboError when a variant is not finished or belongs to another list of clips.
     """
@@ -115,6 +116,9 @@ class ClipReader:
         self._annotated = torch.from_numpy(
             split.read_array(choice.frames, "annotated").astype(bool)
         )
+        self.labelled = [
+            place for place, row in enumerate(self.rows) if bool(self._annotated[int(row)].any())
+        ]
         self._pictures = [split.reader(choice.frames, name) for name in ("frames", "labels")]
         self._palette = None
         if choice.maskige is not None:

@@ -160,7 +160,7 @@ class Trainer:
         }
 
     def _evaluate(self, board: Any) -> None:
-        if "val" in self.readers:
+        if "val" in self.readers and self.readers["val"].labelled:
             result = measure(self.network, self.readers["val"], self.device, self.dtype)
             self._log(board, "val", {"M_J": result.m_j, "M_F": result.m_f})
             self.network.train()
