@@ -20,8 +20,8 @@ from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.manifest import Manifest, MaskigeSettings, load_manifest
-from combo.pipeline.media import digest
 from combo.pipeline.preprocess.maskige import MaskigeStage
+from combo.pipeline.regular_files import digest
 from combo.pipeline.store import Variant
 
 MANIFEST = """\
