@@ -36,7 +36,7 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
 MOST_BYTES, MOST_ENTRIES = 1 << 20, 100_000
 """No manifest is larger, with its aliases written out."""
 
-MOST_SIDE, MOST_COUNT = 4096, 2**31 - 1
+MOST_SIDE = 4096
 
 Fit = Literal["squash", "crop"]
 

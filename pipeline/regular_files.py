@@ -31,7 +31,7 @@ def read_whole(path: Path, limit: int) -> bytes:
         with open_regular(path) as file:
             if (size := os.fstat(file.fileno()).st_size) > limit:
                 raise MediaError(path, f"file of {size} bytes, more than limits.bytes ({limit})")
-            data = file.read(limit)
+            data = file.read(size)  # reading up to the limit would ask for that much room
     except OSError as error:
         raise unreadable(path, error) from error
     if not data:

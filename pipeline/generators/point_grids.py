@@ -14,15 +14,17 @@ from .generator import Arithmetic, Generate, Generator, LabelMap
 if TYPE_CHECKING:
     from torch import Tensor
 
-MakeNetwork = Callable[[Mapping[str, "Tensor"]], Any]
-"""The network with these weights. Raises RuntimeError, ValueError for others."""
+    from ...model.point_prompts import PointPromptable
+
+    MakeNetwork = Callable[[Mapping[str, Tensor]], PointPromptable]
+    """The network with these weights. Raises RuntimeError, ValueError for others."""
 
 
 def point_grid(
     name: str,
     section: str,
     settings: type[Any],
-    network: MakeNetwork,
+    network: "MakeNetwork",
     facts: Callable[[Any], Mapping[str, Any]],
     levels: Callable[[Any], tuple[int, ...]],
 ) -> Generator:
@@ -63,7 +65,7 @@ def point_grid(
         if arithmetic.compile:
             _check_compiler(place.device)
         grid = PointGrid(
-            net.to(place.device).eval(),
+            net.to(place.device),
             own,
             levels=levels(own),
             memory_limit=arithmetic.memory_limit,

@@ -1,4 +1,4 @@
-"""Training augmentation on the device, a batch at a time (public COMBO settings, SPEC section 9).
+"""Training augmentation on the device, a batch at a time (public COMBO settings).
 
 Size, crop and flip are drawn once a clip; colours once a frame and once a Maskige, which is how the
 public code behaves: its Maskiges go the images' way, so palette colours blend and shift.
