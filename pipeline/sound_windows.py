@@ -5,7 +5,6 @@ have no sound in them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -15,22 +14,23 @@ from .resample import Samples
 
 
 def centred_windows(
-    blocks: Iterable[Samples], seconds: Sequence[float], begins: float = 0.0
+    blocks: Iterable[Samples], seconds: Sequence[float], begins: float = 0.0, span: float = 1.0
 ) -> Iterator[tuple[int, Samples]]:
     """One window around each frame's time, from a sound that comes block by block.
 
     blocks: the waveform in pieces, 16 kHz.  seconds: [T] times of the frames, in any order, and
-    begins: that of the first sample, on one clock.  Yields (t, window [15600]) in the order of
-    time; where a window reaches over an end of the sound it holds zeros there. Keeps one block and
-    one window of sound, and asks for no block behind the last window's end.
+    begins: that of the first sample, on one clock.  span: seconds that a frame stands for, half of
+    them before its time.  Yields (t, window [15600]) in the order of time; where a window reaches
+    over an end of the sound it holds zeros there. Keeps one block and one window of sound, and asks
+    for no block behind the last window's end.
 
-    A sound that begins after the first frame's span of time, or ends before the last one's, by
-    less than a window step is silent there. Raises ValueError for a frame whose window has no sound
+    A sound that begins after the first frame's span, or ends before the last one's, by less than a
+    window step is silent there. Raises ValueError for a frame whose window has no sound
     in it at all because more than that is lacking, and for a sound without a sample.
     """
     starts = window_starts([time - begins for time in seconds]).tolist()
     waiting = sorted(range(len(starts)), key=starts.__getitem__, reverse=True)
-    reach = _reach(seconds)
+    reach = LACK - min(span, LACK) / 2
 
     def refuse(t: int, distance: float, what: str) -> None:
         if distance >= reach:
@@ -58,16 +58,6 @@ def centred_windows(
             ends = begins + end / RATE
             refuse(t, seconds[t] - ends, f"ends at {ends:.2f} s")
         yield t, _cut(held, starts[t] - begin)
-
-
-def _reach(seconds: Sequence[float]) -> float:
-    """How far a frame may be from the sound when less than a window step of it is lacking.
-
-    Frames stand in the middle of their spans of time.
-    """
-    ordered = sorted(seconds)
-    spans = [after - before for before, after in pairwise(ordered) if after > before]
-    return LACK - min([*spans, LACK]) / 2
 
 
 def _cut(held: Samples, start: int) -> Samples:

@@ -157,7 +157,7 @@ class AudioStage:
             if self.settings.source == "log-mel":
                 patches = read_log_mel_pickle(file, self.limits, digests)[:, 0]
             elif self.rule == "centred":
-                patches = self._centred(file, clip.times, log_mel, digests)
+                patches = self._centred(file, clip, log_mel, digests)
             else:
                 patches = log_mel(self._consecutive(file, digests))
             # A centred clip has a patch for each of its frames; those it does not have get zeros.
@@ -183,15 +183,15 @@ class AudioStage:
         return consecutive(torch.from_numpy(sound.waveform))
 
     def _centred(
-        self, file: Path, times: Sequence[float], log_mel: "Encode", digests: dict[Path, str]
+        self, file: Path, clip: Clip, log_mel: "Encode", digests: dict[Path, str]
     ) -> "Tensor":
-        """Log-mel patches around each time, [T, 96, 64]; never holds the sound as a whole."""
+        """Log-mel patches around each frame's time, [T, 96, 64]; never holds the sound as a whole."""
         import torch
 
         from ...model.vggish import BANDS, COLUMNS
         from ..sound_windows import centred_windows
 
-        patches = torch.empty(len(times), COLUMNS, BANDS)
+        patches = torch.empty(len(clip.times), COLUMNS, BANDS)
         with open_sound(
             file,
             stream=self.settings.stream,
@@ -199,7 +199,7 @@ class AudioStage:
             limits=self.limits,
             digests=digests,
         ) as sound:
-            windows = centred_windows(sound.blocks, times, sound.start)
+            windows = centred_windows(sound.blocks, clip.times, sound.start, clip.span)
             while some := list(islice(windows, _WINDOWS_HELD)):
                 together = torch.from_numpy(np.stack([window for _, window in some]))
                 patches[[t for t, _ in some]] = log_mel(together)
