@@ -185,7 +185,7 @@ class AudioStage:
     def _centred(
         self, file: Path, clip: Clip, log_mel: "Encode", digests: dict[Path, str]
     ) -> "Tensor":
-        """Log-mel patches around each frame's time, [T, 96, 64]; never holds the sound as a whole."""
+        """Log-mel patches around each frame, [T, 96, 64]; never holds the sound as a whole."""
         import torch
 
         from ...model.vggish import BANDS, COLUMNS

@@ -153,16 +153,11 @@ def check_sound(
         assert outcome.arrays is not None, outcome.reason
     if outcome.arrays is None:
         return
-    found = outcome.arrays["embedding"][: len(moments)]
-    off = {shift: distances(found, recipe, moments, shift) for shift in (-0.25, 0.0, 0.25)}
-    for shift in (-0.25, 0.25):
-        assert (off[0.0] <= off[shift] + 1e-3).all(), (off, recipe)
-
-
-def distances(found: np.ndarray, recipe: Recipe, moments: list[float], shift: float) -> np.ndarray:
-    """How far embeddings are from those of the sound that was recorded `shift` seconds later."""
     silence = np.zeros(10 * 16_000)
     waveform = np.concatenate([silence, tones(recipe.sound_seconds, 16_000), silence])
-    times = [time - recipe.sound_at + shift + 10 for time in moments]
-    expected = mel_statistics(LogMel()(centred(torch.from_numpy(waveform), times))).numpy()
-    return np.abs(found - expected)[:, :64].mean(axis=1)
+    there = torch.tensor([time - recipe.sound_at + 10 for time in moments])
+    expected = mel_statistics(LogMel()(centred(torch.from_numpy(waveform), there))).numpy()
+    means = slice(0, 64)
+    off = np.abs(outcome.arrays["embedding"][: len(moments)] - expected)[:, means].mean(axis=1)
+    # A tenth of a second of another sound is worth 0.1; what codecs lose, up to 0.1.
+    assert off.max() < 0.2, (off, recipe)
