@@ -125,8 +125,12 @@ def make(path: Path, recipe: Recipe) -> Made:
         numbers = [round(float(p.pts * p.time_base * recipe.rate)) for p in left]
         keys = [n for n, packet in zip(numbers, left, strict=True) if packet.is_keyframe]
         packets += _shifted(left, recipe.picture_at)
+        # AVI says when packets are decoded, so players show pictures with B-frames a period late.
+        delayed = recipe.name == "avi" and recipe.b_frames and recipe.codec != "mjpeg"
+        late = float(1 / recipe.rate) if delayed else 0.0
         shown = {
-            n: float(packet.pts * packet.time_base) for n, packet in zip(numbers, left, strict=True)
+            n: late + float(packet.pts * packet.time_base)
+            for n, packet in zip(numbers, left, strict=True)
         }
         for _, packet in sorted(packets, key=lambda each: each[0]):
             out.mux(packet)

@@ -65,7 +65,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
     kept = list(range(int(seconds * rate)))
     if ending not in ("avi", "flv") and draw(st.booleans()):
         for _ in range(draw(st.integers(1, 3))):
-            begin = draw(st.integers(1, len(kept) - 1))
+            begin = draw(st.integers(1, len(kept)))
             del kept[begin : begin + draw(st.integers(1, 20))]
     group = draw(st.sampled_from([5, 12, 250]))
     cut = draw(st.integers(0, min(30, len(kept) - 1))) if draw(st.booleans()) else 0
