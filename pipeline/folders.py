@@ -180,7 +180,8 @@ class Folders(Layout):
                 raise ComboError(f"{folder}: more than one {kind} file ({names}); leave one")
         frames: tuple[FrameSource, ...] = tuple(images)
         names = [f.stem for f in images]
-        times = self._moments(len(images), len(images) * self.seconds_per_frame)
+        length = len(images) * self.seconds_per_frame
+        times = self._moments(len(images), length)
         _demand_even_numbers(images)
         unread = [f"{f.name}/" for f in contents.folders if f.name != "labels"]
         if videos and images:
@@ -209,6 +210,7 @@ class Folders(Layout):
             sound=source[0] if source else None,
             labels=labels,
             times=times,
+            span=min(self.seconds_per_frame, length),
             unread=(*unread, *others),
         )
 

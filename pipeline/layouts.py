@@ -39,6 +39,7 @@ class Clip:
     subset, category: as the data set says, or "".
     times: seconds, one a frame; the middle of the sound that belongs to the frame. Those of a video
     are on its file's clock (see `clock`).
+    span: seconds that a frame stands for, half of them before its time.
     log_mel: where AVSBench-object keeps the clip's log-mel patches as a pickle.
     problem: why the listing already knows that the clip cannot be read; then it has no frames.
     unread: what lies in the clip's folder and is not read, such as `masks/`.
@@ -51,6 +52,7 @@ class Clip:
     subset: str = ""
     category: str = ""
     times: tuple[float, ...] = ()
+    span: float = 1.0
     log_mel: Path | None = None
     problem: str | None = None
     unread: tuple[str, ...] = ()

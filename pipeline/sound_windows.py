@@ -5,7 +5,6 @@ have no sound in them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -18,24 +17,26 @@ def centred_windows(
     blocks: Iterable[Samples],
     seconds: Sequence[float],
     begins: float = 0.0,
+    span: float = 1.0,
     rate: int = RATE,
     window: int = WINDOW,
 ) -> Iterator[tuple[int, Samples]]:
     """One window around each frame's time, from a sound that comes block by block.
 
     blocks: the waveform in pieces.  seconds: [T] times of the frames, in any order, and begins:
-    that of the first sample, on one clock.  rate: samples per second.  window: samples of one.
+    that of the first sample, on one clock.  span: seconds that a frame stands for, half of them
+    before its time.  rate: samples per second.  window: samples of one.
     Yields (t, window [samples]) in the order of time; where a window reaches over an end of the
     sound it holds zeros there. Keeps one block and one window of sound, and asks for no block
     behind the last window's end.
 
-    A sound that begins after the first frame's span of time, or ends before the last one's, by
-    less than a window step is silent there. Raises ValueError for a frame whose window has no sound
+    A sound that begins after the first frame's span, or ends before the last one's, by less than a
+    window step is silent there. Raises ValueError for a frame whose window has no sound
     in it at all because more than that is lacking, and for a sound without a sample.
     """
     starts = window_starts([time - begins for time in seconds], rate, window).tolist()
     waiting = sorted(range(len(starts)), key=starts.__getitem__, reverse=True)
-    reach = _reach(seconds)
+    reach = LACK - min(span, LACK) / 2
 
     def refuse(t: int, distance: float, what: str) -> None:
         if distance >= reach:
@@ -63,16 +64,6 @@ def centred_windows(
             ends = begins + end / rate
             refuse(t, seconds[t] - ends, f"ends at {ends:.2f} s")
         yield t, _cut(held, starts[t] - begin, window)
-
-
-def _reach(seconds: Sequence[float]) -> float:
-    """How far a frame may be from the sound when less than a window step of it is lacking.
-
-    Frames stand in the middle of their spans of time.
-    """
-    ordered = sorted(seconds)
-    spans = [after - before for before, after in pairwise(ordered) if after > before]
-    return LACK - min([*spans, LACK]) / 2
 
 
 def _cut(held: Samples, start: int, length: int) -> Samples:

@@ -166,7 +166,7 @@ class AudioStage:
             if self.settings.source == "log-mel":
                 patches = read_log_mel_pickle(file, self.limits, digests)[:, 0]
             elif self.rule == "centred":
-                patches = self._centred(file, clip.times, front_end, digests)
+                patches = self._centred(file, clip, front_end, digests)
             else:
                 patches = front_end(self._consecutive(file, digests))
             # A centred clip has a patch for each of its frames; those it does not have get zeros.
@@ -194,15 +194,15 @@ class AudioStage:
         return consecutive(torch.from_numpy(sound.waveform), made.rate, made.window, made.stride)
 
     def _centred(
-        self, file: Path, times: Sequence[float], front_end: "Encode", digests: dict[Path, str]
+        self, file: Path, clip: Clip, front_end: "Encode", digests: dict[Path, str]
     ) -> "Tensor":
-        """Patches around each time, [T, ...]; never holds the sound as a whole."""
+        """Patches around each frame, [T, ...]; never holds the sound as a whole."""
         import torch
 
         from ..sound_windows import centred_windows
 
         made = self._encoder
-        patches = torch.empty(len(times), *made.patch)
+        patches = torch.empty(len(clip.times), *made.patch)
         with open_sound(
             file,
             made.rate,
@@ -211,7 +211,9 @@ class AudioStage:
             limits=self.limits,
             digests=digests,
         ) as sound:
-            windows = centred_windows(sound.blocks, times, sound.start, made.rate, made.window)
+            windows = centred_windows(
+                sound.blocks, clip.times, sound.start, clip.span, made.rate, made.window
+            )
             while some := list(islice(windows, _WINDOWS_HELD)):
                 together = torch.from_numpy(np.stack([window for _, window in some]))
                 patches[[t for t, _ in some]] = front_end(together)

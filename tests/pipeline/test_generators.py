@@ -22,7 +22,6 @@ from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.manifest import Manifest, MaskigeSettings, load_manifest
 from combo.pipeline.preprocess.maskige import MaskigeStage
-from combo.pipeline.regular_files import digest
 from combo.pipeline.store import Variant
 
 MANIFEST = """\
