@@ -25,16 +25,17 @@ from pathlib import Path
 import numpy as np
 
 from combo.pipeline import durable
+from combo.pipeline.devices import Place
 from combo.pipeline.jobs import records
 from combo.pipeline.jobs.local import LocalRunner
+from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.records import ClipRecord, UnitRecord
 from combo.pipeline.jobs.run import Options, run_job, settle_plan, units_to_do
 from combo.pipeline.jobs.status import progress
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.layouts import Clip
 from combo.pipeline.manifest import load_manifest
-from combo.pipeline.preprocess.stage import Outcome, Place, Worker, make_variant
-from combo.pipeline.preprocess.tasks import make_job
+from combo.pipeline.preprocess.stage import Description, Outcome, Worker
 from combo.pipeline.store import ArraySpec, Plan, SplitStore, Variant
 
 
@@ -45,7 +46,8 @@ class Nothing:
     has_network: bool = False
 
     def variant(self) -> Variant:
-        return make_variant("audio", "nothing", 1, {}, (ArraySpec("embedding", (8,), "float32"),))
+        arrays = (ArraySpec("embedding", (8,), "float32"),)
+        return Description("audio", "nothing", 1, {}, arrays).variant()
 
     def open(self, place: Place) -> Worker:
         del place

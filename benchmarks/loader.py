@@ -32,11 +32,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from combo.model.maskige import reference_palette
+from combo.pipeline.devices import keep_freed_memory
 from combo.pipeline.jobs.local import LocalRunner
 from combo.pipeline.jobs.pack import pack
+from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.manifest import Manifest, load_manifest
-from combo.pipeline.preprocess.tasks import make_job
 from combo.pipeline.sample import write_sample
 from combo.pipeline.source import Choice, open_source
 from combo.pipeline.store import SplitStore
@@ -231,6 +232,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.5, help="of each turn")
     options = parser.parse_args()
+    keep_freed_memory()  # as the commands that read clips do
     torch.set_num_threads(1)  # as in each worker of a DataLoader
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -263,20 +263,21 @@ def ours(job: Job) -> Cost:
     timed: Any = Timed(net, cost, memory)
     grid = PointGrid(
         timed,
-        points_per_side=job.points_per_side,
+        replace(net.settings, points_per_side=job.points_per_side),
         autocast=AUTOCAST[job.autocast],
         compile=job.compile,
         **settings,
     )
     if job.compile:
         for size in {image.shape: image for image in images}.values():
-            grid.records(size)
+            list(grid.found(size[None]))
         cost.reset()
     for image in images:
         with cost.timed("total", device):
-            records = grid.records(image)
+            (found,) = grid.found(image[None])
+            masks = found.masks.cpu().numpy()
         cost.peak_after_encoder = max(cost.peak_after_encoder, memory.peak())
-        kept([record.segmentation.numpy() for record in records], cost)
+        kept(list(masks), cost)
     return cost
 
 

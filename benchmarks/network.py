@@ -86,7 +86,7 @@ def prepare(options: argparse.Namespace, part: str) -> Callable[[], None]:
     net.train()
     criterion = Criterion(settings)
     optimiser = torch.optim.AdamW(parameter_groups(net, 1e-4, 0.05), fused=True)
-    labels = torch.zeros(options.batch, options.frames, *shape[3:], dtype=torch.uint8)
+    labels = torch.zeros(options.batch, 1, *shape[3:], dtype=torch.uint8)  # S4: of the first frame
     labels[..., options.size // 4 : options.size // 2, options.size // 3 :] = 1
 
     def step() -> None:

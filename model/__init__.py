@@ -5,18 +5,24 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .combo import Combo, ComboOutput, Prediction
-    from .criterion import Criterion, Losses
+    from .criterion import Criterion
+    from .interface import Losses, Network
+    from .networks import NETWORKS, NetworkKind
     from .optimiser import parameter_groups
     from .presets import PRESETS, preset
-    from .settings import ComboSettings
+    from .settings import ComboSettings, NetworkSettings
 
 __all__ = [
+    "NETWORKS",
     "PRESETS",
     "Combo",
     "ComboOutput",
     "ComboSettings",
     "Criterion",
     "Losses",
+    "Network",
+    "NetworkKind",
+    "NetworkSettings",
     "Prediction",
     "parameter_groups",
     "preset",
@@ -27,7 +33,11 @@ _HOMES = {
     "ComboOutput": "combo",
     "ComboSettings": "settings",
     "Criterion": "criterion",
-    "Losses": "criterion",
+    "Losses": "interface",
+    "NETWORKS": "networks",
+    "Network": "interface",
+    "NetworkKind": "networks",
+    "NetworkSettings": "settings",
     "PRESETS": "presets",
     "Prediction": "combo",
     "parameter_groups": "optimiser",

@@ -36,46 +36,6 @@ class FrozenNorm(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
 
-class _ScaledConv(torch.autograd.Function):
-    """Convolution with weight * scale, which is made again in the backward direction, not kept:
-    the scaled weights of both encoders would be a fifth of a gigabyte.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, *geometry: Any
-    ) -> Tensor:
-        """geometry: stride, padding, dilation, groups. Returns the maps that `conv2d` does."""
-        ctx.save_for_backward(x, weight, scale)
-        ctx.geometry = geometry
-        stride, padding, dilation, groups = geometry
-        return F.conv2d(x, weight * scale, shift, stride, padding, dilation, groups)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale = ctx.saved_tensors
-        stride, padding, dilation, groups = ctx.geometry
-        (grad,) = grads
-        wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
-        # Deep layers have more weights than numbers in their maps, so that scaling those is cheap.
-        small = grad.numel() < weight.numel()
-        scaled = weight if small else weight * scale
-        if small:
-            grad = grad * scale.to(grad.dtype).view(1, -1, 1, 1)
-        # Under autocast the convolution was one of grad's precision.
-        of_x, of_weight, _ = torch.ops.aten.convolution_backward(
-            grad, x.to(grad.dtype), scaled.to(grad.dtype), None,
-            stride, padding, dilation, False, [0, 0], groups, wanted,
-        )  # fmt: skip
-        if of_x is not None:
-            of_x = of_x.to(x.dtype)
-        if of_weight is not None:
-            of_weight = of_weight.to(weight.dtype)
-            if not small:
-                of_weight = of_weight * scale
-        return of_x, of_weight, None, None, None, None, None, None
-
-
 def _pair(numbers: tuple[int, ...]) -> tuple[int, int]:
     return numbers[0], numbers[1]
 
@@ -102,10 +62,8 @@ class FrozenNormConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         scale, shift = self.norm.scale_and_shift()
-        return _ScaledConv.apply(
-            input, self.weight, scale[:, None, None, None], shift,
-            self.stride, self.padding, self.dilation, self.groups,
-        )  # fmt: skip
+        weight = self.weight * scale[:, None, None, None]
+        return F.conv2d(input, weight, shift, self.stride, self.padding, self.dilation, self.groups)
 
 
 def _frozen(conv: nn.Module | None, norm: nn.Module | None) -> FrozenNormConv2d | None:
@@ -150,6 +108,7 @@ class Backbone(nn.Module):
         Raises ValueError for a name unknown to timm or without those four strides.
         """
         super().__init__()
+        self.name = name
         if not timm.is_model(name):
             raise ValueError(f"timm has no network named {name!r}")
         options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}

@@ -13,7 +13,7 @@ from .positions import sine_positions
 from .settings import ComboSettings
 
 SCORE_LIMIT = 50000.0
-"""Scores are clamped here, for half precision's sake (SPEC section 5)."""
+"""Scores are clamped here, for half precision's sake, as in the public code."""
 
 
 def _linear(inputs: int, outputs: int) -> nn.Linear:
@@ -24,7 +24,7 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
 
 
 class BilateralAttention(nn.Module):
-    """Multi-head attention between one frame's pixels and its one sound (SPEC section 5).
+    """Multi-head attention between one frame's pixels and its one sound, as in the public code.
 
     Both softmaxes run over the pixels, so a pixel receives about 1 / 3136 of the sound; both
     probabilities are thus the same numbers, apart from dropout.
@@ -107,7 +107,7 @@ class ReferenceFusion(nn.Module):
         del layout
         _, width, h, w = pixels.shape
         rows = pixels.flatten(2).transpose(1, 2) + self.level_embed.weight
-        positions = sine_positions(h, w, width // 2, pixels.device).flatten(1).T.to(pixels.dtype)
+        positions = sine_positions(h, w, width, pixels.device, pixels.dtype)
         v, a = self.norm_v(rows), self.norm_a(sound)
         to_v, to_a = self.attention(v, positions, a, self.audio_pos.weight[0])
         fused = rows if to_v is None or self.gamma_v is None else v + self.gamma_v * to_v
@@ -149,7 +149,7 @@ class PaperFusion(nn.Module):
             )
         _, width, h, w = pixels.shape
         rows = pixels.flatten(2).transpose(1, 2)
-        positions = sine_positions(h, w, width // 2, pixels.device).flatten(1).T.to(pixels.dtype)
+        positions = sine_positions(h, w, width, pixels.device, pixels.dtype)
         placed = layout.unpack(rows + positions).flatten(1, 2)
         heard = layout.unpack(sound) + self.audio_pos.weight[:frames]
 

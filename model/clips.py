@@ -19,10 +19,12 @@ class ClipLayout:
     valid: Tensor | None = None
     """[B, T] bool, or None where every frame exists."""
     index: Tensor | None = None
-    """[F] int64: places of the valid frames in the flattened [B * T]."""
+    """[F] int64, on the clips' device: places of the valid frames in the flattened [B * T]."""
 
     @classmethod
-    def of(cls, clips: int, frames: int, valid: Tensor | None) -> "ClipLayout":
+    def of(
+        cls, clips: int, frames: int, valid: Tensor | None, device: torch.device
+    ) -> "ClipLayout":
         """valid: [B, T] bool or None. Kept on the CPU it costs no wait for a GPU.
 
         Raises ValueError for another shape or dtype, or a clip without a valid frame.
@@ -37,16 +39,17 @@ class ClipLayout:
             return cls(clips, frames)
         if not bool(valid.any(dim=1).all()):
             raise ValueError("a clip has no valid frame")
-        return cls(clips, frames, valid, valid.flatten().nonzero()[:, 0])
+        index = valid.flatten().nonzero()[:, 0]
+        return cls(clips, frames, valid, index.to(device, non_blocking=True))
 
     def pack(self, clips: Tensor) -> Tensor:
         """[B, T, ...] -> [F, ...], valid frames only."""
         flat = clips.flatten(0, 1)
-        return flat if self.index is None else flat[self.index.to(flat.device)]
+        return flat if self.index is None else flat[self.index]
 
     def unpack(self, flat: Tensor) -> Tensor:
         """[F, ...] -> [B, T, ...], zeros where no frame is."""
         if self.index is not None:
             whole = flat.new_zeros((self.clips * self.frames, *flat.shape[1:]))
-            flat = whole.index_copy(0, self.index.to(flat.device), flat)
+            flat = whole.index_copy(0, self.index, flat)
         return flat.unflatten(0, (self.clips, self.frames))

@@ -15,8 +15,10 @@ from .backbones import Backbone
 from .bilateral_fusion import NoFusion
 from .clips import ClipLayout
 from .fidelity import FIDELITY
+from .interface import Network
 from .mask_decoder import MaskDecoder
 from .pixel_decoder import PixelDecoder
+from .positions import sine_positions
 from .presets import preset
 from .settings import ComboSettings
 from .siam_encoder import SiamEncoder
@@ -56,7 +58,7 @@ class ComboOutput:
         return self.layers[-1].mask_logits
 
 
-class Combo(nn.Module):
+class Combo(Network):
     """The network; build it with `Combo.from_preset` or from settings."""
 
     pixel_mean: Tensor
@@ -123,33 +125,40 @@ class Combo(nn.Module):
         return images
 
     def forward(
-        self, frames: Tensor, maskige: Tensor, sound: Tensor, valid: Tensor | None = None
+        self, frames: Tensor, maskige: Tensor | None, sound: Tensor, valid: Tensor | None = None
     ) -> ComboOutput:
         """frames, maskige: [B, T, 3, H, W] RGB 0..255; sound: [B, T, D].
 
+        maskige: may be None where the setting `sem` is off, which does not look at it.
         valid: [B, T] bool for clips of different length; the other frames influence nothing.
         Raises ValueError for arrays that do not fit together.
         """
         _check(frames, maskige, sound, self.settings)
-        layout = ClipLayout.of(frames.shape[0], frames.shape[1], valid)
+        layout = ClipLayout.of(frames.shape[0], frames.shape[1], valid, frames.device)
         images = self.normalise(layout.pack(frames))
-        maskiges = self.normalise(layout.pack(maskige))
+        maskiges = None
+        if maskige is not None and self.settings.reads_maskige:
+            maskiges = self.normalise(layout.pack(maskige))
 
         features = self.siam_encoder(images, maskiges)
-        pixels, maps = self.pixel_decoder(features)
+        positions = [
+            sine_positions(level.shape[2], level.shape[3], self.settings.width, level.device)
+            for level in reversed(features[1:])
+        ]
+        pixels, maps = self.pixel_decoder(features, positions)
         size = (pixels.shape[2], pixels.shape[3])
         pixels, audio = self.bilateral_fusion(pixels, layout.pack(sound), layout)
         queries = None
         if self.audio_mlp is not None:
             queries = self.spread(self.audio_mlp(audio), self.settings.query_count)
-        predictions = self.mask_decoder(maps, pixels, size, queries)
+        predictions = self.mask_decoder(maps, positions, pixels, size, queries)
         return _output(predictions, layout, (frames.shape[3], frames.shape[4]))
 
     def scores(self, out: ComboOutput) -> Tensor:
-        """Semantic inference: for each class the sum over queries of probability times mask.
+        """Semantic inference (section 3.4): the sum over queries of class times mask.
 
-        Returns [B, T, K, H, W] float32, 0..Q (SPEC section 10); zeros for frames that are not
-        valid. One frame at a time, since the masks at full size are a hundred times the result.
+        Returns [B, T, K, H, W] float32, 0..Q; zeros for frames that are not valid. One frame at a
+        time, since the masks at full size are a hundred times the result.
         """
         h, w = out.image_size
         with torch.autocast(out.padded_masks.device.type, enabled=False):
@@ -168,11 +177,12 @@ class Combo(nn.Module):
         return whole
 
 
-def _check(frames: Tensor, maskige: Tensor, sound: Tensor, settings: ComboSettings) -> None:
+def _check(frames: Tensor, maskige: Tensor | None, sound: Tensor, settings: ComboSettings) -> None:
     if frames.dim() != 5 or frames.shape[2] != 3:
         raise ValueError(f"frames are {tuple(frames.shape)}, not [B, T, 3, H, W]")
-    if maskige.shape != frames.shape and settings.sem != "off":
-        raise ValueError(f"maskige is {tuple(maskige.shape)}, not {tuple(frames.shape)} as frames")
+    shape = None if maskige is None else tuple(maskige.shape)
+    if settings.reads_maskige and shape != frames.shape:
+        raise ValueError(f"maskige is {shape}, not {tuple(frames.shape)} as frames")
     if sound.shape != (*frames.shape[:2], settings.audio_dim):
         expected = (*frames.shape[:2], settings.audio_dim)
         raise ValueError(f"sound is {tuple(sound.shape)}, not {expected}")

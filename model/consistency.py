@@ -2,41 +2,27 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 COSINE_EPS = 1e-12
-SUMMED_AT_ONCE = 8192
-"""Numbers of a mask per product; 1 - S of alike frames keeps only the last digits of the sums."""
-
-
-class _Products(torch.autograd.Function):
-    """Products of every two rows; backward in one product too, whatever the sums were cut into."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        """[B, T, N] float32 -> [B, T, T] float64."""
-        ctx.save_for_backward(rows)
-        pieces = rows.split(SUMMED_AT_ONCE, dim=2)
-        return torch.stack([piece @ piece.transpose(1, 2) for piece in pieces]).double().sum(dim=0)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (rows,) = ctx.saved_tensors
-        return (grads[0] + grads[0].transpose(1, 2)).to(rows.dtype) @ rows
 
 
 def _products(masks: Tensor) -> Tensor:
-    """[B, T, ...] -> [B, T, T] float64."""
-    return _Products.apply(masks.float().flatten(2))
+    """Products of every two frames of a clip, [B, T, Q, h, w] -> [B, T, T] float64.
+
+    Summed query by query: 1 - S of alike frames keeps only the last digits of the sums.
+    """
+    by_query = masks.float().flatten(3).transpose(1, 2)
+    products = torch.stack([of_clip @ of_clip.transpose(1, 2) for of_clip in by_query])
+    return products.double().sum(dim=1)
 
 
 def _neighbour_terms(masks: Iterable[Tensor]) -> Tensor:
     """(1 - S) exp(S - 1) for S the cosine of frames t and t + 1.
 
-    masks: L times [B, T, ...]. Returns [L, B, T - 1] float32. The products of all frames are a
+    masks: L times [B, T, Q, h, w]. Returns [L, B, T - 1] float32. The products of all frames are a
     T x T matrix a clip, so that the forward direction writes no other array of the masks' size.
     """
     product = torch.stack([_products(of_layer) for of_layer in masks])
@@ -55,7 +41,7 @@ def _pairs(masks: Sequence[Tensor], valid: Tensor | None) -> Tensor:
 
 
 def reference_consistency(mask_logits: Sequence[Tensor], valid: Tensor | None) -> Tensor:
-    """Mean over the neighbours inside groups of five frames, of raw logits (SPEC section 7).
+    """Mean over the neighbours inside groups of five frames, of raw logits (public code).
 
     mask_logits: L times [B, T, Q, h, w]; valid: [B, T] bool or None. Returns [L] float32, zeros
     where no frame has a neighbour.

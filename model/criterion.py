@@ -8,39 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .combo import ComboOutput
 from .fidelity import FIDELITY
+from .interface import Losses
 from .matching import IGNORED, Targets, match
 from .presets import preset
 from .settings import ComboSettings
-
-
-class Losses(dict[str, Tensor]):
-    """Losses by name, before their weights; `weighted` after them, `total` their sum.
-
-    Names: loss_ce, loss_mask, loss_dice of the last layer; with _i of prediction set i, from the
-    one before the first layer (0) on; loss_cosine_i for L_ada.
-    """
-
-    def __init__(self, unweighted: dict[str, Tensor], weights: dict[str, float]) -> None:
-        super().__init__(unweighted)
-        self._weights = weights
-
-    @property
-    def weighted(self) -> dict[str, Tensor]:
-        """Each loss times its weight."""
-        return {
-            name: loss * self._weights["_".join(name.split("_")[:2])] for name, loss in self.items()
-        }
-
-    @property
-    def total(self) -> Tensor:
-        """What training minimises."""
-        return torch.stack(list(self.weighted.values())).sum()
 
 
 @dataclass(frozen=True)
@@ -59,7 +35,11 @@ class Annotated:
 
 
 class Criterion(nn.Module):
-    """Matches queries to targets and compares them; see `Losses`."""
+    """Matches queries to targets and compares them.
+
+    Losses: loss_ce, loss_mask, loss_dice of the last layer; with _i of prediction set i, from the
+    one before the first layer (0) on; loss_cosine_i for L_ada.
+    """
 
     def __init__(self, settings: ComboSettings) -> None:
         super().__init__()
@@ -95,8 +75,7 @@ class Criterion(nn.Module):
 
         points: [P, 2] as (x, y) in 0..1, used for the matching and every mask in place of all
         random draws.
-        annotated: [B, T] bool, the frames to learn from. Without it: by the settings all, or in
-        training the first of each clip; frames that are 255 throughout are never among them.
+        annotated: [B, T] bool, the frames to learn from; else all that are not 255 throughout.
         Labels and flags cost no wait for a device when they are on the CPU.
         Raises ValueError for labels of another shape or outside the classes.
         """
@@ -141,9 +120,7 @@ class Criterion(nn.Module):
 
     def _annotated(self, out: ComboOutput, labels: Tensor, given: Tensor | None) -> Tensor:
         if given is None:
-            given = (labels != IGNORED).flatten(2).any(dim=2).cpu()
-            if self.settings.annotated == "first" and self.training:
-                given[:, 1:] = False
+            given = (labels != IGNORED).flatten(2).any(dim=2)
         elif given.shape != labels.shape[:2] or given.dtype != torch.bool:
             raise ValueError(f"annotated is {given.dtype} {tuple(given.shape)}")
         given = given.cpu()
@@ -184,16 +161,11 @@ class Criterion(nn.Module):
     ) -> dict[str, Tensor]:
         """L_mask: binary cross entropy and dice of the matched masks, on points.
 
-        Sums over masks, divided by the number of targets (its mean over processes, if there are
-        several), which is at least one.
+        Sums over masks, divided by the number of targets, which is at least one.
         """
         targets = selected.targets
         layers, count = matched.shape
-        number = torch.tensor(float(count), device=matched.device)
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.all_reduce(number)
-            number = number / distributed.get_world_size()
-        number = number.clamp(min=1)
+        number = max(count, 1)
         frame = selected.index[targets.frame]
         masks = torch.stack(
             [

@@ -1,16 +1,14 @@
 """Masked-attention transformer decoder: queries, with the sound in them, become classes and masks.
 
-Mask2Former's decoder (Cheng et al., section 3.2) with the paper's audio queries; SPEC section 6.
+Mask2Former's decoder (Cheng et al., section 3.2) with the paper's audio queries (section 3.2).
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .positions import sine_positions
 from .settings import Queries
 
 LEVELS = 3
@@ -96,42 +94,6 @@ class OpenKeys(nn.Module):
         return within | ~within.any(dim=2, keepdim=True)
 
 
-class _MaskGradients(torch.autograd.Function):
-    """Hands masks = embedding @ pixels through, for all prediction sets at once.
-
-    The masks are wanted one after another, but their gradients are all there before any of the
-    decoder's: the pixels' is then one sum in one place, not an array for each set and their sums.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, pixels: Tensor, *sets: Tensor) -> tuple[Tensor, ...]:
-        """pixels: [F, P, C]; sets: embeddings [F, Q, C], then masks [F, Q, P] without gradients."""
-        embeddings, masks = sets[: len(sets) // 2], sets[len(sets) // 2 :]
-        ctx.save_for_backward(pixels, *embeddings)
-        ctx.set_materialize_grads(False)
-        return tuple(of_set.view_as(of_set) for of_set in masks)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        pixels, *embeddings = ctx.saved_tensors
-        of_pixels = torch.zeros_like(pixels)
-        of_embeddings: list[Tensor | None] = []
-        with torch.autocast(pixels.device.type, enabled=False):
-            for grad, embedding in zip(grads, embeddings, strict=True):
-                if grad is None:
-                    of_embeddings.append(None)
-                    continue
-                # Under autocast the product was one of grad's precision; sums keep their own.
-                of_embedding = grad @ pixels.to(grad.dtype)
-                of_embeddings.append(of_embedding.to(embedding.dtype))
-                turned, other = grad.transpose(1, 2), embedding.to(grad.dtype)
-                if grad.dtype == pixels.dtype:
-                    of_pixels.baddbmm_(turned, other)
-                else:
-                    of_pixels += turned @ other
-        return (of_pixels, *of_embeddings, *[None] * len(embeddings))
-
-
 class MaskDecoder(nn.Module):
     """Learned queries with the sound, refined against three maps in turn, predicting each time."""
 
@@ -150,52 +112,46 @@ class MaskDecoder(nn.Module):
         self.class_embed = nn.Linear(width, classes + 1)
         self.mask_embed = MaskEmbedding(width)
 
-    def predict(self, x: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of queries x [F, Q, C] the class logits [F, Q, K + 1], the mask embeddings [F, Q, C], and
-        the mask logits [F, Q, P], these without gradients.
-        """
+    def predict(self, x: Tensor, pixels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Of queries x [F, Q, C] the class logits [F, Q, K + 1] and mask logits [F, Q, H, W]."""
         x = self.decoder_norm(x)
-        embedding = self.mask_embed(x)
-        with torch.no_grad():
-            masks = embedding @ pixels.transpose(1, 2)
-        return self.class_embed(x), embedding, masks
+        masks = self.mask_embed(x) @ pixels.transpose(1, 2)
+        return self.class_embed(x), masks.unflatten(2, size)
 
     def forward(
-        self, maps: Sequence[Tensor], pixels: Tensor, size: tuple[int, int], sound: Tensor | None
+        self,
+        maps: Sequence[Tensor],
+        positions: Sequence[Tensor],
+        pixels: Tensor,
+        size: tuple[int, int],
+        sound: Tensor | None,
     ) -> list[tuple[Tensor, Tensor]]:
-        """maps: P_4, P_3, P_2, [F, C, H_i, W_i], coarse to fine.
+        """maps: P_4, P_3, P_2, [F, C, H_i, W_i], coarse to fine; positions: theirs, [H_i * W_i, C].
 
         pixels: the fused P_1 as rows [F, H * W, C], size: its (H, W).
         sound: [F, Q, C], the sound of each query; None without audio queries.
         Returns class and mask logits before the first layer and after each one.
         """
-        frames = pixels.shape[0]
-        values, keys, shapes = [], [], []
-        for i, level in enumerate(maps):
-            _, width, h, w = level.shape
-            value = level.flatten(2).transpose(1, 2) + self.level_embed.weight[i]
-            position = sine_positions(h, w, width // 2, level.device).flatten(1).T
-            values.append(value)
-            keys.append(value + position)
-            shapes.append((h, w))
+        values = [
+            level.flatten(2).transpose(1, 2) + embedding
+            for level, embedding in zip(maps, self.level_embed.weight, strict=True)
+        ]
+        keys = [value + position for value, position in zip(values, positions, strict=True)]
+        shapes = [(level.shape[2], level.shape[3]) for level in maps]
 
         if self.query_feat is None:
             if sound is None:
                 raise ValueError("queries made of sound alone need the sound")
             x = sound
         else:
-            learned = self.query_feat.weight.expand(frames, -1, -1)
+            learned = self.query_feat.weight.expand(pixels.shape[0], -1, -1)
             x = learned if sound is None else learned + sound
         place = self.query_embed.weight
 
-        predictions = [self.predict(x, pixels)]
+        predictions = [self.predict(x, pixels, size)]
         for i, layer in enumerate(self.layers):
             level = i % LEVELS
-            open_to = self.open_keys(predictions[-1][2].unflatten(2, size), shapes[level])
+            open_to = self.open_keys(predictions[-1][1], shapes[level])
             x = layer(x, place, keys[level], values[level], open_to)
-            predictions.append(self.predict(x, pixels))
-        classes, embeddings, masks = zip(*predictions, strict=True)
-        masks = _MaskGradients.apply(pixels, *embeddings, *masks)
-        return [
-            (of_set, mask.unflatten(2, size)) for of_set, mask in zip(classes, masks, strict=True)
-        ]
+            predictions.append(self.predict(x, pixels, size))
+        return predictions

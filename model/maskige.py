@@ -9,7 +9,6 @@ number left out is reported.
 """
 
 from dataclasses import dataclass
-from itertools import accumulate, repeat
 
 import numpy as np
 import torch
@@ -142,26 +141,3 @@ def reference_palette() -> Tensor:
     colours = [tuple(bytes.fromhex(code)) for code in _ADE20K.split()]
     greys = [(grey, grey, grey) for grey in range(len(colours), 256)]
     return torch.tensor(colours + greys, dtype=torch.uint8)
-
-
-def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest-neighbour resize that picks exactly the pixels Pillow's NEAREST picks.
-
-    labels: [..., H, W] of any type, label maps and ground truth alike.  size: (height, width).
-    PyTorch's own "nearest" reads the corner of a target pixel where Pillow reads its centre, which
-    changes up to a tenth of the pixels of a label map.
-    """
-    rows = _nearest(labels.shape[-2], size[0]).to(labels.device)
-    columns = _nearest(labels.shape[-1], size[1]).to(labels.device)
-    return labels.index_select(-2, rows).index_select(-1, columns)
-
-
-def _nearest(source: int, target: int) -> Tensor:
-    """Source index of each target pixel, [target] int64."""
-    if source < 1 or target < 1:
-        raise ValueError(f"cannot resize {source} to {target} pixels")
-    step = source / target
-    # Pillow adds up the step in double precision instead of multiplying, and where a centre falls
-    # on a pixel's edge the rounding of that sum decides; hence the same sum here.
-    centres = accumulate(repeat(step, target - 1), initial=step * 0.5)
-    return torch.tensor([int(centre) for centre in centres])

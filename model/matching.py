@@ -1,6 +1,6 @@
 """Targets of label maps, and which query answers for which target.
 
-Background is a class with its own mask (SPEC section 7): a frame's targets are the distinct
+Background is a class with its own mask, as in the public code: a frame's targets are the distinct
 values of its label map, apart from 255.
 """
 

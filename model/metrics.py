@@ -228,11 +228,6 @@ class ObjectMetrics:
             self.false_alarms.append(bool(counts.segmented.any()))
         return _batch_score([counts])
 
-    def merge(self, other: "ObjectMetrics") -> None:
-        """Append the clips of another process."""
-        self.clips += other.clips
-        self.false_alarms += other.false_alarms
-
     def result(self, clips_per_batch: int = 1) -> Result:
         """All protocols over the clips so far. Raises ValueError when there is none."""
         frames = _join(self.clips)
@@ -300,13 +295,6 @@ class SemanticMetrics:
         if not audible or not bool(counts.truth[:, 1:].any()):
             self.false_alarms.append(bool(counts.segmented[:, 1:].any()))
         return _clip_score(counts)
-
-    def merge(self, other: "SemanticMetrics") -> None:
-        """Append the clips of another process."""
-        if other.classes != self.classes:
-            raise ValueError(f"cannot merge {other.classes} classes into {self.classes}")
-        self.clips += other.clips
-        self.false_alarms += other.false_alarms
 
     def per_class(self) -> tuple[Tensor, Tensor, Tensor]:
         """IoU, F-measure and the number of frames it counted in of each class, each [C] float64."""

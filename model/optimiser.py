@@ -1,4 +1,4 @@
-"""Which learning rate and weight decay each parameter has (SPEC section 8)."""
+"""Which learning rate and weight decay each parameter has: the public code's rules."""
 
 from typing import Any
 

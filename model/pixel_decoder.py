@@ -1,18 +1,16 @@
 """Pixel decoder: multi-scale deformable attention over strides 32, 16, 8, joined at stride 4.
 
-The decoder of Mask2Former (Cheng et al., section 3.3), which the paper takes as it is; SPEC
-section 4. It stays in float32 under autocast: sampling points lose whole pixels in half precision.
+The decoder of Mask2Former (Cheng et al., section 3.3), which the paper takes as it is. Like the
+public code it stays in float32 under autocast: sampling points lose whole pixels in half precision.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .deformable_attention import DeformableAttention, Shapes
-from .positions import sine_positions
 
 NORM_GROUPS = 32
 LEVELS = 3
@@ -32,46 +30,6 @@ def _xavier(conv: nn.Conv2d) -> nn.Conv2d:
     return conv
 
 
-class _FeedForward(torch.autograd.Function):
-    """second(relu(first(x))), whose backward never holds a gradient as wide as the middle.
-
-    Frame by frame on a CPU, where such an array for all frames would leave the cache, and might be
-    fetched from the system anew in every layer of every step.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor
-    ) -> Tensor:
-        """x: [F, S, C]; first: [H, C]; second: [C, H]. Returns [F, S, C]."""
-        middle = F.linear(x, first, first_bias).relu_()
-        ctx.save_for_backward(x, middle, first, second)
-        return F.linear(middle, second, second_bias)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-        x, middle, first, second = ctx.saved_tensors
-        rows = x.shape[1] if x.device.type == "cpu" else x.shape[0] * x.shape[1]
-        grad = grads[0].flatten(0, 1)
-        of_x = torch.empty_like(x)
-        of_first, of_second = torch.zeros_like(first), torch.zeros_like(second)
-        of_first_bias = first.new_zeros(len(first))
-        parts = (part.flatten(0, 1).split(rows) for part in (x, middle, of_x))
-        with torch.autocast(x.device.type, enabled=False):
-            for of_out, some_x, some_middle, some_of_x in zip(
-                grad.split(rows), *parts, strict=True
-            ):
-                of_middle = of_out @ second
-                torch.ops.aten.threshold_backward.grad_input(
-                    of_middle, some_middle, 0, grad_input=of_middle
-                )
-                torch.mm(of_middle, first, out=some_of_x)
-                of_second.addmm_(of_out.T, some_middle)
-                of_first.addmm_(of_middle.T, some_x)
-                of_first_bias += of_middle.sum(dim=0)
-        return of_x, of_first, of_first_bias, of_second, grad.sum(dim=0)
-
-
 class DeformableLayer(nn.Module):
     """Deformable self-attention and feed-forward, each followed by its norm."""
 
@@ -88,9 +46,7 @@ class DeformableLayer(nn.Module):
     def forward(self, x: Tensor, positions: Tensor, centres: Tensor, shapes: Shapes) -> Tensor:
         """x: [F, S, C]; positions: [S, C]; centres: [1, S, levels, 2]. Returns [F, S, C]."""
         x = self.norm1(x + self.self_attn(x + positions, centres, x, shapes))
-        first, second = self.linear1, self.linear2
-        added = _FeedForward.apply(x, first.weight, first.bias, second.weight, second.bias)
-        return self.norm2(x + added)
+        return self.norm2(x + self.linear2(F.relu(self.linear1(x), inplace=True)))
 
 
 def _centres(shapes: Shapes, device: torch.device) -> Tensor:
@@ -124,7 +80,7 @@ class PixelDecoder(nn.Module):
             nn.Sequential(_xavier(nn.Conv2d(c, width, 1)), nn.GroupNorm(NORM_GROUPS, width))
             for c in reversed(coarse)
         )
-        # A bare parameter, not an embedding: weight decay applies to it (SPEC section 8).
+        # A bare parameter, not an embedding: weight decay applies to it (public code).
         self.level_embed = nn.Parameter(torch.randn(LEVELS, width))
         self.layers = nn.ModuleList(
             DeformableLayer(width, heads, points, ffn) for _ in range(layers)
@@ -139,33 +95,34 @@ class PixelDecoder(nn.Module):
         )
         self.mask_features = _uniform(nn.Conv2d(width, width, 1))
 
-    def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """features: four maps [F, C_i, H_i, W_i], finest first.
+    def forward(
+        self, features: Sequence[Tensor], positions: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """features: four maps [F, C_i, H_i, W_i], finest first; positions: of the pixels of the
+        three coarser ones, [H_i * W_i, C], coarse to fine.
 
         Returns P_1 [F, C, H / 4, W / 4] and the encoded maps at strides 32, 16, 8, all float32
         (float64 for a network in float64).
         """
         with torch.autocast(features[0].device.type, enabled=False):
             exact = torch.promote_types(features[0].dtype, torch.float32)
-            return self._forward([feature.to(exact) for feature in features])
+            return self._forward([feature.to(exact) for feature in features], positions)
 
-    def _forward(self, features: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def _forward(
+        self, features: Sequence[Tensor], positions: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
         fine, *coarse = features
         maps = [
             proj(feature) for proj, feature in zip(self.input_proj, reversed(coarse), strict=True)
         ]
         shapes = [(m.shape[2], m.shape[3]) for m in maps]
-        width = maps[0].shape[1]
-        positions = torch.cat(
-            [
-                sine_positions(h, w, width // 2, fine.device).flatten(1).T + self.level_embed[i]
-                for i, (h, w) in enumerate(shapes)
-            ]
+        places = torch.cat(
+            [of_level + level for of_level, level in zip(positions, self.level_embed, strict=True)]
         )
         centres = _centres(shapes, fine.device).to(fine.dtype)
         x = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
         for layer in self.layers:
-            x = layer(x, positions, centres, shapes)
+            x = layer(x, places, centres, shapes)
         encoded = [
             level.transpose(1, 2).unflatten(2, shape)
             for level, shape in zip(x.split([h * w for h, w in shapes], dim=1), shapes, strict=True)

@@ -12,36 +12,22 @@ There is one crop, the image, so the public generators' filter for masks at a cr
 spares the image's own edge, has nothing to remove.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from .grid_settings import GridSettings
 from .mask_regions import logit_boxes, mask_boxes, remove_small_regions, stability
-from .maskige import Merged, mask_areas, merge
-from .point_prompts import (
-    SAM_SETTINGS,
-    SEMANTIC_SAM_SETTINGS,
-    EncodedImage,
-    GridSettings,
-    PointPromptable,
-    Upsampling,
-)
+from .maskige import Merged, merge
+from .point_prompts import EncodedImage, PointPromptable, Upsampling
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
-
-__all__ = [
-    "SAM_SETTINGS",
-    "SEMANTIC_SAM_SETTINGS",
-    "GridSettings",
-    "MaskRecord",
-    "PointGrid",
-]
 
 T = TypeVar("T")
 
@@ -56,43 +42,15 @@ CPU_WORKING_SET = 1 << 25
 system after each use, which costs more than the arithmetic."""
 
 
-@dataclass(frozen=True, eq=False)
-class MaskRecord(Mapping[str, Any]):
-    """One mask, by attribute or by key, as the public generators describe it.
-
-    segmentation: [H, W] bool, on the CPU.  bbox: x, y, width, height in pixels, the width being
-    the last column minus the first one.  area: pixels.  predicted_iou: may exceed 1.
-    stability_score: before small regions were cleaned.  point_coords: the point that made the
-    mask; (x, y) in pixels for SAM, (x, y, width, height) in 0..1 for Semantic-SAM.
-    crop_box: x, y, width, height of the image.
-    """
-
-    segmentation: Tensor
-    bbox: list[int]
-    area: int
-    predicted_iou: float
-    stability_score: float
-    point_coords: list[list[float]]
-    crop_box: list[int]
-
-    def __getitem__(self, key: str) -> Any:
-        if key not in self.__dataclass_fields__:
-            raise KeyError(key)
-        return getattr(self, key)
-
-    def __iter__(self) -> Iterator[str]:
-        return (field.name for field in fields(self))
-
-    def __len__(self) -> int:
-        return len(fields(self))
-
-
 @dataclass(frozen=True)
-class _Masks:
-    """K masks of one image.
+class Masks:
+    """K masks of one image, in the public generator's order.
 
-    masks: logits [K, h, w] float32, or bool [K, H, W] at the image's size.
-    boxes: [K, 4] int64.  ious, stability: [K] float32.  points: [K, 2 or 4] float64, as reported.
+    masks: bool [K, H, W] at the image's size; on the way there logits [K, h, w] float32.
+    boxes: [K, 4] int64, first and last column and row.  ious: [K] float32, predicted, may exceed 1.
+    stability: [K] float32, before small regions were cleaned.  points: those that made the masks,
+    as the public generators report them: [K, 2] float64 in pixels for SAM, [K, 4] in 0..1 (x, y,
+    width, height) for Semantic-SAM.
     """
 
     masks: Tensor
@@ -101,24 +59,24 @@ class _Masks:
     stability: Tensor
     points: Tensor
 
-    def __getitem__(self, index: Tensor) -> "_Masks":
-        return _Masks(*(getattr(self, field.name)[index] for field in fields(self)))
+    def __getitem__(self, index: Tensor) -> "Masks":
+        return Masks(*(getattr(self, field.name)[index] for field in fields(self)))
 
     @staticmethod
-    def joined(parts: Sequence["_Masks"]) -> "_Masks":
-        return _Masks(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(_Masks)))
+    def joined(parts: Sequence["Masks"]) -> "Masks":
+        return Masks(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Masks)))
 
     @staticmethod
-    def none(size: tuple[int, int], device: torch.device) -> "_Masks":
+    def none(size: tuple[int, int], device: torch.device) -> "Masks":
         nothing = torch.zeros(0, device=device)
         masks = torch.zeros(0, *size, dtype=torch.bool, device=device)
-        return _Masks(masks, mask_boxes(masks), nothing, nothing, nothing[:, None])
+        return Masks(masks, mask_boxes(masks), nothing, nothing, nothing[:, None])
 
 
 class PointGrid:
     """Automatic mask generator of one network.
 
-    Settings that are not given are those of the network's own project. Memory: `memory_limit`
+    Memory: `memory_limit`
     bytes bound what is worked on at once (images, points, masks); running out of memory halves
     that and goes on. Where points see each other (Semantic-SAM), `points_per_batch` is part of the
     result and is never changed: running out of memory there is an error.
@@ -127,48 +85,27 @@ class PointGrid:
     def __init__(
         self,
         net: "PointPromptable | Sam",
+        settings: GridSettings | None = None,
         *,
-        points_per_side: int | None = None,
-        points_per_batch: int | None = None,
         levels: Sequence[int] | None = None,
-        pred_iou_thresh: float | None = None,
-        stability_score_thresh: float | None = None,
-        stability_score_offset: float | None = None,
-        box_nms_thresh: float | None = None,
-        crop_nms_thresh: float | None = None,
-        min_mask_region_area: int | None = None,
         memory_limit: int | None = None,
         autocast: torch.dtype | None = None,
         compile: bool | str = False,
     ) -> None:
         """net: a `SemanticSam`, segment-anything's `Sam`, or anything that is `PointPromptable`.
 
+        settings, levels: those of the network's own project, and all it has, when not given.
         autocast: torch.bfloat16 or torch.float16 for the network; float32 if None. Thresholds,
         mask logits and everything after them are float32 in any case.
         compile: let torch.compile make the network's expensive parts, in place; or the name of one
         of its backends. Changes results by float noise, and takes minutes for the first image of
         every size.
-        Raises ValueError for settings out of range and for levels that the network lacks.
+        Raises ValueError for a memory limit out of range and for levels that the network lacks.
         """
         self.net = _point_promptable(net)
-        given = {
-            "points_per_side": points_per_side,
-            "points_per_batch": points_per_batch,
-            "levels": None if levels is None else tuple(levels),
-            "pred_iou_thresh": pred_iou_thresh,
-            "stability_score_thresh": stability_score_thresh,
-            "stability_score_offset": stability_score_offset,
-            "box_nms_thresh": box_nms_thresh,
-            "crop_nms_thresh": crop_nms_thresh,
-            "min_mask_region_area": min_mask_region_area,
-        }
-        chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-        self.settings = replace(self.net.settings, **chosen)
-        self.internal_levels = self.net.internal_levels(self.settings.levels)
-        if self.settings.points_per_side < 1 or self.settings.points_per_batch < 1:
-            raise ValueError("points_per_side and points_per_batch must be at least 1")
-        if self.settings.min_mask_region_area < 0:
-            raise ValueError("min_mask_region_area must not be negative")
+        self.settings = settings or self.net.settings
+        self.levels = self.net.levels if levels is None else tuple(levels)
+        self.internal_levels = self.net.internal_levels(self.levels)
         if memory_limit is not None and memory_limit < 1:
             raise ValueError("memory_limit must be at least 1 byte")
         # Found once: later, memory that torch keeps for its next use would seem taken.
@@ -177,72 +114,37 @@ class PointGrid:
         if compile:
             self.net.compile_parts("inductor" if compile is True else compile)
 
-    def records(self, image: Tensor) -> list[MaskRecord]:
-        """Masks of an image in the public generator's order.
-
-        image: [3, H, W] uint8, RGB; or [1, H, W], grey, which is read as three equal channels.
-        An image without masks gives an empty list.  Raises ValueError for other shapes or types,
-        MemoryError for an image too large for the device.
-        """
-        height, width = image.shape[-2:]
-        with torch.no_grad():
-            found = next(self._found(_checked(image[None])))
-            areas = mask_areas(found.masks).tolist()
-            boxes = torch.cat([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], dim=1)
-            columns = [boxes, found.ious, found.stability, found.points]
-            rows = zip(found.masks.cpu(), areas, *(c.tolist() for c in columns), strict=True)
-        return [
-            MaskRecord(
-                segmentation=mask,
-                bbox=box,
-                area=area,
-                predicted_iou=iou,
-                stability_score=score,
-                point_coords=[point],
-                crop_box=[0, 0, width, height],
-            )
-            for mask, area, box, iou, score, point in rows
-        ]
-
     def merged(self, images: Tensor) -> list[Merged]:
         """Label maps of several images of one size, which are encoded together.
 
         images: [B, 3 or 1, H, W] uint8.  Beside its label map each tells how many masks beyond 255
         had no place in it. Tensors stay on the network's device.
         """
-        with torch.no_grad():
-            return [merge(found.masks) for found in self._found(_checked(images))]
+        return [merge(found.masks) for found in self.found(images)]
 
-    def label_maps(self, images: Tensor) -> Tensor:
-        """[B, 3 or 1, H, W] uint8 -> [B, H, W] uint8, as `label_map`."""
-        if len(images) == 0:
-            return images.new_zeros(0, *images.shape[-2:])
-        return torch.stack([merged.label_map for merged in self.merged(images)])
+    @torch.no_grad()
+    def found(self, images: Tensor) -> Iterator[Masks]:
+        """The masks of each image, one image after the other, on the network's device.
 
-    def label_map(self, image: Tensor) -> Tensor:
-        """The records' masks, merged: [3 or 1, H, W] uint8 -> [H, W] uint8.
-
-        0 where no mask lies; an image without masks gives zeros. Of more than 255 masks the
-        smallest 255 are kept (`merged` tells how many are not).
+        images: [B, 3, H, W] uint8, RGB, of one size; or [B, 1, H, W], grey, which is read as three
+        equal channels.  Raises ValueError for other shapes or types, MemoryError for an image too
+        large for the device.
         """
-        return self.label_maps(image[None])[0]
-
-    def _found(self, images: Tensor) -> Iterator[_Masks]:
-        """The final masks, bool [K, H, W], of each image."""
+        images = _checked(images)
         at_once = self.memory_limit // self.net.image_bytes(*images.shape[-2:])
         for group in _batches(len(images), at_once, lambda part: self._encoded(images[part])):
             for image in group:
                 candidates = self._candidates(image)
                 if candidates:
-                    yield self._cleaned(self._distinct(image, _Masks.joined(candidates)))
+                    yield self._cleaned(self._distinct(image, Masks.joined(candidates)))
                 else:
-                    yield _Masks.none(image.upsampling.size, self.net.device)
+                    yield Masks.none(image.upsampling.size, self.net.device)
 
     def _encoded(self, images: Tensor) -> Sequence[EncodedImage]:
         with self._precision():
             return self.net.encode(images.to(self.net.device))
 
-    def _candidates(self, image: EncodedImage) -> list[_Masks]:
+    def _candidates(self, image: EncodedImage) -> list[Masks]:
         """Masks that pass the filters, in the grid's order."""
         grid = _grid(self.settings.points_per_side, self.net.device)
         places = image.coordinates(grid)
@@ -254,18 +156,18 @@ class PointGrid:
         )
         return [masks for batch in batches for masks in batch]
 
-    def _good(self, image: EncodedImage, points: Tensor, places: Tensor) -> list[_Masks]:
+    def _good(self, image: EncodedImage, points: Tensor, places: Tensor) -> list[Masks]:
         """Candidates of a batch of points that pass the filters for predicted IoU and stability.
 
         places: the points as reported, [P, 2 or 4].
         """
         with self._precision():
-            decoded = image.decode(points, self.settings.levels)
+            decoded = image.decode(points, self.levels)
         wanted = self.settings.pred_iou_thresh
-        passing = (decoded.ious > wanted) | (self.settings.zero_keeps_all and wanted <= 0)
+        passing = (decoded.ious > wanted) | (self.net.zero_keeps_all and wanted <= 0)
         chosen = passing.nonzero()[:, 0]
         places = places.repeat_interleave(len(decoded.ious) // len(points), dim=0)
-        upsampling, found = image.upsampling, list[_Masks]()
+        upsampling, found = image.upsampling, list[Masks]()
         for numbers in chosen.split(max(1, self.memory_limit // upsampling.small_bytes)):
             if len(numbers) == 0:
                 continue
@@ -281,23 +183,21 @@ class PointGrid:
             found.extend(stable)
         return found
 
-    def _stable(
-        self, upsampling: Upsampling, small: Tensor, ious: Tensor, places: Tensor
-    ) -> _Masks:
+    def _stable(self, upsampling: Upsampling, small: Tensor, ious: Tensor, places: Tensor) -> Masks:
         """Those of the masks `small` ([K, h, w] logits) that are stable, with their boxes."""
         threshold, wanted = self.net.mask_threshold, self.settings.stability_score_thresh
         large = upsampling(small)
         scores = stability(large, threshold, self.settings.stability_score_offset)
         # Only a filter that is switched off lets the NaN of an empty mask through.
-        passing = (scores >= wanted) | (self.settings.zero_keeps_all and wanted <= 0)
+        passing = (scores >= wanted) | (self.net.zero_keeps_all and wanted <= 0)
         kept = passing.nonzero()[:, 0]
         boxes = logit_boxes(large, threshold)[kept]
         # Whatever is smaller waits for the suppression.
         bits = large.shape[1:].numel() <= 4 * small.shape[1:].numel()
         masks = large[kept] > threshold if bits else small[kept]
-        return _Masks(masks, boxes, ious[kept], scores[kept], places[kept])
+        return Masks(masks, boxes, ious[kept], scores[kept], places[kept])
 
-    def _distinct(self, image: EncodedImage, found: _Masks) -> _Masks:
+    def _distinct(self, image: EncodedImage, found: Masks) -> Masks:
         """Masks whose boxes do not repeat a better one, by falling predicted IoU, as bool."""
         found = found[_suppressed(found.boxes, found.ious, self.settings.box_nms_thresh)]
         if found.masks.dtype == torch.bool:
@@ -313,7 +213,7 @@ class PointGrid:
             pass
         return replace(found, masks=masks)
 
-    def _cleaned(self, found: _Masks) -> _Masks:
+    def _cleaned(self, found: Masks) -> Masks:
         """Without small regions. Masks that lost or gained pixels come after the others, and give
         way to them where they have become the same; scores are not made anew."""
         area = self.settings.min_mask_region_area

@@ -13,44 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class GridSettings:
-    """Settings of an automatic mask generator, by the names of the public ones."""
-
-    points_per_side: int = 32
-    """The grid has the square of this many points, x varying fastest."""
-    points_per_batch: int = 64
-    """Points decoded together. Part of the result where points see each other."""
-    pred_iou_thresh: float = 0.88
-    """Predicted IoU has to be above this."""
-    stability_score_thresh: float = 0.95
-    """IoU of the mask cut `stability_score_offset` above and below the threshold: at least this."""
-    stability_score_offset: float = 1.0
-    """In units of the logits."""
-    box_nms_thresh: float = 0.7
-    """Of two boxes with a larger IoU the one with the higher predicted IoU stays."""
-    crop_nms_thresh: float = 0.7
-    """Counts only in the suppression after the small regions, as the maximum of the two."""
-    min_mask_region_area: int = 0
-    """Holes and islands with fewer pixels go; 0 leaves the masks as they are."""
-    levels: tuple[int, ...] = ()
-    """Requested granularities of a network that has them."""
-    zero_keeps_all: bool = True
-    """Whether a threshold of 0 switches a filter off. If not, a NaN stability still fails it."""
-
-
-SAM_SETTINGS = GridSettings()
-"""Defaults of segment-anything's SamAutomaticMaskGenerator."""
-
-SEMANTIC_SAM_SETTINGS = GridSettings(
-    points_per_batch=200,
-    stability_score_thresh=0.92,
-    min_mask_region_area=10,
-    levels=(1, 2, 3, 4, 5, 6),
-    zero_keeps_all=False,
-)
-"""Defaults of Semantic-SAM's SemanticSamAutomaticMaskGenerator."""
+from .grid_settings import GridSettings
 
 
 class DecodedPoints(Protocol):
@@ -89,6 +52,16 @@ class PointPromptable(Protocol):
     @property
     def settings(self) -> GridSettings:
         """The defaults of the network's own project."""
+        ...
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The granularities it can be asked for; none for a network that has no such thing."""
+        ...
+
+    @property
+    def zero_keeps_all(self) -> bool:
+        """Whether a threshold of 0 switches a filter off. If not, a NaN stability still fails."""
         ...
 
     @property

@@ -13,20 +13,21 @@ def sine_positions(
     device: torch.device | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Fixed embedding of every pixel: `channels` numbers for y, then as many for x.
+    """Fixed embedding of every pixel, row by row: half of the channels for y, then those for x.
 
     Row i of H stands at (i + 1) / (H + 1e-6) of a full circle, the same for columns; the
-    frequencies fall from 1 to 1 / 10000, sine and cosine in turn (SPEC section 4).
-    Returns [2 * channels, height, width], -1..1. The computation is in float32.
+    frequencies fall from 1 to 1 / 10000, sine and cosine in turn.
+    Returns [height * width, channels], -1..1. The computation is in float32.
     """
-    even = torch.arange(0, channels, 2, device=device, dtype=torch.float32)
-    frequency = 10000.0 ** (even / channels)
+    of_axis = channels // 2
+    even = torch.arange(0, of_axis, 2, device=device, dtype=torch.float32)
+    frequency = 10000.0 ** (even / of_axis)
 
     def axis(length: int) -> Tensor:
         place = torch.arange(1, length + 1, device=device, dtype=torch.float32)
         angle = (place / (length + 1e-6) * (2 * math.pi))[:, None] / frequency
         return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).to(dtype)
 
-    y = axis(height).T[:, :, None].expand(-1, -1, width)
-    x = axis(width).T[:, None, :].expand(-1, height, -1)
-    return torch.cat([y, x])
+    y = axis(height)[:, None].expand(-1, width, -1)
+    x = axis(width).expand(height, -1, -1)
+    return torch.cat([y, x], dim=2).flatten(0, 1)

@@ -1,6 +1,8 @@
 """Named settings: the networks of the paper, and small ones for CPUs."""
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
+from typing import Any
 
 from .settings import ComboSettings
 
@@ -23,18 +25,33 @@ _SMALL = ComboSettings(
     mask_points=1024,
 )
 _NETWORKS = {"r50": _RESNET, "pvt": _PVT, "small": _SMALL}
-_DATA_SETS = {
-    "s4": {"classes": 2, "annotated": "first"},
-    "ms3": {"classes": 2, "annotated": "all"},
-    "avss": {"classes": 71, "annotated": "all"},
-}
+_CLASSES = {"s4": 2, "ms3": 2, "avss": 71}
 
 PRESETS: dict[str, ComboSettings] = {
-    f"combo-{network}-{data}": replace(settings, **changes)
+    f"combo-{network}-{data}": replace(settings, classes=classes)
     for network, settings in _NETWORKS.items()
-    for data, changes in _DATA_SETS.items()
+    for data, classes in _CLASSES.items()
 }
 """combo-{r50,pvt,small}-{s4,ms3,avss}."""
+
+# One thread: two are half as fast again on cores of their own, and ten times slower when they wait
+# for one another on cores that others use too.
+_SMALL_TRAINING: Mapping[str, Any] = {
+    "threads": 1,
+    "initialisation": "random",
+    "iterations": 700,
+    "batch_size": 2,
+    "micro_batch": 2,
+    "learning_rate": 1e-3,
+    "backbone_lr_factor": 1.0,
+    "clip_norm": 1.0,
+    "warmup": 20,
+    "precision": "fp32",
+    "augment": "none",
+    "evaluate_every": 350,
+}
+TRAINING = {f"combo-small-{data}": _SMALL_TRAINING for data in _CLASSES}
+"""What training with a preset does otherwise than the paper with its networks."""
 
 
 def preset(name: str, **settings: object) -> ComboSettings:

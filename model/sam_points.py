@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .point_prompts import SAM_SETTINGS, GridSettings, Upsampling
+from .grid_settings import GridSettings
+from .point_prompts import Upsampling
 from .sam_encoder import encode_images
 
 if TYPE_CHECKING:
@@ -46,7 +47,15 @@ class SamPoints:
 
     @property
     def settings(self) -> GridSettings:
-        return SAM_SETTINGS
+        return GridSettings()
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def zero_keeps_all(self) -> bool:
+        return True
 
     @property
     def device(self) -> torch.device:

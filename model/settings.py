@@ -1,27 +1,48 @@
-"""Every number of the network and its criterion in one frozen record.
+"""Every number of a network and its criterion in one frozen record.
 
-The defaults are the public COMBO-R50 on S4 (paper, section 4.2; SPEC). A small network for CPUs
-is the same record with other values.
+COMBO's defaults are the public COMBO-R50 on S4 (paper, section 4.2, and its settings files for
+what the text leaves out). A small network for CPUs is the same record with other values.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Fidelity = Literal["reference", "paper"]
 Sem = Literal["separate", "shared", "off"]
 Fusion = Literal["bilateral", "visual", "audio", "none"]
 Queries = Literal["add", "all", "none"]
-Annotated = Literal["all", "first"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComboSettings:
+class NetworkSettings:
+    """What the settings of every network have; the trainer sets it to what its data are."""
+
+    classes: int = 2
+    """K: background included, "no object" not."""
+    image_size: int = 224
+    """Pixels; only backbones with a fixed grid (Swin) need it to be right."""
+    audio_dim: int = 128
+    """D: numbers of one frame's sound."""
+    max_frames: int = 10
+    """T at most, for positions that are learned one a frame."""
+
+    @property
+    def reads_maskige(self) -> bool:
+        """Whether the network looks at Maskiges. Where not, that stage need not be in the store."""
+        return True
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What an evaluation says of the network beside its scores."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComboSettings(NetworkSettings):
     """What `Combo` and `Criterion` are built from. Raises ValueError for what cannot be built."""
 
     backbone: str = "resnet50"
     """timm name; needs features at strides 4, 8, 16 and 32."""
-    classes: int = 2
-    """K: background included, "no object" not."""
     fidelity: Fidelity = "reference"
     """Public code with its quirks, or the paper's text: see `fidelity.py`."""
 
@@ -32,8 +53,6 @@ class ComboSettings:
     queries: Queries = "add"
     """Sound added to the learned queries, sound alone, learned ones alone (Table 6)."""
 
-    image_size: int = 224
-    """Pixels; only backbones with a fixed grid (Swin) need it to be right."""
     size_divisor: int = 32
     """Images are padded with zeros, right and bottom, to multiples of this many pixels."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -49,15 +68,11 @@ class ComboSettings:
     pixel_layers: int = 6
     pixel_ffn: int = 1024
     pixel_points: int = 4
-    audio_dim: int = 128
-    """D: numbers of one frame's sound."""
     audio_hidden: int = 4096
     fusion_heads: int = 8
     fusion_dropout: float = 0.1
     fusion_scale: float = 1e-4
     """Layer scale of the reference's fusion at the start."""
-    max_frames: int = 10
-    """T at most, for the paper's learned sound positions only."""
     query_count: int = 100
     decoder_layers: int = 9
     decoder_ffn: int = 2048
@@ -68,11 +83,17 @@ class ComboSettings:
     lambda_ada: float | None = None
     """None: what the fidelity says for objects (K = 2) or semantic classes."""
     no_object_weight: float = 0.1
-    annotated: Annotated = "all"
-    """Frames of a clip with labels in training; S4 has them for the first frame only."""
     mask_points: int = 12544
     oversample: float = 3.0
     importance: float = 0.75
+
+    @property
+    def reads_maskige(self) -> bool:
+        return self.sem != "off"
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        return {"fidelity": self.fidelity}
 
     def __post_init__(self) -> None:
         known = {
@@ -80,7 +101,6 @@ class ComboSettings:
             "sem": ("separate", "shared", "off"),
             "fusion": ("bilateral", "visual", "audio", "none"),
             "queries": ("add", "all", "none"),
-            "annotated": ("all", "first"),
         }
         for name, choices in known.items():
             if getattr(self, name) not in choices:

@@ -49,10 +49,13 @@ class SiamEncoder(nn.Module):
             None if gate is None else nn.ModuleList(gate(c, reduction) for c in frames.channels)
         )
 
-    def forward(self, frames: Tensor, maskiges: Tensor) -> list[Tensor]:
-        """[F, 3, H, W] normalised, twice -> four maps [F, C_i, H / s, W / s], finest first."""
+    def forward(self, frames: Tensor, maskiges: Tensor | None) -> list[Tensor]:
+        """[F, 3, H, W] normalised, twice -> four maps [F, C_i, H / s, W / s], finest first.
+
+        maskiges: None where they are left out.
+        """
         features = self.frames(frames)
-        if self.gates is None:
+        if self.gates is None or maskiges is None:
             return features
         encoder = self.frames if self.maskiges is None else self.maskiges
         return [

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, TextIO
@@ -66,6 +66,29 @@ class Output:
         for row in rows:
             table.add_row(*row)
         self.out.print(table)
+
+    def records(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        columns: Mapping[str, str | Callable[[Mapping[str, Any]], object]],
+        title: str | None = None,
+    ) -> None:
+        """Records as JSON, whole, or as a table: its columns' titles -> key, or function of one."""
+        if self.as_json:
+            self.json(records)
+            return
+        rows = [
+            [record[of] if isinstance(of, str) else of(record) for of in columns.values()]
+            for record in records
+        ]
+        self.table(list(columns), rows, title)
+
+    def answer(self, value: Any, text: str) -> None:
+        """One result: as JSON, or in words."""
+        if self.as_json:
+            self.json(value)
+        else:
+            self.result(text)
 
     def bar(self, title: str, total: int) -> "Bar":
         return Bar(self, title, total)

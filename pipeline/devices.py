@@ -2,12 +2,21 @@
 
 import ctypes
 import os
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .errors import ComboError
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one process computes. device: as PyTorch names it; networks go there."""
+
+    threads: int = 1
+    device: str = "cpu"
 
 
 def choose_device(wanted: str) -> "torch.device":
@@ -41,13 +50,14 @@ def devices(wanted: str) -> list[str]:
 
 
 def keep_freed_memory() -> None:
-    """Lets this process keep what it frees, for as long as it lives; for training on a CPU.
+    """Lets this process keep what it frees, for as long as it lives; for training and evaluation.
 
-    Every step asks for the same gigabyte of feature maps. glibc gives freed memory back to the
-    system and fetches it again page by page, each page cleared first: a twentieth of a step. The
-    peak is the same. Arrays above 32 MiB stay outside the heap, where they would leave holes that
-    the next array of their size just does not fit. C libraries without this switch stay as they
-    are.
+    Every step asks for the same gigabyte of feature maps, every batch for the same pictures. glibc
+    gives freed memory back to the system and fetches it again page by page, each page cleared
+    first: a twentieth of a step on a CPU, and half of what it costs to read and decode a clip.
+    The peak is the same. Arrays above 32 MiB stay outside the heap, where they would leave holes
+    that the next array of their size just does not fit. C libraries without this switch stay as
+    they are.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):

@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .errors import ComboError
+from .jobs.plan import describe, layout_of, splits_of
 from .jobs.status import progress
 from .layouts import named_unread
 from .manifest import Manifest
 from .packed import is_packed
-from .preprocess.encoders import encoder
-from .preprocess.generators import generator
-from .preprocess.tasks import STAGES, layout_of, splits_of
+from .store import STAGES
 from .weights import locate
 
 
@@ -68,10 +67,9 @@ def _store(manifest: Manifest) -> Iterator[Finding]:
 
 
 def _weights(manifest: Manifest) -> Iterator[Finding]:
-    wanted = [*encoder(manifest.stages.audio.encoder).weights]
-    if name := generator(manifest.stages.maskige.generator).weights:
-        wanted.append(name)
-    for name in wanted:
+    data_sets = [describe(manifest, name, "train") for name in manifest.data_sets]
+    described = [each for stages in data_sets for each in stages.values()]
+    for name in dict.fromkeys(name for each in described for name in each.weights):
         try:
             path = locate(name, manifest.weight_paths())
             yield Finding(f"weights {name}", True, str(path))

@@ -30,3 +30,11 @@ class MediaError(ComboError):
         # Exceptions are rebuilt from their args, which here are not the constructor's: workers
         # send these between processes.
         return type(self), (self.path, self.reason)
+
+
+def reason_of(error: BaseException) -> str:
+    """What a decoder or the system says, as one line that is not too long."""
+    if isinstance(error, MemoryError):
+        return "it asks for more memory than there is"
+    text = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
+    return " ".join(str(text).split())[:200].rstrip(".") or type(error).__name__

@@ -19,8 +19,10 @@ from typing import Literal
 from .errors import ComboError, MediaError, readable
 from .labels import LabelRule
 from .layouts import BINARY_CLASSES, Clip, Layout, SoundRule, read_classes
-from .media import FrameSource, VideoFrame, video_seconds
+from .limits import USUAL, Limits
+from .media import FrameSource
 from .regular_files import missing
+from .video import VideoFrame, video_span
 
 
 def _endings(text: str) -> frozenset[str]:
@@ -33,7 +35,8 @@ IMAGES = _endings(
 )
 VIDEOS = _endings(
     "mp4 mkv webm mov avi m4v mpg mpeg mpe m1v m2v mts m2ts m2t ts vob 3gp 3g2 flv f4v wmv asf ogv "
-    "mxf dv rm rmvb nut ivf qt divx 264 h264 265 h265 hevc y4m"
+    "mxf dv rm rmvb nut ivf qt divx 264 h264 265 h265 hevc y4m ogm mj2 tp trp tod mod mjpeg mjpg "
+    "wtv amv gxf"
 )
 SOUNDS = _endings(
     "wav wave flac ogg oga opus spx mp3 mp2 m4a m4b aac wma aif aiff aifc au snd caf w64 rf64 amr "
@@ -63,8 +66,8 @@ class Folders(Layout):
     object. Splits are the sub-folders that hold clip folders, or "all" when ROOT holds the clips;
     `split` then divides those, split -> share: a clip belongs where SHA-256 of "SEED:NAME" says, so
     that it stays there when others are added or removed.
-    Listing opens the videos' headers. A clip with more than `frames_per_clip` frames has a problem:
-    nothing is cut off in silence.
+    Listing looks at the videos' first and last packets. A clip with more than `frames_per_clip`
+    frames has a problem: nothing is cut off in silence.
     """
 
     frames_per_clip: int = 10
@@ -75,6 +78,8 @@ class Folders(Layout):
     expected: Mapping[str, int] = field(default_factory=dict, hash=False)
     split: Mapping[str, float] = field(default_factory=dict, hash=False)
     split_seed: int = 0
+    limits: Limits = USUAL
+    reading: int = 2
 
     def splits(self, root: Path) -> tuple[str, ...]:
         return tuple(self._homes(root))
@@ -181,10 +186,13 @@ class Folders(Layout):
         if videos and images:
             unread.append(f"pictures of {videos[0].name}")
         if videos and not images:
-            length = video_seconds(videos[0])
-            times = self._moments(max(1, int(length / self.seconds_per_frame + 1e-6)), length)
-            frames = tuple(VideoFrame(videos[0], t) for t in times)
-            names = [str(n) for n in range(len(times))]
+            span = video_span(videos[0], self.limits)
+            length = span.end - span.start
+            count = max(1, int(length / self.seconds_per_frame + 1e-6))
+            self._refuse_too_many(folder, count)
+            times = tuple(span.start + time for time in self._moments(count, length))
+            frames = tuple(VideoFrame(videos[0], time) for time in times)
+            names = [str(n) for n in range(count)]
         if not frames:
             there = ", ".join(f.name for f in contents.files if f not in sounds)
             raise MediaError(
@@ -192,11 +200,7 @@ class Folders(Layout):
                 "no frame images and no video in the clip's folder"
                 + (f" (only {there[:200]})" if there else ""),
             )
-        if len(frames) > self.frames_per_clip:
-            raise ComboError(
-                f"{folder}: {len(frames)} frames, more than {self.frames_per_clip}; raise this "
-                "data set's `frames_per_clip` in data_manifest.yaml or cut the clip"
-            )
+        self._refuse_too_many(folder, len(frames))
         labels, others = _labels(folder / "labels", names)
         source = sounds or videos
         return Clip(
@@ -207,6 +211,13 @@ class Folders(Layout):
             times=times,
             unread=(*unread, *others),
         )
+
+    def _refuse_too_many(self, folder: Path, count: int) -> None:
+        if count > self.frames_per_clip:
+            raise ComboError(
+                f"{folder}: {count} frames, more than {self.frames_per_clip}; raise this "
+                "data set's `frames_per_clip` in data_manifest.yaml or cut the clip"
+            )
 
     def _moments(self, count: int, length: float) -> tuple[float, ...]:
         shift = 0.0 if self.anchor == "start" else min(self.seconds_per_frame, length) / 2

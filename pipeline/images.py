@@ -7,7 +7,6 @@ whether the format is lossy) is asked before decoding, which forgets it.
 
 import hashlib
 import io
-import os
 import re
 import struct
 from collections.abc import Generator
@@ -19,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from .errors import MediaError
+from .errors import MediaError, reason_of
 from .limits import Limits
-from .regular_files import open_regular, unreadable
+from .regular_files import read_whole
 
 Pixels = NDArray[np.uint8]
 
@@ -59,7 +58,7 @@ def open_image(
     path: Path, digests: dict[Path, str] | None, limits: Limits
 ) -> Generator[Image.Image]:
     """An opened image with its pixels loaded; what the body finds wrong is a MediaError too."""
-    data = _read_bytes(path, limits)
+    data = read_whole(path, int(limits.bytes))
     if digests is not None:
         digests[path] = hashlib.sha256(data).hexdigest()
     _know_heif()
@@ -68,7 +67,8 @@ def open_image(
             width, height = image.size
             if width * height > limits.pixels:
                 raise MediaError(
-                    path, f"image of {width}x{height} pixels, more than {limits.pixels}"
+                    path,
+                    f"image of {width}x{height} pixels, more than limits.pixels ({limits.pixels})",
                 )
             if max(width, height) > MAX_ASPECT * min(width, height):
                 raise MediaError(path, f"image of {width}x{height} pixels is too narrow to be one")
@@ -76,15 +76,15 @@ def open_image(
             image.info[IS_LOSSY] = _is_lossy(image, data)
             image.load()
             yield image
-    except (MediaError, MemoryError):
+    except MediaError:
         raise
     except UnidentifiedImageError as error:
         raise MediaError(path, "not an image, or damaged at its start") from error
     except Image.DecompressionBombError as error:
-        raise MediaError(path, f"image of more than {limits.pixels} pixels") from error
+        raise MediaError(path, f"image of more than limits.pixels ({limits.pixels})") from error
     except Exception as error:
         # Pillow's decoders raise whatever damaged bytes lead them into.
-        raise MediaError(path, f"damaged image ({one_line(error)})") from error
+        raise MediaError(path, f"damaged image ({reason_of(error)})") from error
 
 
 def orientation(image: Image.Image) -> int:
@@ -118,26 +118,6 @@ def rgb(image: Image.Image, path: Path) -> Pixels:
 
 def size_of(array: Pixels | NDArray[np.integer]) -> str:
     return f"{array.shape[1]}x{array.shape[0]}"
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _read_bytes(path: Path, limits: Limits) -> bytes:
-    """A regular file's bytes. Raises MediaError: no regular file, too large, not readable."""
-    try:
-        with open_regular(path) as file:
-            if (size := os.fstat(file.fileno()).st_size) > limits.image_bytes:
-                raise MediaError(
-                    path, f"image of {size} bytes, more than {int(limits.image_bytes)}"
-                )
-            data = file.read(limits.image_bytes)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    if not data:
-        raise MediaError(path, "empty file (0 bytes)")
-    return data
 
 
 def _as_stored(image: Image.Image) -> tuple[int, int, bool]:

@@ -37,7 +37,8 @@ class Clip:
     sound: a sound file, or a video file whose sound track is meant; None where there is none.
     labels: one entry a frame, None where the frame is not annotated.
     subset, category: as the data set says, or "".
-    times: seconds, one a frame; the middle of the sound that belongs to the frame.
+    times: seconds, one a frame; the middle of the sound that belongs to the frame. Those of a video
+    are on its file's clock (see `clock`).
     log_mel: where AVSBench-object keeps the clip's log-mel patches as a pickle.
     problem: why the listing already knows that the clip cannot be read; then it has no frames.
     unread: what lies in the clip's folder and is not read, such as `masks/`.
@@ -69,12 +70,16 @@ class Layout(ABC):
     frames_per_clip: the most frames that a clip has.
     sound_rule: which sound belongs to a frame (`combo.model.vggish` has the rules).
     expected: clips a split of the complete published set; empty where there is none.
+    reading: raised when the same files of the layout become other frames or other sound; from 2 on
+    it is one of the settings of every variant.
     """
 
     name: str
     frames_per_clip: int
     sound_rule: SoundRule
     expected: Mapping[str, int]
+    reading: int = 1
+    seconds_per_frame: float = 1.0
 
     @abstractmethod
     def splits(self, root: Path) -> tuple[str, ...]:

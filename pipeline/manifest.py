@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -20,9 +20,12 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    create_model,
 )
 
 from .errors import ComboError, readable
+from .generators import SECTIONS
+from .generators.generator import Precision
 from .limits import USUAL, Limits
 
 FILE_NAME = "data_manifest.yaml"
@@ -57,6 +60,10 @@ def _whole(shares: dict[str, float]) -> dict[str, float]:
     if shares and abs(sum(shares.values()) - 1) > 1e-6:
         raise ValueError(f"shares must add up to 1, not to {sum(shares.values()):g}")
     return shares
+
+
+def _old_word(value: Any) -> Any:
+    return "layout" if value == "avsbench" else value  # until 0.1; `folders` never took that rule
 
 
 class Model(BaseModel):
@@ -97,8 +104,8 @@ class FramesSettings(Model):
 class AudioSettings(Model):
     encoder: str = "vggish"
     """`vggish`, `vggish-pca` or `mel-stats`."""
-    windows: Literal["avsbench", "centred"] = "avsbench"
-    """Which 0.96 s of sound belong to a frame: the benchmark's rule, or around its time."""
+    windows: Annotated[Literal["layout", "centred"], BeforeValidator(_old_word)] = "layout"
+    """Which 0.96 s of sound belong to a frame: by the layout's own rule, or around its time."""
     source: Literal["sound", "log-mel"] = "sound"
     """Sound files, or AVSBench-object's `audio_log_mel/*.pkl` where only those are left."""
     stream: int | None = Field(default=None, ge=0, le=1000)
@@ -110,51 +117,23 @@ class AudioSettings(Model):
     on a GPU 1 GiB. Not part of the result."""
 
 
-class FelzenszwalbSettings(Model):
-    """Felzenszwalb and Huttenlocher's graph segmentation, scikit-image's parameters."""
+if TYPE_CHECKING:
 
-    scale: float = Field(default=200.0, gt=0, le=1e9)
-    sigma: float = Field(default=0.8, ge=0, le=1000)
-    min_size: int = Field(default=60, ge=1, le=MOST_COUNT)
-    """Smallest segment, in pixels."""
+    class _Sections(Model):
+        """A section of `stages.maskige` for each kind of generator, by the name it gives it."""
 
-
-class GridSettings(Model):
-    """An automatic mask generator, by the names of the public ones."""
-
-    points_per_side: int = Field(default=32, ge=1, le=1000)
-    points_per_batch: int = Field(default=64, ge=1, le=MOST_COUNT)
-    pred_iou_thresh: float = 0.88
-    stability_score_thresh: float = 0.95
-    stability_score_offset: float = 1.0
-    box_nms_thresh: float = 0.7
-    crop_nms_thresh: float = 0.7
-    """Counts where boxes are compared again after small regions: the larger of the two."""
-    min_mask_region_area: int = Field(default=0, ge=0, le=MOST_COUNT)
-    """Holes and islands with fewer pixels are removed."""
+else:
+    _Sections = create_model(
+        "_Sections", __base__=Model, **{name: (kind, kind()) for name, kind in SECTIONS.items()}
+    )
 
 
-class SamSettings(GridSettings):
-    """segment-anything's automatic mask generator, its own defaults."""
-
-
-class SemanticSamSettings(GridSettings):
-    """Semantic-SAM's, its own defaults; level 3 is the paper's."""
-
-    level: int = Field(default=3, ge=1, le=6)
-    """Granularity asked for."""
-    points_per_batch: int = Field(default=200, ge=1, le=MOST_COUNT)
-    """Part of the result: the points of a batch see each other."""
-    stability_score_thresh: float = 0.92
-    min_mask_region_area: int = Field(default=10, ge=0, le=MOST_COUNT)
-
-
-class MaskigeSettings(Model):
+class MaskigeSettings(_Sections):
     generator: str = "semantic-sam-l"
     """`felzenszwalb`, `sam-vit-b|l|h`, `semantic-sam-t|l`, or `imported`."""
     at: Literal["native", "stored"] = "native"
     """Make masks on the frame at its own size, or at the size in the store."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Of a network; bf16 and fp16 are for GPUs. Part of the result."""
     compile: bool = False
     """Let torch.compile make a network's expensive parts: minutes for the first frame of every
@@ -162,9 +141,10 @@ class MaskigeSettings(Model):
     memory_limit: ByteSize | None = None
     """Working memory of a network, such as 8GB; by default what the device has. Not part of the
     result."""
-    felzenszwalb: FelzenszwalbSettings = FelzenszwalbSettings()
-    sam: SamSettings = SamSettings()
-    semantic_sam: SemanticSamSettings = SemanticSamSettings()
+
+    def own(self, section: str) -> Any:
+        """The settings of one kind of generator, by its section."""
+        return getattr(self, section)
 
 
 class Stages(Model):

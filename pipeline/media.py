@@ -3,58 +3,25 @@
 Whatever is wrong with a file ends as a `MediaError` that names it: one unreadable picture costs its
 clip, never the job. Pictures are read the way the public benchmark reads them, in RGB, transparency
 dropped, but upright: an EXIF orientation is applied, as every viewer and label program applies it
-(labels drawn on the picture as it is stored: see `labels`). A video's display rotation is
-applied, because its frames have no other grid that labels could have been drawn on.
+(labels drawn on the picture as it is stored: see `labels`). Videos are read by `video`.
 """
 
-import hashlib
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from .errors import MediaError
-from .images import Pixels, one_line, open_image, orientation, rgb, size_of, turned
+from .images import Pixels, open_image, orientation, rgb, size_of, turned
 from .limits import USUAL, Limits
-from .regular_files import open_regular, unreadable
-
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.video.frame import VideoFrame as DecodedFrame
-    from av.video.stream import VideoStream
+from .video import VideoFrame, read_video
 
 Fit = Literal["squash", "crop"]
 
-END_TOLERANCE = 0.5
-"""Seconds by which a video's last frame may stand in for a time beyond it: headers round."""
-
-
-@dataclass(frozen=True)
-class VideoFrame:
-    """The frame that a video shows at a time.
-
-    seconds: counted from the video stream's first frame.
-    """
-
-    path: Path
-    seconds: float
-
-
 FrameSource = Path | VideoFrame
 """An image file, or a moment of a video file."""
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes in hex, read in blocks. Raises MediaError if it cannot be read."""
-    try:
-        with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise unreadable(path, error) from error
 
 
 def read_frame(
@@ -73,10 +40,9 @@ def read_frames(
 
     Grey, palette, 16-bit (the upper byte) and transparent (alpha dropped) pictures become RGB, and
     those with an EXIF orientation upright. A video is decoded once, however many of its frames are
-    asked for. `digests` receives the SHA-256 of every file read; an image is not read a second time
-    for that.
-    Raises MediaError naming the file: missing, empty, truncated, not an image, too large, a time
-    after the video's end, frames of different sizes.
+    asked for. `digests` receives the SHA-256 of every file read, of the bytes that were decoded.
+    Raises MediaError naming the file: missing, no regular file, empty, truncated, not an image,
+    beyond the limits, a time at which the video has no picture, frames of different sizes.
     """
     frames: dict[int, Pixels] = {}
     moments: dict[Path, list[tuple[float, int]]] = {}
@@ -87,11 +53,9 @@ def read_frames(
             with open_image(source, digests, limits) as image:
                 frames[position] = rgb(turned(image, orientation(image)), source)
     for path, wanted in moments.items():
-        if digests is not None:
-            digests[path] = digest(path)
         wanted.sort()
-        times = [seconds for seconds, _ in wanted]
-        frames |= zip((p for _, p in wanted), _video_frames(path, times), strict=True)
+        pictures = read_video(path, [seconds for seconds, _ in wanted], limits, digests)
+        frames |= zip((position for _, position in wanted), pictures, strict=True)
     ordered = [frames[position] for position in range(len(sources))]
     for source, frame in zip(sources, ordered, strict=True):
         if frame.shape != ordered[0].shape:
@@ -124,16 +88,6 @@ def fit_label(label: Pixels, size: tuple[int, int], fit: Fit) -> Pixels:
     return _fit(label, size, fit, Image.Resampling.NEAREST)
 
 
-def video_seconds(path: Path) -> float:
-    """Length of a file's video stream, from its header. Raises MediaError."""
-    with _video(path) as (container, stream):
-        if stream.duration is not None and stream.time_base is not None:
-            return float(stream.duration * stream.time_base)
-        if container.duration is not None:
-            return container.duration / 1_000_000
-    raise MediaError(path, "video without a length in its header")
-
-
 def _fit(array: Pixels, size: tuple[int, int], fit: Fit, filter_: Image.Resampling) -> Pixels:
     height, width = size
     old_height, old_width = array.shape[:2]
@@ -150,58 +104,6 @@ def _fit(array: Pixels, size: tuple[int, int], fit: Fit, filter_: Image.Resampli
     top = round((scaled[1] - height) / 2)
     image = image.resize(scaled, filter_)
     return np.array(image.crop((left, top, left + width, top + height)))
-
-
-@contextmanager
-def _video(path: Path) -> Generator[tuple["InputContainer", "VideoStream"]]:
-    import av
-    from av.error import FFmpegError
-
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise MediaError(path, "no video in it, or cut short")
-            yield container, stream  # pyright: ignore[reportReturnType]
-    except (MediaError, MemoryError):
-        raise
-    except FileNotFoundError as error:
-        raise MediaError(path, "missing") from error
-    except (FFmpegError, OSError, ValueError) as error:
-        raise MediaError(path, f"damaged video ({one_line(error)})") from error
-
-
-def _video_frames(path: Path, times: Sequence[float]) -> Iterator[Pixels]:
-    """What the video shows at each of the ascending `times`: the last frame not after each."""
-    waiting = list(reversed(times))
-    with _video(path) as (container, stream):
-        stream.thread_type = "AUTO"
-        period = float(1 / stream.average_rate) if stream.average_rate else 0.04
-        shown: DecodedFrame | None = None
-        start = now = 0.0
-        for frame in container.decode(stream):
-            if shown is None:
-                start = 0.0 if frame.pts is None else frame.time
-            now = now + period if frame.pts is None else frame.time - start
-            while waiting and shown is not None and now > waiting[-1] + 1e-6:
-                waiting.pop()
-                yield _upright(shown)
-            if not waiting:
-                return
-            shown = frame
-        while waiting:
-            if shown is None or waiting[-1] > now + period + END_TOLERANCE:
-                end = now + period if shown is not None else 0.0
-                raise MediaError(
-                    path, f"video ends at {end:.2f} s, a frame at {waiting[-1]:.2f} s is missing"
-                )
-            waiting.pop()
-            yield _upright(shown)
-
-
-def _upright(frame: "DecodedFrame") -> Pixels:
-    pixels = frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-    return np.ascontiguousarray(np.rot90(pixels, k=round(frame.rotation / 90)))
 
 
 def _path(source: FrameSource) -> Path:

@@ -32,7 +32,7 @@ from pydantic import TypeAdapter
 
 from .errors import ComboError
 from .memory_file import MemoryFile
-from .store import ArraySpec, Plan, StoreDamaged, Variant
+from .store import ArraySpec, Finished, Plan, StoreDamaged, Variant
 
 SUFFIXES = (".h5", ".hdf5")
 """By which a path is told to mean a packed file before there is one."""
@@ -58,10 +58,10 @@ def refuse_packed(path: Path, command: str) -> None:
 
 @dataclass(frozen=True)
 class Packed:
-    """One variant of a packed split. finished: its manifest, as `jobs` wrote it."""
+    """One variant of a packed split, and what closed it in the store."""
 
     variant: Variant
-    finished: dict[str, Any]
+    finished: Finished
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ class PackedSplit:
         found = [each.variant for each in self._entry.packed]
         return [variant for variant in found if stage in (None, variant.stage)]
 
-    def finished(self, variant: Variant) -> dict[str, Any]:
-        """The manifest of a variant that was packed."""
+    def finished(self, variant: Variant) -> Finished:
+        """What closed a variant before it was packed."""
         return next(e.finished for e in self._entry.packed if e.variant == variant)
 
     def read_array(self, variant: Variant, name: str) -> np.ndarray:

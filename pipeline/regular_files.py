@@ -1,5 +1,6 @@
 """Only regular files are opened: a pipe waits for ever, and a device has no end."""
 
+import hashlib
 import os
 import stat
 from io import BufferedReader
@@ -23,6 +24,29 @@ def open_regular(path: Path) -> BufferedReader:
     os.close(descriptor)
     kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
     raise MediaError(path, f"cannot be read ({kind}, no regular file)")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file's bytes in hex, read in blocks. Raises MediaError if it cannot be read."""
+    try:
+        with open_regular(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def read_whole(path: Path, limit: int) -> bytes:
+    """A regular file's bytes, 1 at least and `limit` at most. Raises MediaError."""
+    try:
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > limit:
+                raise MediaError(path, f"file of {size} bytes, more than limits.bytes ({limit})")
+            data = file.read(limit)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not data:
+        raise MediaError(path, "empty file (0 bytes)")
+    return data
 
 
 def missing(path: Path) -> str:

@@ -9,36 +9,35 @@ as they are decoded, so a long file needs the memory of its result only, and non
 What becomes of unusual files:
 
 - silence and clipping are sound like any other;
-- a sound shorter than one window is read, and refused by the front-end that needs the window;
-- a MediaError naming the file: missing, 0 bytes, no samples, NaN or infinite samples, not a sound,
-  a video without sound, a stream that is not there, a gap of more than 0.1 s, longer than allowed,
-  damaged, truncated.
+- a WAV file that states no length (0, or the highest number) is read to its end;
+- a MediaError naming the file: missing, not a regular file, 0 bytes, no samples, NaN or infinite
+  samples, not a sound, a video without sound, a stream that is not there, a gap of more than 0.1 s,
+  beyond the limits, damaged, truncated by a window step (0.96 s) or more.
 
 A truncated file is noticed where its format says how long it should be: WAV, AIFF, AU, CAF, W64,
-FLAC, OGG, MP3 with a Xing header, MP4/M4A/MOV, and Matroska/WebM (there from 0.25 s on). Formats
-that are a bare stream (MP3 without that header, ADTS, MPEG-TS, AVI) just end earlier.
+FLAC, OGG, MP3 with a Xing header, MP4/M4A/MOV, and Matroska/WebM. Formats that are a bare stream
+(MP3 without that header, ADTS, MPEG-TS, AVI) just end earlier. An Ogg stream without its last page,
+and CAF, are whole or truncated: they do not tell how much is lacking.
 """
 
-import io
-import pickle
 import re
-import warnings
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import MediaError
+from .clock import LACK, first_shown, picture_stream, stated_end, zero
+from .errors import MediaError, reason_of
+from .limits import USUAL, Limits
+from .opened import OpenFile, container_of, opened
 from .resample import Resampling, Samples, resampler
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
-    from av.audio.stream import AudioStream
     from av.container import InputContainer
-    from torch import Tensor
 
 BLOCK = 1 << 17
 """Samples of each channel that are decoded and resampled at once."""
@@ -46,8 +45,8 @@ BLOCK = 1 << 17
 GAP = 0.1
 """Seconds by which a stream's timestamps may differ from its samples before it counts as a gap."""
 
-CUT = 0.25
-"""Seconds that may be missing at the end: containers round, and count a codec's padding."""
+LOWEST_RATE = 1_000
+"""Samples a second; slower ones hold nothing that a front-end hears, and make thousands of each."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,8 @@ class Sound:
     """A sound as the front-end wants it.
 
     waveform: [N] float64 mono, -1..1 where the file does not exceed it, N >= 1.  rate: its samples
-    per second.  rate_in, channels, codec: what the file had.  start: seconds from the first frame
-    of the file's first video stream to the first sample, 0 for a file without one; a frame shown at
-    t is heard at t - start in the waveform.
+    per second.  rate_in, channels, codec: what the file had.  start: seconds from the file's zero
+    (see `clock`) to the first sample; a frame shown at t is heard at t - start in the waveform.
     """
 
     waveform: Samples
@@ -78,16 +76,19 @@ def read_sound(
     stream: int | None = None,
     longest: float | None = None,
     resampling: Resampling = "kaiser_best",
+    limits: Limits = USUAL,
+    digests: dict[Path, str] | None = None,
 ) -> Sound:
     """Read a whole sound file or sound track.
 
     stream: which of the file's sound streams, counted from 0; the first by default.
     resampling: "kaiser_best", the reference's filter, or "soxr"; see `resample`.
     longest: seconds; a longer sound is a MediaError, raised before more than that is in memory.
+    digests: receives the SHA-256 of the bytes that were decoded.
     Raises MediaError as the module says.
     """
     buffer = bytearray()
-    with open_sound(path, rate, stream, resampling) as source:
+    with open_sound(path, rate, stream, resampling, limits, digests) as source:
         for block in source.blocks:
             buffer += block.data
             if longest is not None and len(buffer) > 8 * rate * longest:
@@ -102,14 +103,20 @@ def open_sound(
     rate: int = 16_000,
     stream: int | None = None,
     resampling: Resampling = "kaiser_best",
+    limits: Limits = USUAL,
+    digests: dict[Path, str] | None = None,
 ) -> "Generator[SoundBlocks]":
     """The sound of `read_sound` in pieces, for sounds that should never be in memory as one.
 
     The pieces last seconds at most and make up exactly the same samples. What is wrong with a part
     of the file is noticed when that part is read.  Raises MediaError, here or while reading.
     """
-    with _open(path, stream) as source:
-        yield replace(source, blocks=_resampled(path, source, rate, resampling))
+    with opened(path) as file:
+        with _open(file, stream, limits) as source:
+            blocks = _limited(path, source, limits)
+            yield replace(source, blocks=_resampled(path, source, blocks, rate, resampling))
+        if digests is not None:
+            digests[path] = file.digest()
 
 
 # --- decoding ---------------------------------------------------------------------------------
@@ -129,12 +136,26 @@ class SoundBlocks:
     blocks: Iterator[Samples]
 
 
+def _limited(path: Path, source: SoundBlocks, limits: Limits) -> Iterator[Samples]:
+    """The same samples, as long as there are not too many."""
+    count = 0
+    for block in source.blocks:
+        count += len(block)
+        if count > limits.seconds * source.rate:
+            raise MediaError(
+                path,
+                "sound that is longer than limits.seconds in data_manifest.yaml allows "
+                f"({limits.seconds:g})",
+            )
+        yield block
+
+
 def _resampled(
-    path: Path, source: SoundBlocks, rate: int, resampling: Resampling
+    path: Path, source: SoundBlocks, blocks: Iterator[Samples], rate: int, resampling: Resampling
 ) -> Iterator[Samples]:
     stream = resampler(resampling, source.rate, rate)
     position = given = 0
-    for block in source.blocks:
+    for block in blocks:
         if not np.isfinite(block).all():
             bad = np.flatnonzero(~np.isfinite(block).all(axis=1))[0]
             at = (position + int(bad)) / source.rate
@@ -151,82 +172,139 @@ def _resampled(
 
 
 @contextmanager
-def _open(path: Path, stream: int | None) -> Generator[SoundBlocks]:
-    import av
+def _open(file: OpenFile, stream: int | None, limits: Limits) -> Generator[SoundBlocks]:
+    path = file.path
+    with ExitStack() as stack:
+        if not file.size:
+            raise MediaError(path, "the file is empty (0 bytes)")
+        try:
+            if _known_to_libsndfile(_head(file)):
+                source = stack.enter_context(_libsndfile_source(file, stream))
+            else:
+                source = stack.enter_context(_ffmpeg_source(file, stream, limits))
+        except Exception as error:
+            raise _undecoded(path, error) from error
+        if not LOWEST_RATE <= source.rate <= limits.rate:
+            raise MediaError(
+                path,
+                f"{source.rate} samples a second are not between {LOWEST_RATE} and limits.rate in "
+                f"data_manifest.yaml ({limits.rate})",
+            )
+        yield replace(source, blocks=_guarded(path, source.blocks))
+
+
+def _guarded(path: Path, blocks: Iterator[Samples]) -> Iterator[Samples]:
+    """The same blocks; decoders raise whatever damaged bytes lead them into."""
+    while True:
+        try:
+            block = next(blocks, None)
+        except Exception as error:
+            raise _undecoded(path, error) from error
+        if block is None:
+            return
+        yield block
+
+
+def _undecoded(path: Path, error: Exception) -> MediaError:
     import soundfile
-    from av.error import FFmpegError
 
-    try:
-        with path.open("rb") as file:
-            head = _head(file)
-    except OSError as error:
-        raise MediaError(path, _reason(error)) from error
-    if not head:
-        raise MediaError(path, "the file is empty (0 bytes)")
-    try:
-        if _known_to_libsndfile(head):
-            if stream:
-                raise MediaError(path, f"it has one sound stream, so there is no stream {stream}")
-            with soundfile.SoundFile(path) as sound:
-                yield SoundBlocks(
-                    sound.samplerate,
-                    sound.channels,
-                    f"{sound.format}/{sound.subtype}".lower(),
-                    0.0,
-                    _libsndfile_blocks(path, sound),
-                )
-        else:
-            with av.open(path, metadata_errors="replace") as container:
-                yield _ffmpeg_source(path, container, stream)
-    except soundfile.LibsndfileError as error:
-        raise MediaError(path, f"damaged or truncated sound ({_reason(error)})") from error
-    except FFmpegError as error:
-        raise MediaError(path, f"no readable sound ({_reason(error)})") from error
+    if isinstance(error, MediaError):
+        return error
+    what = "damaged or truncated sound"
+    if not isinstance(error, soundfile.LibsndfileError):
+        what = "no readable sound"
+    return MediaError(path, f"{what} ({reason_of(error)})")
 
 
-def _head(file: io.BufferedReader) -> bytes:
+def _head(file: OpenFile) -> bytes:
     """The first bytes of the sound itself, behind an ID3 tag if there is one."""
-    head = file.read(64)
+    file.seek(0)
+    head = file.read(1024)
     if head[:3] == b"ID3" and len(head) > 10:
         # The tag's length is in four bytes of seven bits.
         length = sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
         file.seek(10 + length)
-        head = file.read(64) or head
+        head = file.read(1024) or head
     return head
 
 
 def _known_to_libsndfile(head: bytes) -> bool:
     kind, inner = head[:4], head[8:12]
-    if kind in (b"RIFF", b"RF64", b"FORM"):
+    if kind == b"RIFF" and inner == b"WAVE":
+        return not _wave_without_length(head)
+    if kind in (b"RF64", b"FORM"):
         return inner in (b"WAVE", b"AIFF", b"AIFC")
     if kind == b"OggS":
-        return any(codec in head[28:] for codec in (b"\x01vorbis", b"OpusHead", b"\x7fFLAC"))
+        return _one_stream_of_sound(head)
     # Eleven set bits begin a frame of MPEG sound; with layer 0 it is AAC's ADTS instead.
     mpeg = head[0] == 0xFF and len(head) > 1 and head[1] & 0xE0 == 0xE0 and head[1] & 0x06 != 0
     return mpeg or kind in (b"fLaC", b"riff", b"caff", b".snd")
 
 
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
-    return " ".join(str(text).split()).rstrip(".") or type(error).__name__
+def _wave_without_length(head: bytes) -> bool:
+    """Whether a WAV file states 0 bytes of samples, as one does whose recorder did not end well.
+
+    FFmpeg takes what follows for the samples, libsndfile takes the 0 for the truth.
+    """
+    place = 12
+    while place + 8 <= len(head):
+        length = int.from_bytes(head[place + 4 : place + 8], "little")
+        if head[place : place + 4] == b"data":
+            return length == 0
+        place += 8 + length + length % 2
+    return False
+
+
+def _one_stream_of_sound(head: bytes) -> bool:
+    """Whether an Ogg file begins with a sound, and with nothing else beside it."""
+    body = 27 + head[26] if len(head) > 26 else len(head)
+    following = body + sum(head[27:body])
+    page, after = head[body:following], head[following : following + 6]
+    begins = len(after) == 6 and after[:4] == b"OggS" and after[5] & 0x02 != 0
+    return page.startswith((b"\x01vorbis", b"OpusHead", b"\x7fFLAC")) and not begins
 
 
 # --- files that libsndfile reads --------------------------------------------------------------
 
 
-def _libsndfile_blocks(path: Path, sound: Any) -> Iterator[Samples]:
-    _refuse_stated_truncation(path, sound)
+@contextmanager
+def _libsndfile_source(file: OpenFile, stream: int | None) -> Generator[SoundBlocks]:
+    import soundfile
+
+    if stream:
+        raise MediaError(file.path, f"it has one sound stream, so there is no stream {stream}")
+    with soundfile.SoundFile(file.descriptor, closefd=False) as sound:
+        kind = f"{sound.format}/{sound.subtype}".lower()
+        blocks = _libsndfile_blocks(file, sound)
+        yield SoundBlocks(sound.samplerate, sound.channels, kind, 0.0, blocks)
+
+
+def _libsndfile_blocks(file: OpenFile, sound: Any) -> Iterator[Samples]:
+    import soundfile
+
+    # What a whole file may lack, in samples; an MP3 header may count a delay of two frames besides.
+    slack = LACK * sound.samplerate + (2 * 1152 if sound.format == "MP3" else 0)
+    _refuse_stated_truncation(file, sound, slack)
+    size = BLOCK if sound.channels <= 8 else max(1, 8 * BLOCK // sound.channels)
     count = 0
-    while len(block := sound.read(BLOCK, dtype="float64", always_2d=True)):
+    while True:
+        block = np.empty((size, sound.channels))
+        try:
+            block = sound.read(out=block)
+        except soundfile.LibsndfileError:
+            # What it could read before stands there all the same.
+            block = block[: max(0, sound.tell() - count)]
+            if count + len(block) + slack <= sound.frames:
+                raise
         count += len(block)
+        if not len(block):
+            break
         yield block
-    # An MP3 file's header may count a decoder's delay of up to two frames.
-    slack = 2 * 1152 if sound.format == "MP3" else 0
-    if count + slack < sound.frames:
-        raise MediaError(path, f"truncated after {count} of {sound.frames} samples")
+    if count + slack <= sound.frames:
+        raise MediaError(file.path, f"truncated after {count} of {sound.frames} samples")
 
 
-def _refuse_stated_truncation(path: Path, sound: Any) -> None:
+def _refuse_stated_truncation(file: OpenFile, sound: Any, slack: float) -> None:
     """libsndfile reads what is left of a truncated file; its log says what the header stated."""
     stated = re.search(
         r"^\s*(?:data|SSND|Data Size|Riff size|riff)\s*:\s*(\d+) \(should be (\d+)\)",
@@ -237,17 +315,20 @@ def _refuse_stated_truncation(path: Path, sound: Any) -> None:
         expected, there = int(stated[1]), int(stated[2])
         # A program that writes to a pipe cannot know the length and puts the highest number there.
         streamed = any(limit - (1 << 16) <= expected <= limit for limit in (1 << 31, 1 << 32))
-        if there < expected and not streamed:
-            raise MediaError(path, f"truncated after {there} of {expected} bytes of samples")
-    if sound.format == "OGG" and not _ogg_is_whole(path):
-        raise MediaError(path, "truncated: the end of the stream is missing")
+        # As many samples are lacking as those bytes would be, if they were like the others.
+        cut = (expected - there) * sound.frames >= slack * there
+        if there < expected and cut and not streamed:
+            raise MediaError(file.path, f"truncated after {there} of {expected} bytes of samples")
+    if sound.format == "OGG" and not _ogg_is_whole(file):
+        raise MediaError(file.path, "truncated: the end of the stream is missing")
 
 
-def _ogg_is_whole(path: Path) -> bool:
+def _ogg_is_whole(file: OpenFile) -> bool:
     """Whether the last page says that it is the last one, and is there to its end."""
-    with path.open("rb") as file:
-        file.seek(max(0, file.seek(0, io.SEEK_END) - 65_536))  # no page is longer
-        tail = file.read()
+    place = file.tell()
+    file.seek(max(0, file.size - 65_536))  # no page is longer
+    tail = file.read()
+    file.seek(place)  # libsndfile reads the same file
     page = tail[max(0, tail.rfind(b"OggS")) :]
     if len(page) < 27 or not page[5] & 0x04:
         return False
@@ -258,7 +339,19 @@ def _ogg_is_whole(path: Path) -> bool:
 # --- everything else --------------------------------------------------------------------------
 
 
-def _ffmpeg_source(path: Path, container: "InputContainer", stream: int | None) -> SoundBlocks:
+@contextmanager
+def _ffmpeg_source(file: OpenFile, stream: int | None, limits: Limits) -> Generator[SoundBlocks]:
+    with container_of(file, limits) as container:
+        pictures = picture_stream(container)
+        begin = zero(container, first_shown(container, pictures) if pictures else None)
+    with container_of(file, limits) as container:
+        yield _decoded(file.path, container, stream, begin)
+
+
+def _decoded(
+    path: Path, container: "InputContainer", stream: int | None, begin: float
+) -> SoundBlocks:
+    """One of the sound streams. begin: the file's zero on its own clock."""
     sounds = container.streams.audio
     wanted = stream or 0
     if not sounds:
@@ -271,30 +364,27 @@ def _ffmpeg_source(path: Path, container: "InputContainer", stream: int | None) 
     first = next(frames, None)
     if first is None:
         raise MediaError(path, "there is no sample in it")
-    began = first.time or 0.0
-    codec = f"{container.format.name.split(',')[0]}/{chosen.codec_context.name}"
-    source = SoundBlocks(first.sample_rate, first.layout.nb_channels, codec, 0.0, iter(()))
-    if container.streams.video:
-        picture = container.streams.video[0]
-        source.start = began - float((picture.start_time or 0) * (picture.time_base or 0))
+    began = begin if first.time is None else first.time
+    rate, channels = first.sample_rate, first.layout.nb_channels
 
     def blocks() -> Iterator[Samples]:
         frame, count = first, 0
         while frame is not None:
-            if (frame.sample_rate, frame.layout.nb_channels) != (source.rate, source.channels):
+            if (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
                 raise MediaError(path, "the sample rate or the channels change within the stream")
-            heard = count / source.rate
+            heard = count / rate
             if frame.time is not None and abs(frame.time - began - heard) > GAP:
-                raise MediaError(path, f"a gap or jump in the sound at {heard:.2f} s")
+                at = began + heard - begin
+                raise MediaError(path, f"a gap or jump in the sound at {at:.2f} s")
             count += frame.samples
             yield _samples(frame)
             frame = next(frames, None)
-        end, stated = began + count / source.rate, _stated_end(container, chosen)
-        if stated is not None and end < stated - CUT:
+        end, stated = began + count / rate, stated_end(container, chosen)
+        if stated is not None and end < stated - LACK:
             raise MediaError(path, f"truncated at {end:.2f} s, where {stated:.2f} s are stated")
 
-    source.blocks = _gathered(blocks())
-    return source
+    kind = f"{container.format.name.split(',')[0]}/{chosen.codec_context.name}"
+    return SoundBlocks(rate, channels, kind, began - begin, _gathered(blocks()))
 
 
 def _gathered(blocks: Iterator[Samples]) -> Iterator[Samples]:
@@ -319,116 +409,3 @@ def _samples(frame: "AudioFrame") -> Samples:
     half_range = 1 << (8 * values.dtype.itemsize - 1)
     middle = half_range if values.dtype.kind == "u" else 0
     return (values.astype(np.float64) - middle) / half_range
-
-
-def _stated_end(container: "InputContainer", stream: "AudioStream") -> float | None:
-    """When the stream ends as the container says; None where that would only be an estimate."""
-    kind = container.format.name
-    if "mp4" in kind and stream.duration is not None and stream.time_base is not None:
-        return float(((stream.start_time or 0) + stream.duration) * stream.time_base)
-    if "matroska" not in kind:
-        return None
-    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
-    if tag:
-        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
-    if len(container.streams) == 1 and container.duration is not None:
-        return container.duration / 1_000_000
-    return None
-
-
-# --- AVSBench's stored log-mels ---------------------------------------------------------------
-
-
-def read_log_mel_pickle(path: Path) -> "Tensor":
-    """The patches in one of AVSBench's `audio_log_mel/*.pkl`: [P, 1, 96, 64] float32, on the CPU.
-
-    For users who have only these files. A pickle is a program; here it may put a tensor together
-    from its bytes and nothing else. Reads `pickle.dump` and both formats of `torch.save`, tensors
-    saved from a GPU included. Raises MediaError for anything else.
-    """
-    import torch
-
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise MediaError(path, _reason(error)) from error
-    try:
-        if content[:4] == b"PK\x03\x04" or content[2:3] == b"\x8a":  # torch.save, new and old
-            patches = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        else:
-            patches = _tensor(_TensorUnpickler(io.BytesIO(content)).load())
-    except Exception as error:
-        # Damaged bytes make the readers raise whatever they lead them into.
-        raise MediaError(path, f"not a pickled tensor ({_reason(error)[:120]})") from error
-    if not isinstance(patches, torch.Tensor) or patches.ndim != 4 or patches.shape[0] == 0:
-        raise MediaError(path, "not a tensor of log-mel patches [P, 1, 96, 64]")
-    if tuple(patches.shape[1:]) != (1, 96, 64) or not patches.is_floating_point():
-        found = f"{list(patches.shape)} {patches.dtype}"
-        raise MediaError(path, f"log-mel patches are [P, 1, 96, 64] floating point, not {found}")
-    if not bool(patches.isfinite().all()):
-        raise MediaError(path, "NaN or infinite numbers in the log-mel patches")
-    return patches.detach().float().contiguous()
-
-
-class _Strided(NamedTuple):
-    """A tensor as a pickle describes it."""
-
-    storage: Any
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-class _Storage(NamedTuple):
-    """A tensor's numbers as torch.save wrote them."""
-
-    content: bytes
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Admits the four names that `pickle.dump(tensor)` uses, and makes nothing but tuples of them.
-
-    A tensor is put together only afterwards: a pickle may set the state of every object it has
-    made, and a tensor's state is an address.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        admitted = {
-            ("torch._utils", "_rebuild_tensor_v2"): _strided,
-            ("torch.storage", "_load_from_bytes"): _Storage,
-            ("collections", "OrderedDict"): dict,
-            ("_codecs", "encode"): _latin1,
-        }
-        if (module, name) not in admitted:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return admitted[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError(f"it refers to {pid!r:.40} outside the file")
-
-
-def _strided(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> _Strided:
-    return _Strided(storage, offset, size, stride)  # what follows: requires_grad, hooks
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    # Protocol 2 has no bytes and writes them as text.
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding}")
-    return text.encode("latin1")
-
-
-def _tensor(described: Any) -> "Tensor":
-    import torch
-
-    if not isinstance(described, _Strided) or not isinstance(described.storage, _Storage):
-        raise pickle.UnpicklingError("something else than a tensor")
-    content = io.BytesIO(described.storage.content)
-    storage = torch.load(content, map_location="cpu", weights_only=True)
-    if not isinstance(storage, torch.storage.TypedStorage):
-        raise pickle.UnpicklingError("numbers that are not a tensor's")
-    with warnings.catch_warnings():  # the old files hold what PyTorch now calls deprecated
-        warnings.simplefilter("ignore", UserWarning)
-        numbers = torch.tensor([], dtype=storage.dtype).set_(storage.untyped())
-    # as_strided refuses what reaches beyond the numbers that are there.
-    return numbers.as_strided(described.size, described.stride, described.offset)

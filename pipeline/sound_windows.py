@@ -1,39 +1,49 @@
 """Windows around frames, cut from a sound while it is read, however long it is.
 
-`combo.model.vggish.centred` cuts the same windows from a whole waveform.
+`combo.model.vggish.centred` cuts the same windows from a whole waveform, and refuses those that
+have no sound in them.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from ..model.vggish import RATE, WINDOW, window_starts
+from .clock import LACK
 from .resample import Samples
 
 
 def centred_windows(
-    blocks: Iterable[Samples], seconds: Sequence[float]
+    blocks: Iterable[Samples], seconds: Sequence[float], begins: float = 0.0
 ) -> Iterator[tuple[int, Samples]]:
-    """One window around each timestamp, from a sound that comes block by block.
+    """One window around each frame's time, from a sound that comes block by block.
 
-    blocks: the waveform in pieces, 16 kHz.  seconds: [T] timestamps, measured from the first
-    sample, in any order.  Yields (t, window [15600]) in the order of time; where a window reaches
-    over an end of the sound it holds zeros there. Keeps one block and one window of sound, and asks
-    for no block behind the last window's end.
-    Raises ValueError for a sound shorter than one window and for a timestamp whose window has no
-    sound in it at all.
+    blocks: the waveform in pieces, 16 kHz.  seconds: [T] times of the frames, in any order, and
+    begins: that of the first sample, on one clock.  Yields (t, window [15600]) in the order of
+    time; where a window reaches over an end of the sound it holds zeros there. Keeps one block and
+    one window of sound, and asks for no block behind the last window's end.
+
+    A sound that begins after the first frame's span of time, or ends before the last one's, by
+    less than a window step is silent there. Raises ValueError for a frame whose window has no sound
+    in it at all because more than that is lacking, and for a sound without a sample.
     """
-    starts = window_starts(seconds).tolist()
+    starts = window_starts([time - begins for time in seconds]).tolist()
     waiting = sorted(range(len(starts)), key=starts.__getitem__, reverse=True)
+    reach = _reach(seconds)
+
+    def refuse(t: int, distance: float, what: str) -> None:
+        if distance >= reach:
+            raise ValueError(f"no sound around the frame at {seconds[t]:.2f} s: the sound {what}")
+
     if waiting and starts[waiting[-1]] + WINDOW <= 0:
-        raise ValueError(f"no sound around {seconds[waiting[-1]]:.2f} s: the sound begins later")
+        refuse(first := waiting[-1], begins - seconds[first], f"begins at {begins:.2f} s")
     begin = 0
     held = np.zeros(0, dtype=np.float64)
     for block in blocks:
         held = np.concatenate([held, block])
         end = begin + len(held)
-        # A sound that is too short has no windows, not even those that its first samples fill.
-        while waiting and WINDOW <= end >= starts[waiting[-1]] + WINDOW:
+        while waiting and 0 < end >= starts[waiting[-1]] + WINDOW:
             t = waiting.pop()
             yield t, _cut(held, starts[t] - begin)
         if not waiting:
@@ -41,15 +51,23 @@ def centred_windows(
         outlived = min(max(starts[waiting[-1]] - begin, 0), len(held))
         begin, held = begin + outlived, held[outlived:]
     end = begin + len(held)
-    if end < WINDOW:
-        raise ValueError(f"the sound lasts {end / RATE:.3f} s, shorter than one window of 0.975 s")
+    if end == 0:
+        raise ValueError("the sound has no sample")
     for t in reversed(waiting):
         if starts[t] >= end:
-            length = end / RATE
-            raise ValueError(
-                f"no sound around {seconds[t]:.2f} s: the sound is {length:.2f} s long"
-            )
+            ends = begins + end / RATE
+            refuse(t, seconds[t] - ends, f"ends at {ends:.2f} s")
         yield t, _cut(held, starts[t] - begin)
+
+
+def _reach(seconds: Sequence[float]) -> float:
+    """How far a frame may be from the sound when less than a window step of it is lacking.
+
+    Frames stand in the middle of their spans of time.
+    """
+    ordered = sorted(seconds)
+    spans = [after - before for before, after in pairwise(ordered) if after > before]
+    return LACK - min([*spans, LACK]) / 2
 
 
 def _cut(held: Samples, start: int) -> Samples:

@@ -1,7 +1,7 @@
 """Finished clips, wherever they lie: in a store, or in a file that was packed from one.
 
 Training and evaluation read through `Source` and ask for nothing else, so that both are the same
-to them. What "finished" means is still only known in `jobs`.
+to them. Here alone stands what "usable" means.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from pydantic import TypeAdapter
 
 from .errors import ComboError
-from .jobs.records import Finished, read_finished
 from .packed import PackedSplit, is_packed, splits_in_packed
-from .store import Plan, SplitStore, Variant, splits_in
-
-STAGES = ("frames", "audio", "maskige")
+from .store import Finished, Plan, SplitStore, Variant, splits_in
 
 
 class RowReader(Protocol):
@@ -38,6 +34,8 @@ class Source(Protocol):
     def plan(self) -> Plan: ...
 
     def variants(self, stage: str | None = None) -> list[Variant]: ...
+
+    def finished(self, variant: Variant) -> Finished | None: ...
 
     def read_array(self, variant: Variant, name: str) -> np.ndarray:
         """A whole array, [at least as many as clips, ...]."""
@@ -61,12 +59,23 @@ def sources_in(store: Path, data_sets: Sequence[str] | None = None) -> list[Sour
     return list(splits_in(store, data_sets))
 
 
-def finished_manifest(source: Source, variant: Variant) -> Finished | None:
-    """The manifest of a finished variant, or None."""
-    if isinstance(source, SplitStore):
-        return read_finished(source, variant)
-    assert isinstance(source, PackedSplit)
-    return TypeAdapter(Finished).validate_python(source.finished(variant))
+def usable(source: Source, variant: Variant) -> Finished | None:
+    """What closed a variant, where it was closed for the split's plan and with its settings."""
+    finished = source.finished(variant)
+    fits = finished is not None and (finished.plan, finished.fingerprint) == (
+        source.plan().fingerprint,
+        variant.fingerprint,
+    )
+    return finished if fits else None
+
+
+def demand_usable(source: Source, variant: Variant) -> Finished:
+    """As `usable`. Raises ComboError with the command that finishes the variant."""
+    finished = usable(source, variant)
+    if finished is None:
+        command = remake(source, variant.stage, variant.settings)
+        raise ComboError(f"{variant.key} of {source} is not finished; run: {command}")
+    return finished
 
 
 def annotated_frames(source: Source, frames: Variant) -> tuple[int, int]:
@@ -88,15 +97,19 @@ def remake(source: Source, stage: str, settings: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """The three variants of a split that a run is trained or evaluated on."""
+    """The variants of a split that a run is trained or evaluated on, one a stage.
+
+    maskige: None for a network that reads none.
+    """
 
     frames: Variant
     audio: Variant
-    maskige: Variant
+    maskige: Variant | None = None
 
     @property
-    def variants(self) -> tuple[Variant, Variant, Variant]:
-        return self.frames, self.audio, self.maskige
+    def variants(self) -> tuple[Variant, ...]:
+        read = (self.frames, self.audio, self.maskige)
+        return tuple(variant for variant in read if variant is not None)
 
 
 def choose_variants(
@@ -105,18 +118,21 @@ def choose_variants(
     named: Mapping[str, str] | None = None,
     weights: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Choice:
-    """The variant of each stage with the settings `wanted` (stage -> settings).
+    """The variant with the settings `wanted` (stage -> settings) of each of these stages.
 
     named: stage -> name of the variant to take instead.  weights: stage -> digests, when those
-    must be the same too.  Raises ComboError when a stage has none that fits, or several.
+    must be the same too.  Raises ComboError when a stage has none that fits, or several, or one is
+    named that is not wanted.
     """
+    for stage in (named or {}).keys() - wanted.keys():
+        raise ComboError(f"no {stage} is read here; leave --variant {stage}=NAME out")
     chosen: dict[str, Variant] = {}
-    for stage in STAGES:
+    for stage, settings in wanted.items():
         variants = source.variants(stage)
         if named and stage in named:
             fits = [v for v in variants if v.name == named[stage]]
         else:
-            fits = [v for v in variants if v.is_what(wanted[stage])]
+            fits = [v for v in variants if v.is_what(settings)]
         if weights is not None:
             fits = [v for v in fits if dict(v.weights) == dict(weights[stage])]
         if len(fits) == 1:
@@ -126,11 +142,11 @@ def choose_variants(
         if not fits:
             raise ComboError(
                 f"no {stage} of {source} with these settings in {source.store} (there: {there}); "
-                f"run: {remake(source, stage, wanted.get(stage, {}))}, "
+                f"run: {remake(source, stage, settings)}, "
                 f"or choose one with --variant {stage}=NAME"
             )
         raise ComboError(
             f"several variants of {stage} fit {source}: {', '.join(v.name for v in fits)}; "
             f"choose one with --variant {stage}=NAME"
         )
-    return Choice(chosen["frames"], chosen["audio"], chosen["maskige"])
+    return Choice(chosen["frames"], chosen["audio"], chosen.get("maskige"))

@@ -24,12 +24,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from . import durable
 from .errors import ComboError
+from .identity import Later, fingerprint, recorded
+
+STAGES = ("frames", "audio", "maskige")
 
 VALID = "valid"
 """The array every variant has: one byte a clip, 1 where the clip counts."""
@@ -39,8 +42,9 @@ LABEL_IGNORED = 255
 CREATE_ATTEMPTS = 50
 """How often the arrays of a variant are looked at while others make them too."""
 
-PROVENANCE = ("tree", "note")
-"""Settings that only tell where an import came from; who asks for imports need not name them."""
+UNASKED = ("tree", "note", "label_rule")
+"""Settings that no manifest names: where an import came from, and what the data set's folder says
+of its labels. Whoever asks for a variant need not name them."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,8 @@ class Variant:
         return f"{self.stage}/{self.name}"
 
     def is_what(self, wanted: Mapping[str, Any]) -> bool:
-        """Whether these are the wanted settings; where an import is from counts only if wanted."""
-        mine = {k: v for k, v in self.settings.items() if k in wanted or k not in PROVENANCE}
+        """Whether these are the wanted settings; those `UNASKED` count only if wanted."""
+        mine = {k: v for k, v in self.settings.items() if k in wanted or k not in UNASKED}
         return mine == dict(wanted)
 
     @property
@@ -90,6 +94,8 @@ class Plan:
     frames_per_clip: int
     classes: tuple[str, ...]
     clips_per_unit: int
+    seconds_per_frame: Annotated[float, Later(1.0)] = 1.0
+    """The distance of frames that are taken from videos."""
 
     @property
     def units(self) -> int:
@@ -102,12 +108,20 @@ class Plan:
 
     @cached_property
     def fingerprint(self) -> str:
-        return fingerprint(asdict(self))
+        return fingerprint(recorded(self))
 
 
-def fingerprint(value: Any) -> str:
-    """SHA-256 (hex) of a plain value, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+@dataclass(frozen=True)
+class Finished:
+    """The manifest of a finished variant of a split; training wants it."""
+
+    plan: str
+    fingerprint: str
+    clips: int
+    failed: Mapping[str, str]
+    """Clip name -> reason."""
+    outputs: str
+    """SHA-256 over the outputs of all units."""
 
 
 def array_digest(array: np.ndarray) -> str:
@@ -258,6 +272,21 @@ class SplitStore:
             ),
             attributes={k: v for k, v in attributes.items() if k not in known},
         )
+
+    # -- the manifest of a finished variant ----------------------------------------------------
+
+    def finished_path(self, variant: Variant) -> Path:
+        return self.records(variant) / "finished.json"
+
+    def finished(self, variant: Variant) -> Finished | None:
+        """What closed a variant, or None where nothing did, or nothing that can be read."""
+        from pydantic import TypeAdapter
+
+        try:
+            text = self.finished_path(variant).read_bytes()
+            return TypeAdapter(Finished).validate_json(text)
+        except (FileNotFoundError, ValueError):
+            return None
 
     # -- units -------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from . import durable
 from .download import Progress, download
 from .errors import ComboError
-from .media import digest as file_digest
+from .regular_files import digest as file_digest
 from .state_files import load_state as load_state  # re-exported: weights are read through here
 from .weights_catalogue import CATALOGUE, Weights
 

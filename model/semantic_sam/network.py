@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..point_prompts import SEMANTIC_SAM_SETTINGS, GridSettings, Upsampling
+from ..granularity import TOKEN_OF_LEVEL
+from ..grid_settings import SemanticSamGrid
+from ..point_prompts import Upsampling
 from .checkpoint import matching_entries
 from .pixel_decoder import PixelDecoder
 from .prompt_decoder import Memory, PromptDecoder
@@ -33,9 +35,6 @@ MASK_STRIDE = 4
 
 CLICK = 0.005
 """A click is a box of this width and height, in shares of the image."""
-
-TOKEN_OF_LEVEL = {1: 3, 2: 2, 3: 0, 4: 4, 5: 1, 6: 5}
-"""The granularity token behind each level that a caller can ask for."""
 
 
 class SegmentationHead(nn.Module):
@@ -81,8 +80,16 @@ class SemanticSam(nn.Module):
         return left_out
 
     @property
-    def settings(self) -> GridSettings:
-        return SEMANTIC_SAM_SETTINGS
+    def settings(self) -> SemanticSamGrid:
+        return SemanticSamGrid()
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return tuple(TOKEN_OF_LEVEL)
+
+    @property
+    def zero_keeps_all(self) -> bool:
+        return False
 
     @property
     def device(self) -> torch.device:

@@ -87,7 +87,7 @@ class MultiScaleTransformer(nn.Module):
         x = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
         positions = torch.cat(
             [
-                sine_positions(h, w, WIDTH // 2, x.device).flatten(1).T + self.level_embed[i]
+                sine_positions(h, w, WIDTH, x.device) + self.level_embed[i]
                 for i, (h, w) in enumerate(shapes)
             ]
         )[None]

@@ -1,81 +1,85 @@
 """`combo submit` and `combo finalise`."""
 
 import sys
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from ..console import Output
+import typer
+
 from ..errors import ComboError
-from ..jobs import records
-from ..jobs.estimate import check, estimate
-from ..jobs.run import Options, close, settle_plan, storing, units_to_do
-from ..jobs.slurm import JobArray, check_ready, check_size
-from ..manifest import Manifest, load_manifest
-from ..preprocess.tasks import jobs
-from ..store import new_jobs_folder
-from .stages import needs, stages_of
+from .options import (
+    Computers,
+    Force,
+    Overwrite,
+    Printing,
+    RetryFailed,
+    SbatchArg,
+    Selection,
+    StageName,
+    command,
+    words,
+)
+from .preprocess import as_json, needs
+
+if TYPE_CHECKING:
+    from ..console import Output
+    from ..jobs.run import Options
+    from ..manifest import Manifest
+
+app = typer.Typer()
+
+Stage = Annotated[StageName, typer.Argument(help="Which stage, or all.")]
 
 
+@command(app)
 def submit(
-    output: Output,
-    manifest_file: Path | None,
-    stage: str,
-    data: Sequence[str],
-    splits: Sequence[str],
-    *,
-    encoder: str | None,
-    generator: str | None,
-    tasks: int,
-    at_once: int | None,
-    workers: int | None,
-    sbatch: Sequence[str],
-    retry_failed: bool,
-    force: bool,
-    print_only: bool,
+    stage: Stage,
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks of the job array.")],
+    selection: Selection,
+    computers: Computers,
+    printing: Printing,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="As a Slurm job array, the one kind there is.")
+    ] = True,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="Most tasks that run at the same time.")
+    ] = None,
+    sbatch_arg: SbatchArg = None,
+    overwrite: Overwrite = False,
+    retry_failed: RetryFailed = False,
+    force: Force = False,
+    print_only: Annotated[
+        bool, typer.Option("--print", help="Print the job scripts; submit and write nothing.")
+    ] = False,
 ) -> None:
-    """`combo submit`: everything is planned here, once, so that tasks write their units alone."""
-    manifest = load_manifest(manifest_file).with_stages(encoder, generator)
-    cluster = manifest.cluster.with_sbatch(sbatch)
+    """Preprocess as a job array on a cluster; submit again to go on.
+
+    The scripts and logs are in the store's folder `jobs`. A dependent job closes the split.
+
+    Example: combo submit maskige --slurm --tasks 64 --sbatch-arg=--gres=gpu:1
+    """
+    from ..jobs.run import Options
+    from ..jobs.slurm import JobArray, check_ready, check_size
+
+    del slurm
+    manifest, output = selection.open(), printing.output
+    cluster = manifest.cluster.with_sbatch(sbatch_arg or ())
     if not print_only:
         check_ready(cluster)
-    options = Options(retry_failed=retry_failed, force=force)
-    most = planned = 0
-    for job in jobs(manifest, stages_of(stage), manifest.choose(data), splits):
-        if not print_only:
-            settle_plan(job.split, job.plan, options)
-            with storing(job.split):
-                job.split.create(job.variant, job.plan)
-        units = units_to_do(job, options)
-        there = records.listing(job.split, job.variant)
-        todo, new = len(units), sum(unit not in there for unit in units)
-        needed = estimate(job, todo, tasks * (workers or 1), new)
-        if todo and not force:
-            check(job, needed, planned)
-        planned += needed.bytes if needed.measured else 0
-        if retry_failed and not print_only:
-            # Here and once: tasks that are queued again must not begin with them each time.
-            with storing(job.split):
-                for unit in set(units) & set(there):
-                    records.withdraw(job.split, job.variant, unit)
-        output.note(f"{job.split} {job.variant.stage}: {todo} units to do, {needs(needed)}")
-        most = max(most, todo and job.plan.units)
+    options = Options((1, 1), overwrite, retry_failed, force)
+    at_work = tasks * (computers.workers or 1)
+    most = _plan(output, manifest, selection, stage, options, at_work, print_only)
     if not most:
-        if output.as_json:
-            output.json({"array": None, "finalise": None, "tasks": 0, "folder": None})
-        else:
-            output.result("nothing to do: every unit is done; see combo status")
+        nothing = {"array": None, "finalise": None, "tasks": 0, "folder": None}
+        output.answer(nothing, "nothing to do: every unit is done; see combo status")
         return
     if tasks > most:
         output.note(f"{most} tasks instead of {tasks}: there are no more units")
-    which = [stage, *_which(manifest, data, splits, encoder, generator)]
-    extra = [
-        *(["--workers", str(workers)] if workers else []),
-        *(["--force"] if force else []),
-        "--quiet",
-    ]
-    name = f"combo-{stage}"
+    which = [stage.value, *words(_resolved(selection, manifest))]
+    extra = [*words(computers), *(["--force"] if force else []), "--quiet"]
     array = JobArray(
-        name=name,
+        name=f"combo-{stage}",
         folder=_folder(manifest, stage, print_only),
         tasks=min(tasks, most),
         at_once=at_once,
@@ -90,49 +94,28 @@ def submit(
     check_size(array.tasks)
     number, closing = array.submit()
     if output.as_json:
-        output.json(
-            {
-                "array": number,
-                "finalise": closing,
-                "tasks": array.tasks,
-                "folder": str(array.folder),
-            }
-        )
+        told = {"array": number, "finalise": closing, "tasks": array.tasks}
+        output.json({**told, "folder": str(array.folder)})
         return
     output.result(f"job array {number} of {array.tasks} tasks, then job {closing} to finalise")
     output.result(f"scripts and logs: {array.folder}")
     output.note("watch it: combo status, squeue; stop it: scancel " + number)
 
 
-def finalise(
-    output: Output,
-    manifest_file: Path | None,
-    stage: str,
-    data: Sequence[str],
-    splits: Sequence[str],
-    encoder: str | None,
-    generator: str | None,
-) -> None:
-    """`combo finalise`; exits with 1 when units are missing."""
-    manifest = load_manifest(manifest_file).with_stages(encoder, generator)
-    asked = jobs(manifest, stages_of(stage), manifest.choose(data), splits)
-    summaries = [close(job) for job in asked]
+@command(app)
+def finalise(stage: Stage, selection: Selection, printing: Printing) -> None:
+    """Close splits whose units are all done, or say what is missing.
+
+    The last part of a job array does this itself; here it can be asked for.
+
+    Example: combo finalise maskige --data avss
+    """
+    from ..jobs.run import close
+
+    output = printing.output
+    summaries = [close(job) for job in selection.jobs(selection.open(), stage)]
     if output.as_json:
-        output.json(
-            [
-                {
-                    "data_set": s.split.data_set,
-                    "split": s.split.split,
-                    "stage": s.variant.stage,
-                    "variant": s.variant.name,
-                    "units": s.units,
-                    "units_missing": s.todo,
-                    "failed": s.failed,
-                    "finished": s.finished is not None,
-                }
-                for s in summaries
-            ]
-        )
+        output.json([{**as_json(s), "units_missing": s.todo} for s in summaries])
     else:
         for s in summaries:
             failed = f", {len(s.failed)} clips failed" if s.failed else ""
@@ -147,25 +130,56 @@ def finalise(
         sys.exit(1)
 
 
-def _which(
-    manifest: Manifest,
-    data: Sequence[str],
-    splits: Sequence[str],
-    encoder: str | None,
-    generator: str | None,
-) -> list[str]:
-    """The options that tell a task what this command was told."""
-    named = {"--encoder": encoder, "--generator": generator}
-    return [
-        "--manifest",
-        str(manifest.file.absolute()),
-        *(word for name in manifest.choose(data) for word in ("--data", name)),
-        *(word for name in splits for word in ("--split", name)),
-        *(word for key, value in named.items() if value for word in (key, value)),
-    ]
+def _plan(
+    output: "Output",
+    manifest: "Manifest",
+    selection: Selection,
+    stage: StageName,
+    options: "Options",
+    at_work: int,
+    print_only: bool,
+) -> int:
+    """Plan everything here, once, so that tasks write their units alone; the most units of a job.
+
+    at_work: processes that compute at once.  Raises ComboError: a disk that is too small.
+    """
+    from ..jobs import records
+    from ..jobs.estimate import check, estimate
+    from ..jobs.run import settle_plan, units_to_do
+    from ..jobs.unit import storing
+
+    most = planned = 0
+    for job in selection.jobs(manifest, stage):
+        if not print_only:
+            settle_plan(job.split, job.plan, options)
+            with storing(job.split):
+                job.split.create(job.variant, job.plan)
+        units = units_to_do(job, options)
+        there = records.listing(job.split, job.variant)
+        todo, new = len(units), sum(unit not in there for unit in units)
+        needed = estimate(job, todo, at_work, new)
+        if todo and not options.force:
+            check(job, needed, planned)
+        planned += needed.bytes if needed.measured else 0
+        if (options.retry_failed or options.overwrite) and not print_only:
+            # Here and once: tasks that are queued again must not begin with them each time.
+            with storing(job.split):
+                for unit in set(units) & set(there):
+                    records.withdraw(job.split, job.variant, unit)
+        output.note(f"{job.split} {job.variant.stage}: {todo} units to do, {needs(needed)}")
+        most = max(most, todo and job.plan.units)
+    return most
 
 
-def _folder(manifest: Manifest, stage: str, print_only: bool) -> Path:
+def _resolved(selection: Selection, manifest: "Manifest") -> Selection:
+    """The selection as a task must be told it, wherever it runs."""
+    data = manifest.choose(selection.data or ())
+    return replace(selection, manifest=manifest.file.absolute(), data=data)
+
+
+def _folder(manifest: "Manifest", stage: str, print_only: bool) -> Path:
+    from ..store import new_jobs_folder
+
     store = manifest.store_path.absolute()
     if print_only:
         return store / "jobs" / f"{stage}-NUMBER"

@@ -1,58 +1,106 @@
-"""`combo import-frames` and `combo import-maskige`."""
+"""`combo import-frames` and `combo import-maskige`: what the public COMBO code has computed."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from ..console import Output
+import typer
+
 from ..errors import ComboError
-from ..jobs.run import Options
-from ..jobs.stopping import listening
-from ..jobs.unit import Job
-from ..manifest import Manifest, load_manifest
-from ..preprocess.imported import import_job
-from ..preprocess.tasks import splits_of
-from .stages import Computers, run_jobs
+from .options import Computers, Printing, Splits, Work, command
+from .preprocess import run_jobs
+
+if TYPE_CHECKING:
+    from ..console import Output
+    from ..jobs.unit import Job
+    from ..manifest import Manifest
+
+app = typer.Typer()
+
+Tree = Annotated[Path, typer.Argument(metavar="DIR", help="The tree, or a folder it lies in.")]
+Note = Annotated[
+    str, typer.Option(help="What the pictures do not tell (network, level); part of the result.")
+]
 
 
-def take(
-    output: Output,
+@command(app, "import-frames")
+def import_frames(
+    folder: Tree,
+    splits: Splits,
+    work: Work,
+    computers: Computers,
+    printing: Printing,
+    note: Note = "",
+) -> None:
+    """Take the public COMBO code's processed_frames and labels of AVSS into the store.
+
+    Training reads them with `stages: {frames: {source: imported}}` in the manifest.
+
+    Example: combo import-frames /data/AVSBench_semantic --data avss
+    """
+    _take("frames", folder, splits, work, computers, printing, note, "")
+
+
+@command(app, "import-maskige")
+def import_maskige(
+    folder: Tree,
+    splits: Splits,
+    work: Work,
+    computers: Computers,
+    printing: Printing,
+    note: Note = "",
+    tree: Annotated[
+        str,
+        typer.Option(help="AVSS: processed_frames or frames; default: the first that is there."),
+    ] = "",
+) -> None:
+    """Take the public COMBO code's Maskiges (*_mask_color.png) into the store.
+
+    Training reads them with --generator imported.
+
+    Example: combo import-maskige /data/pre_SAM_mask --data s4 --note semantic-sam-l
+    """
+    _take("maskige", folder, splits, work, computers, printing, note, tree)
+
+
+def _take(
     stage: str,
     folder: Path,
-    manifest_file: Path | None,
-    data: Sequence[str],
-    splits: Sequence[str],
-    options: Options,
+    splits: Splits,
+    work: Work,
     computers: Computers,
-    *,
-    note: str = "",
-    tree: str = "",
-    dry_run: bool = False,
+    printing: Printing,
+    note: str,
+    tree: str,
 ) -> None:
-    """Import a stage; exits with 1 when clips failed."""
-    manifest = load_manifest(manifest_file)
-    found = _jobs(output, manifest, stage, folder, data, splits, note, tree)
+    from ..jobs.stopping import listening
+
+    manifest, output = splits.open(), printing.output
+    found = _jobs(output, manifest, splits, stage, folder, note, tree)
     with listening() as stop:
-        good = run_jobs(output, manifest, found, options, computers, stop, dry_run)
+        good = run_jobs(output, manifest, found, work.options, computers, stop, work.dry_run)
     if not good:
         sys.exit(1)
 
 
 def _jobs(
-    output: Output,
-    manifest: Manifest,
+    output: "Output",
+    manifest: "Manifest",
+    asked: Splits,
     stage: str,
     folder: Path,
-    data: Sequence[str],
-    splits: Sequence[str],
     note: str,
     tree: str,
-) -> Iterator[Job]:
+) -> "Iterator[Job]":
     """The splits that the folder holds something of.
 
     Others are left out with a note, unless data set and split were both asked for, or there is
     nothing at all: then a ComboError says what was looked for.
     """
+    from ..jobs.plan import planned, splits_of
+
+    data, splits = asked.data or (), asked.split or ()
     missing: list[str] = []
     found = False
     for data_set in manifest.choose(data):
@@ -60,7 +108,7 @@ def _jobs(
             if splits and split not in splits:
                 continue
             try:
-                job = import_job(manifest, data_set, split, stage, folder, note, tree)
+                job = planned(manifest, data_set, split).import_job(stage, folder, note, tree)
             except ComboError as error:
                 if data and splits:
                     raise

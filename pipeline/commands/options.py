@@ -1,10 +1,28 @@
-"""Options that several commands share: each is worded once."""
+"""Options that several commands share, each worded once, and how a command takes them.
 
+Options that go together are a record. A command names the record as a parameter and gets it filled;
+`words` turns one back into the words it came from, for a job that is to do the same elsewhere.
+"""
+
+import inspect
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+from ..errors import ComboError
+
+if TYPE_CHECKING:
+    from .. import manifest as manifests
+    from ..console import Output
+    from ..jobs.local import LocalRunner
+    from ..jobs.run import Options, Runner
+    from ..jobs.unit import Job
 
 
 class StageName(StrEnum):
@@ -21,7 +39,6 @@ class SoundName(StrEnum):
     noise = "noise"
 
 
-Stage = Annotated[StageName, typer.Argument(help="Which stage, or all.")]
 Manifest = Annotated[
     Path | None,
     typer.Option(
@@ -35,12 +52,17 @@ Data = Annotated[
 Split = Annotated[
     list[str] | None, typer.Option("--split", "-s", help="Split; may be repeated. Default: all.")
 ]
-Encoder = Annotated[str | None, typer.Option(help="Sound encoder, instead of the manifest's.")]
-Generator = Annotated[
-    str | None, typer.Option(help="Maskige generator, instead of the manifest's.")
+SoundEncoder = Annotated[str | None, typer.Option(help="Sound encoder, instead of the manifest's.")]
+MaskigeGenerator = Annotated[
+    str | None, typer.Option("--generator", help="Maskige generator, instead of the manifest's.")
+]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(help="Working memory of a Maskige network, as 8GB; default: the device's."),
 ]
 Variants = Annotated[
-    list[str] | None, typer.Option(help="stage=NAME: this variant of a stage in the store.")
+    list[str] | None,
+    typer.Option("--variant", help="stage=NAME: this variant of a stage in the store."),
 ]
 Store = Annotated[
     Path | None,
@@ -48,29 +70,234 @@ Store = Annotated[
         help="The store, or a file packed from it; default: the manifest's, or the run's."
     ),
 ]
-Part = Annotated[str, typer.Option(help="I/N: only the I-th of N parts, for job arrays.")]
-Workers = Annotated[
-    int | None,
-    typer.Option(min=1, help="Processes, or Dask workers; default 1, or one on each GPU."),
-]
-SbatchArg = Annotated[
-    list[str] | None,
-    typer.Option(help="Option for sbatch, as --sbatch-arg=--partition=gpu; may be repeated."),
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Say what would be done and needed; write nothing.")
-]
+Device = Annotated[str, typer.Option(help="Of networks: auto, cpu, cuda, cuda:1, ...")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Do again what is done.")]
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Do units with failed clips again.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Go on although the disk looks too small.")]
-Device = Annotated[str, typer.Option(help="Of networks: auto, cpu, cuda, cuda:1, ...")]
-ImportedFolder = Annotated[
-    Path, typer.Argument(metavar="DIR", help="The tree, or a folder that it lies in.")
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be done and needed; write nothing.")
 ]
-Note = Annotated[
-    str, typer.Option(help="What the pictures do not tell (network, level); part of the result.")
+Part = Annotated[str, typer.Option(help="I/N: only the I-th of N parts, for job arrays.")]
+SbatchArg = Annotated[
+    list[str] | None,
+    typer.Option(help="Option for sbatch, as --sbatch-arg=--partition=gpu; may be repeated."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
+
+
+@dataclass(frozen=True)
+class Printing:
+    """How a command speaks."""
+
+    json: Json = False
+    quiet: Quiet = False
+
+    @cached_property
+    def output(self) -> "Output":
+        from ..console import Output
+
+        return Output(self.quiet, self.json)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Some splits of a manifest's data sets."""
+
+    data: Data = None
+    split: Split = None
+    manifest: Manifest = None
+
+    def open(self) -> "manifests.Manifest":
+        from ..manifest import load_manifest
+
+        return load_manifest(self.manifest)
+
+
+@dataclass(frozen=True)
+class Selection(Splits):
+    """Some stages of some splits, and what is to make them."""
+
+    encoder: SoundEncoder = None
+    generator: MaskigeGenerator = None
+    memory_limit: MemoryLimit = None
+
+    def open(self) -> "manifests.Manifest":
+        return super().open().with_stages(self.encoder, self.generator, self.memory_limit)
+
+    def jobs(self, manifest: "manifests.Manifest", stage: str) -> "Generator[Job]":
+        """Every job selected. stage: one, or `all`."""
+        from ..jobs.plan import jobs
+        from ..store import STAGES
+
+        stages = STAGES if stage == StageName.all else (stage,)
+        yield from jobs(manifest, stages, manifest.choose(self.data or ()), self.split or ())
+
+
+@dataclass(frozen=True)
+class Computers:
+    """What computes: processes of this machine, or workers of a Dask cluster."""
+
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes, or Dask workers; default 1, or one on each GPU."),
+    ] = None
+    workers_per_device: Annotated[
+        int, typer.Option(min=1, help="Processes on each GPU, where --workers is not given.")
+    ] = 1
+    device: Device = "auto"
+
+    @property
+    def local(self) -> "LocalRunner":
+        from ..jobs.local import LocalRunner
+
+        return LocalRunner(self.workers, self.device, self.workers_per_device)
+
+    def processes(self, job: "Job", units: int) -> int:
+        """How many compute at once."""
+        return self.local.processes(job, units)
+
+    @contextmanager
+    def runner(self, output: "Output", manifest: "manifests.Manifest") -> "Generator[Runner]":
+        """What runs the units, for as long as the block lasts."""
+        del output, manifest
+        yield self.local
+
+
+@dataclass(frozen=True)
+class DaskComputers(Computers):
+    """These, or workers of a Dask cluster."""
+
+    dask: Annotated[
+        str | None,
+        typer.Option(help="Run on Dask: local, slurm, or a scheduler's address."),
+    ] = None
+    lifetime: Annotated[
+        str | None,
+        typer.Option(help="With --dask slurm: when a worker leaves, as 55m; default: in time."),
+    ] = None
+    sbatch_arg: SbatchArg = None
+
+    def processes(self, job: "Job", units: int) -> int:
+        return super().processes(job, units) if self.dask is None else self.workers or 1
+
+    @contextmanager
+    def runner(self, output: "Output", manifest: "manifests.Manifest") -> "Generator[Runner]":
+        if self.dask is None:
+            yield self.local
+            return
+        from ..jobs.dask_cluster import dask_runner
+
+        with dask_runner(
+            self.dask,
+            workers=self.workers,
+            device=self.device,
+            cluster=manifest.cluster.with_sbatch(self.sbatch_arg or ()),
+            lifetime=self.lifetime,
+            logs=manifest.store_path / "jobs" / "dask",
+        ) as (runner, dashboard):
+            output.note(f"dask: up to {runner.workers} workers; dashboard: {dashboard}")
+            yield runner
+
+
+@dataclass(frozen=True)
+class Work:
+    """Which units are to be done, and whether at all."""
+
+    part: Part = "1/1"
+    dry_run: DryRun = False
+    overwrite: Overwrite = False
+    retry_failed: RetryFailed = False
+    force: Force = False
+
+    @property
+    def options(self) -> "Options":
+        from ..jobs.run import Options, parse_part
+
+        return Options(parse_part(self.part), self.overwrite, self.retry_failed, self.force)
+
+
+def command(
+    app: typer.Typer, name: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Makes a function a command of `app`. A parameter that is a record stands for its fields."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(function, include_extras=True)
+        records: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(function).parameters.values():
+            kind = records.get(parameter.name)
+            if kind is None:
+                own = parameter.replace(kind=parameter.KEYWORD_ONLY)
+                parameters.append(own.replace(annotation=hints[parameter.name]))
+                continue
+            types = get_type_hints(kind, include_extras=True)
+            parameters += [
+                inspect.Parameter(
+                    each.name,
+                    parameter.KEYWORD_ONLY,
+                    default=each.default,
+                    annotation=types[each.name],
+                )
+                for each in fields(kind)
+            ]
+
+        def run(**given: Any) -> None:
+            filled = {
+                name: kind(**{each.name: given.pop(each.name) for each in fields(kind)})
+                for name, kind in records.items()
+            }
+            function(**filled, **given)
+
+        run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        run.__doc__ = function.__doc__
+        app.command(name or function.__name__)(run)
+        return function
+
+    return register
+
+
+def words(record: Any) -> list[str]:
+    """The options that a record was filled from, as they are written; defaults are left out."""
+    found: list[str] = []
+    hints = get_type_hints(type(record), include_extras=True)
+    for each in fields(record):
+        value = getattr(record, each.name)
+        if value == each.default:
+            continue
+        (option, *_) = (
+            *(getattr(hints[each.name].__metadata__[0], "param_decls", None) or ()),
+            f"--{each.name.replace('_', '-')}",
+        )
+        if value is True:
+            found.append(option)
+        else:
+            many: Sequence[object] = value if isinstance(value, list) else [value]
+            found += [word for one in many for word in (option, str(one))]
+    return found
+
+
+def named_variants(variants: Sequence[str] | None) -> dict[str, list[str]]:
+    """`--variant stage=NAME` as stage -> names. Raises ComboError."""
+    from ..store import STAGES
+
+    named: dict[str, list[str]] = {}
+    for text in variants or ():
+        stage, equals, name = text.partition("=")
+        if not equals or stage not in STAGES:
+            raise ComboError(f"--variant {text}: write stage=NAME, with a NAME of combo status")
+        named.setdefault(stage, []).append(name)
+    return named
+
+
+def one_variant_each(variants: Sequence[str] | None) -> dict[str, str]:
+    """`--variant stage=NAME`, at most once a stage. Raises ComboError."""
+    named = named_variants(variants)
+    for stage, names in named.items():
+        if len(names) > 1:
+            raise ComboError(f"--variant {stage}: given {len(names)} times; a run takes one")
+    return {stage: names[0] for stage, names in named.items()}

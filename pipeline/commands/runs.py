@@ -1,97 +1,152 @@
 """`combo train` and `combo evaluate`."""
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from ..console import Output, duration
-from ..devices import choose_device
-from ..errors import ComboError
-from ..evaluate import Sound, as_json, measure, open_run, open_split
-from ..manifest import load_manifest
-from ..train.run_folder import RunFolder
-from ..train.start import free_folder, start
-from ..train.start import resume as go_on
-from ..train.trainer import Step, Trainer
+from .options import (
+    Device,
+    Manifest,
+    MaskigeGenerator,
+    Printing,
+    SoundEncoder,
+    SoundName,
+    Store,
+    Variants,
+    command,
+    one_variant_each,
+)
+
+if TYPE_CHECKING:
+    from ..train.trainer import Step, Trainer
+
+app = typer.Typer()
 
 
+@command(app)
 def train(
-    output: Output,
-    manifest_file: Path | None,
-    preset: str,
-    changes: Sequence[str],
-    *,
-    out: Path | None = None,
-    encoder: str | None = None,
-    generator: str | None = None,
-    variants: Sequence[str] = (),
-    store: Path | None = None,
+    printing: Printing,
+    preset: Annotated[str | None, typer.Option(help="combo-{r50,pvt,small}-{s4,ms3,avss}.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; default runs/PRESET, numbered when taken.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value, of the training or the network; may be repeated."),
+    ] = None,
+    encoder: SoundEncoder = None,
+    generator: MaskigeGenerator = None,
+    variant: Variants = None,
+    store: Store = None,
+    manifest: Manifest = None,
 ) -> None:
-    """`combo train --preset`."""
-    manifest = load_manifest(manifest_file).with_stages(encoder, generator).with_store(store)
-    folder = out or free_folder(Path("runs") / preset)
-    trainer = start(manifest, preset, changes, folder, _named(variants))
-    run_trainer(output, trainer)
+    """Train a network on a finished store, or on a file that was packed from one.
+
+    Example: combo train --preset combo-r50-s4 --set iterations=20000
+    """
+    from ..manifest import load_manifest
+    from ..train import start
+
+    if resume is not None:
+        given = {
+            "--preset": preset,
+            "--out": out,
+            "--set": settings,
+            "--encoder": encoder,
+            "--generator": generator,
+            "--variant": variant,
+            "--manifest": manifest,
+        }
+        if refused := [option for option, value in given.items() if value]:
+            raise typer.BadParameter(
+                f"{', '.join(refused)} with --resume: a run goes on with its own settings; "
+                "only --store may be given, where the store has moved"
+            )
+        run_trainer(printing.output, start.resume(resume, store))
+        return
+    if preset is None:
+        raise typer.BadParameter("give --preset NAME, or --resume RUN")
+    opened = load_manifest(manifest).with_stages(encoder, generator).with_store(store)
+    folder = out or start.free_folder(Path("runs") / preset)
+    named = one_variant_each(variant)
+    run_trainer(printing.output, start.start(opened, preset, settings or (), folder, named))
 
 
-def resume(output: Output, folder: Path, store: Path | None = None) -> None:
-    """`combo train --resume`."""
-    run_trainer(output, go_on(folder, store))
-
-
-def run_trainer(output: Output, trainer: Trainer) -> None:
+def run_trainer(output: Output, trainer: "Trainer") -> None:
     """Train to the end with a progress bar."""
+    from ..devices import keep_freed_memory
+
+    keep_freed_memory()
     for split, reader in trainer.readers.items():
         left_out = f", {len(reader.left_out)} left out" if reader.left_out else ""
         without = len(reader) - len(reader.labelled)
         labels = f", {without} of them without a label" if without else ""
         output.note(f"{split}: {len(reader)} clips{labels}{left_out}")
-    settings = trainer.settings
-    output.note(f"{trainer.run.root}: {settings.iterations} iterations on {trainer.device}")
+    settings, root = trainer.settings, trainer.run.root
+    output.note(f"{root}: {settings.iterations} iterations on {trainer.device}")
     done = trainer.iteration
     with output.bar("training", settings.iterations - done) as bar:
 
-        def tell(step: Step) -> None:
+        def tell(step: "Step") -> None:
             nonlocal done
             left = duration(step.seconds_left)
             bar.advance(step.iteration - done, f"loss {step.loss:.3f}, {left} left")
             done = step.iteration
 
         trainer.train(tell)
-    best = "" if trainer.best < 0 else f"; best M_J on val {trainer.best:.4f}"
-    output.result(f"{trainer.run.root}: trained {settings.iterations} iterations{best}")
+    best = None if trainer.best < 0 else trainer.best
+    words = "" if best is None else f"; best M_J on val {best:.4f}"
+    value = {"run": str(root), "iterations": settings.iterations, "best_M_J": best}
+    output.answer(value, f"{root}: trained {settings.iterations} iterations{words}")
 
 
+@command(app)
 def evaluate(
-    output: Output,
-    folder: Path,
-    split: str,
-    sound: Sound,
-    store: Path | None,
-    variants: Sequence[str],
-    device: str,
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    printing: Printing,
+    split: Annotated[str, typer.Option("--split", "-s", help="Split to evaluate.")] = "test",
+    sound: Annotated[
+        SoundName, typer.Option(help="The right sound, or a wrong one on purpose.")
+    ] = SoundName.right,
+    store: Store = None,
+    variant: Variants = None,
+    device: Device = "auto",
 ) -> None:
-    """`combo evaluate`."""
-    run = RunFolder(folder)
-    settings = run.settings()
-    reader = open_split(run, split, store, _named(variants))
+    """M_J and M_F of a run's best network.
+
+    Example: combo evaluate runs/combo-r50-s4 --split test --json
+    """
+    from ..devices import choose_device, keep_freed_memory
+    from ..train.evaluate import as_json, measure, open_run, open_split
+    from ..train.run_folder import RunFolder
+
+    keep_freed_memory()
+    output, folder = printing.output, RunFolder(run)
+    settings = folder.settings()
+    reader = open_split(folder, split, store, one_variant_each(variant))
     where = choose_device(device)
     with output.bar(f"{split}, {sound} sound", len(reader.labelled)) as bar:
+        network = open_run(folder, where)
         result = measure(
-            open_run(run, where), reader, where, sound=sound, on_clip=lambda *_: bar.advance()
+            network, reader, where, sound=sound.value, on_clip=lambda *_: bar.advance()
         )
-    value = {
-        "run": str(folder),
-        "data_set": reader.split.data_set,
-        "split": split,
-        **as_json(result),
-        "size": list(reader.choice.frames.settings["size"]),
-        "initialisation": settings.train.initialisation,
-        "fidelity": settings.network.fidelity,
-        "labels": reader.plan.layout,
-        "clips_per_batch": 1,
-    }
     if output.as_json:
-        output.json(value)
+        output.json(
+            {
+                "run": str(run),
+                "data_set": reader.split.data_set,
+                "split": split,
+                **as_json(result),
+                "size": list(reader.choice.frames.settings["size"]),
+                "initialisation": settings.train.initialisation,
+                **settings.network.noted,
+                "labels": reader.plan.layout,
+                "clips_per_batch": 1,
+            }
+        )
         return
     output.table(
         ("protocol", "M_J", "M_F"),
@@ -105,13 +160,3 @@ def evaluate(
         output.warn(f"{result.without_labels} clips left out: no frame of theirs has a label")
     if reader.left_out:
         output.warn(f"{len(reader.left_out)} clips left out: they failed in preprocessing")
-
-
-def _named(variants: Sequence[str]) -> dict[str, str]:
-    named: dict[str, str] = {}
-    for text in variants:
-        stage, equals, name = text.partition("=")
-        if not equals or stage not in ("frames", "audio", "maskige"):
-            raise ComboError(f"--variant {text}: write stage=NAME, with a NAME of combo status")
-        named[stage] = name
-    return named

@@ -1,84 +1,72 @@
-"""`combo status`, `combo verify` and `combo doctor`."""
+"""`combo status`, `combo verify`, `combo pack` and `combo doctor`."""
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from ..console import Output, duration
 from ..errors import ComboError
-from ..jobs.status import progress
-from ..jobs.stopping import listening
-from ..jobs.unit import Job
-from ..jobs.verify import Finding, count_findings, repair_variant, verify_variant
-from ..manifest import Manifest, load_manifest
-from ..packed import is_packed, refuse_packed
-from ..preprocess.tasks import job_of
-from ..store import SplitStore, Variant, splits_in
-from . import packing
+from .options import Manifest as ManifestFile
+from .options import Printing, Splits, command, named_variants
+
+if TYPE_CHECKING:
+    from ..jobs.plan import PlannedSplit
+    from ..jobs.unit import Job
+    from ..jobs.verify import Finding
+    from ..manifest import Manifest
+    from ..source import Choice
+    from ..store import SplitStore, Variant
+
+app = typer.Typer()
 
 
-def status(
-    output: Output, manifest_file: Path | None, data: Sequence[str], splits: Sequence[str]
-) -> None:
-    """`combo status`."""
-    manifest = load_manifest(manifest_file)
-    states = progress(manifest.store_path, data or None, splits or None)
-    if output.as_json:
-        output.json([dataclasses.asdict(state) for state in states])
+@command(app)
+def status(splits: Splits, printing: Printing) -> None:
+    """How far the store is: done, failed, to do, speed and time left of every stage.
+
+    Example: combo status --data s4
+    """
+    from ..jobs.status import progress
+
+    output, store = printing.output, splits.open().store_path
+    states = progress(store, splits.data or None, splits.split or None)
+    if not states and not output.as_json:
+        output.note(f"nothing in {store} yet; run: combo preprocess all")
         return
-    if not states:
-        output.note(f"nothing in {manifest.store_path} yet; run: combo preprocess all")
-        return
-    output.table(
-        (
-            "data set",
-            "split",
-            "stage",
-            "done",
-            "failed",
-            "to do",
-            "annotated",
-            "clips/s",
-            "left",
-            "state",
-        ),
-        (
-            (
-                s.data_set,
-                s.split,
-                f"{s.stage}/{s.variant}",
-                s.done,
-                s.failed,
-                s.to_do,
-                "" if s.annotated is None else "{:,} of {:,} frames".format(*s.annotated),
-                s.clips_per_second,
-                duration(s.seconds_left),
-                "finished" if s.finished else "open",
-            )
-            for s in states
-        ),
-    )
-    at_work = [(s, part) for s in states if not s.finished for part in s.parts]
-    if at_work:
-        output.table(
-            (
-                "data set",
-                "split",
-                "stage",
-                "part",
-                "units",
-                "done",
-                "clips/s",
-                "host",
-                "job",
-                "state",
+    output.records(
+        [dataclasses.asdict(state) for state in states],
+        {
+            "data set": "data_set",
+            "split": "split",
+            "stage": lambda row: f"{row['stage']}/{row['variant']}",
+            "done": "done",
+            "failed": "failed",
+            "to do": "to_do",
+            "annotated": lambda row: (
+                "{:,} of {:,} frames".format(*row["annotated"] or (0, 0))
+                if row["annotated"]
+                else ""
             ),
+            "clips/s": "clips_per_second",
+            "left": lambda row: duration(row["seconds_left"]),
+            "state": lambda row: "finished" if row["finished"] else "open",
+        },
+    )
+    at_work = [(state, part) for state in states if not state.finished for part in state.parts]
+    if at_work and not output.as_json:
+        output.table(
+            ("data set", "split", "stage", "part", "units", "done", "clips/s", "host", "job",
+             "state"),
             (
                 (
-                    s.data_set,
-                    s.split,
-                    s.stage,
+                    state.data_set,
+                    state.split,
+                    state.stage,
                     f"{part.part} of {part.parts}",
                     part.units,
                     part.units_done,
@@ -87,54 +75,75 @@ def status(
                     part.job,
                     part.state,
                 )
-                for s, part in at_work
+                for state, part in at_work
             ),
             title="parts of what is open",
-        )
+        )  # fmt: skip
 
 
+@command(app)
 def verify(
+    splits: Splits,
+    printing: Printing,
+    file: Annotated[
+        Path | None, typer.Argument(help="A packed file to check, instead of the store.")
+    ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Compute what is wrong again, and only that.")
+    ] = False,
+    inputs: Annotated[
+        bool, typer.Option("--inputs", help="Read the data sets' files too: have they changed?")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="A data set with fewer clips than published is an error.")
+    ] = False,
+) -> None:
+    """Read the whole store, or a packed file, back: records, digests, shapes, counts.
+
+    Example: combo verify --data s4 --full
+    """
+    from ..packed import is_packed, refuse_packed
+    from ..store import splits_in
+
+    output = printing.output
+    manifest = splits.open().with_store(file)
+    store = manifest.store_path
+    if is_packed(store):
+        if repair or inputs or full or splits.data or splits.split:
+            refuse_packed(store, "combo verify with options")
+        _tell(output, *_verify_packed(output, store))
+        return
+    found = _of(splits_in(store), splits)
+    if not found:
+        raise ComboError(f"nothing in {store} to verify; run: combo preprocess all")
+    _tell(output, *_verify_store(output, manifest, found, repair, inputs, full))
+
+
+def _verify_store(
     output: Output,
-    manifest_file: Path | None,
-    data: Sequence[str],
-    splits: Sequence[str],
+    manifest: "Manifest",
+    found: "Iterable[SplitStore]",
     repair: bool,
     inputs: bool,
     full: bool,
-    file: Path | None = None,
-) -> None:
-    """`combo verify`; exits with 1 when something is wrong and was not repaired.
+) -> "tuple[int, list[Finding], list[Finding]]":
+    from ..jobs.stopping import listening
+    from ..jobs.verify import Finding, count_findings, repair_variant, verify_variant
 
-    file: a packed file, instead of the store.
-    """
-    manifest = load_manifest(manifest_file).with_store(file)
-    if is_packed(manifest.store_path):
-        if repair or inputs or full or data or splits:
-            refuse_packed(manifest.store_path, "combo verify with options")
-        packing.verify(output, manifest.store_path)
-        return
-    found = [
-        split
-        for split in splits_in(manifest.store_path, data or None)
-        if not splits or split.split in splits
-    ]
-    if not found:
-        raise ComboError(f"nothing in {manifest.store_path} to verify; run: combo preprocess all")
-    findings: list[Finding] = []
-    repaired: list[Finding] = []
-    checked = 0
+    good, findings, repaired = 0, list[Finding](), list[Finding]()
     for split in found:
         findings += count_findings(split) if full else ()
+        # A store may hold variants that this manifest does not make: those are only read.
+        there = _planned(output, manifest, split) if inputs or repair else None
         for variant in split.variants():
             wrong: list[Finding] = []
-            # A store may hold variants that this manifest does not make: those are only read.
-            job = _job(output, manifest, split, variant) if inputs or repair else None
+            job = there and _job(output, there, variant)
             with output.bar(f"{split} {variant.stage}", split.plan().units) as bar:
                 for each in verify_variant(split, variant, job if inputs else None):
                     if isinstance(each, Finding):
                         wrong.append(each)
                     else:
-                        checked += 1
+                        good += 1
                         bar.advance()
             if repair and job and any(finding.unit is not None for finding in wrong):
                 title = f"{split} {variant.stage} again"
@@ -143,12 +152,55 @@ def verify(
                 repaired += [finding for finding in wrong if finding in done]
                 wrong = [finding for finding in wrong if finding not in done]
             findings += wrong
+    return good, findings, repaired
+
+
+def _planned(output: Output, manifest: "Manifest", split: "SplitStore") -> "PlannedSplit | None":
+    """A split of the store as the manifest has it; where it has none, None and a note why."""
+    from ..jobs.plan import planned
+
+    try:
+        return planned(manifest, split.data_set, split.split)
+    except ComboError as error:
+        output.warn(f"{split} cannot be made or compared here: {error}")
+        return None
+
+
+def _job(output: Output, there: "PlannedSplit", variant: "Variant") -> "Job | None":
+    """The job that makes a variant; where the manifest has none, None and a note why."""
+    try:
+        return there.job_of(variant)
+    except ComboError as error:
+        output.warn(f"{there.where} {variant.key} cannot be made or compared here: {error}")
+        return None
+
+
+def _verify_packed(output: Output, path: Path) -> "tuple[int, list[Finding], list[Finding]]":
+    from ..jobs.pack import verify_packed
+    from ..jobs.verify import Finding
+    from ..packed import splits_in_packed
+
+    good, findings = 0, list[Finding]()
+    units = sum(len(split.variants()) * split.plan().units for split in splits_in_packed(path))
+    with output.bar(f"checking {path.name}", units) as bar:
+        for each in verify_packed(path, bar.advance):
+            if isinstance(each, Finding):
+                findings.append(each)
+            else:
+                good += 1
+    return good, findings, []
+
+
+def _tell(
+    output: Output, good: int, findings: "Sequence[Finding]", repaired: "Sequence[Finding]"
+) -> None:
+    """Print what was found; exits with 1 when something is wrong and was not repaired."""
     if output.as_json:
         output.json(
             {
-                "units_good": checked,
-                "findings": [dataclasses.asdict(f) for f in findings],
-                "repaired": [dataclasses.asdict(f) for f in repaired],
+                "units_good": good,
+                "findings": [dataclasses.asdict(finding) for finding in findings],
+                "repaired": [dataclasses.asdict(finding) for finding in repaired],
             }
         )
     else:
@@ -157,31 +209,147 @@ def verify(
         for finding in findings:
             output.result(f"{finding.where}: {finding.problem}; {finding.mend}")
         again = f", {len(repaired)} repaired" if repaired else ""
-        output.result(f"{checked} units good{again}, {len(findings)} findings")
+        output.result(f"{good} units good{again}, {len(findings)} findings")
     if findings:
         sys.exit(1)
 
 
-def _job(output: Output, manifest: Manifest, split: SplitStore, variant: Variant) -> Job | None:
-    """The job that makes a variant; where this manifest has none, None and a note why."""
-    try:
-        return job_of(manifest, split, variant)
-    except ComboError as error:
-        output.warn(f"{split} {variant.key} cannot be made or compared here: {error}")
-        return None
+@command(app)
+def pack(
+    to: Annotated[Path, typer.Option("--to", help="File to write, such as train.h5.")],
+    splits: Splits,
+    printing: Printing,
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="STORE", help="As --store, which is as good.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="The store's folder; default: the manifest's.")
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="stage=NAME: this variant of a stage; by default the manifest's."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file that holds something else.")
+    ] = False,
+    no_maskige: Annotated[
+        bool, typer.Option("--no-maskige", help="Without Maskiges, for networks that read none.")
+    ] = False,
+) -> None:
+    """Pack finished splits of a store into one file, for a node's own disk.
 
+    Training and evaluation read it like the store: combo train --store FILE.
 
-def doctor(output: Output, manifest_file: Path | None) -> None:
-    """`combo doctor`; exits with 1 when something is missing."""
-    from ..doctor import examine
+    Example: combo pack --to /local/s4.h5 --data s4
+    """
+    from ... import __version__
+    from ..jobs.pack import pack as write_packed
+    from ..packed import refuse_packed
+    from ..store import STAGES, splits_in
 
-    findings = examine(load_manifest(manifest_file))
-    if output.as_json:
-        output.json([dataclasses.asdict(finding) for finding in findings])
-    else:
-        output.table(
-            ("", "what", "state", "what to do"),
-            (("ok" if f.good else "--", f.what, f.state, f.mend) for f in findings),
+    if store and folder and store != folder:
+        raise typer.BadParameter(f"{folder} and --store {store}: give one of them")
+    named = named_variants(variant)
+    if no_maskige and "maskige" in named:
+        raise typer.BadParameter("--no-maskige and --variant maskige=NAME: give one of them")
+    output, manifest = printing.output, splits.open().with_store(store or folder)
+    refuse_packed(manifest.store_path, "combo pack")
+    there = splits_in(manifest.store_path)
+    found = _of(there, splits)
+    if not found:
+        held = ", ".join(map(str, there)) or "nothing"
+        raise ComboError(
+            f"nothing to pack: {manifest.store_path} holds {held}; give the store's folder with "
+            f"--store, and --data and --split of what is in it"
         )
+    stages = [stage for stage in STAGES if not (no_maskige and stage == "maskige")]
+    chosen = [(split, _choose(manifest, split, named, stages)) for split in found]
+    started = time.monotonic()
+    units = sum(split.plan().units * len(choice.variants) for split, choice in chosen)
+    with output.bar(f"packing {to.name}", units) as bar:
+        new = write_packed(to, chosen, __version__, overwrite=overwrite, on_unit=bar.advance)
+    if output.as_json:
+        output.json(
+            {
+                "file": str(to),
+                "new": new,
+                "bytes": to.stat().st_size,
+                "splits": [
+                    {
+                        "data_set": split.data_set,
+                        "split": split.split,
+                        "clips": len(split.plan().clips),
+                        "variants": {v.stage: v.name for v in choice.variants},
+                    }
+                    for split, choice in chosen
+                ],
+            }
+        )
+        return
+    for split, choice in chosen:
+        names = ", ".join(v.key for v in choice.variants)
+        output.result(f"{split}: {len(split.plan().clips)} clips, {names}")
+    state = "packed" if new else "holds this already"
+    output.result(f"{to}: {state}, {to.stat().st_size / 1e9:.3f} GB")
+    if new:
+        output.note(f"took {duration(time.monotonic() - started)}")
+
+
+def _choose(
+    manifest: "Manifest",
+    split: "SplitStore",
+    named: Mapping[str, Sequence[str]],
+    stages: Sequence[str],
+) -> "Choice":
+    """The variants named, else the only ones, else those with the manifest's settings."""
+    from ..jobs.plan import stage_settings
+    from ..source import choose_variants
+
+    chosen: dict[str, str] = {}
+    for stage in stages:
+        names = [variant.name for variant in split.variants(stage)]
+        given = [name for name in names if name in named.get(stage, names)]
+        if stage in named and not given:
+            raise ComboError(
+                f"{split} has none of the variants of {stage} that are named; it has "
+                f"{', '.join(names) or 'none'}: give --variant {stage}=NAME, once for each split "
+                f"where names differ"
+            )
+        if len(given) == 1:
+            chosen[stage] = given[0]
+    known = split.data_set in manifest.data_sets
+    wanted = stage_settings(manifest, split.data_set, split.split) if known else {}
+    return choose_variants(split, {stage: wanted.get(stage, {}) for stage in stages}, chosen)
+
+
+@command(app)
+def doctor(printing: Printing, manifest: ManifestFile = None) -> None:
+    """What is there, what is missing, and which command makes it.
+
+    Example: combo doctor
+    """
+    from ..doctor import examine
+    from ..manifest import load_manifest
+
+    findings = examine(load_manifest(manifest))
+    printing.output.records(
+        [dataclasses.asdict(finding) for finding in findings],
+        {
+            "": lambda row: "ok" if row["good"] else "--",
+            "what": "what",
+            "state": "state",
+            "what to do": "mend",
+        },
+    )
     if not all(finding.good for finding in findings):
         sys.exit(1)
+
+
+def _of(found: "Iterable[SplitStore]", asked: Splits) -> "list[SplitStore]":
+    """Those of the data sets and splits asked for; all where none are named."""
+    return [
+        each
+        for each in found
+        if (not asked.data or each.data_set in asked.data)
+        and (not asked.split or each.split in asked.split)
+    ]

@@ -2,44 +2,67 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from .. import weights
-from ..console import Output
-from ..manifest import load_manifest
+import typer
+
+from .options import Manifest, Printing, command
+
+app = typer.Typer(
+    help="Published weights: what there is, where it comes from, whether it is whole.",
+    no_args_is_help=True,
+)
+
+Name = Annotated[str, typer.Argument(help="Name of the catalogue.")]
 
 
-def show(output: Output, manifest_file: Path | None) -> None:
-    """`combo weights list`."""
-    held = weights.held(load_manifest(manifest_file).weight_paths())
-    if output.as_json:
-        output.json(
-            [
-                {
-                    **dataclasses.asdict(h.weights),
-                    "sha256": h.weights.digest_start,
-                    "path": str(h.path),
-                    "there": h.there,
-                }
-                for h in held
-            ]
-        )
-        return
-    output.table(
-        ("name", "there", "what", "published at", "MB", "SHA-256", "licence"),
-        (
-            (h.weights.name, "yes" if h.there else "", h.weights.about, h.weights.source,
-             h.weights.size // 10**6 if h.weights.size else "",
-             (h.weights.digest_start or "")[:8], h.weights.licence)
-            for h in held
-        ),
-    )  # fmt: skip
+@command(app, "list")
+def show(printing: Printing, manifest: Manifest = None) -> None:
+    """The catalogue: names, sources, licences, and which are on this machine.
+
+    Example: combo weights list
+    """
+    from .. import weights
+    from ..manifest import load_manifest
+
+    output = printing.output
+    output.records(
+        [
+            {
+                **dataclasses.asdict(held.weights),
+                "sha256": held.weights.digest_start,
+                "path": str(held.path),
+                "there": held.there,
+            }
+            for held in weights.held(load_manifest(manifest).weight_paths())
+        ],
+        {
+            "name": "name",
+            "there": lambda row: "yes" if row["there"] else "",
+            "what": "about",
+            "published at": "source",
+            "MB": lambda row: row["size"] // 10**6 if row["size"] else "",
+            "SHA-256": lambda row: (row["sha256"] or "")[:8],
+            "licence": "licence",
+        },
+    )
     output.note(f"weights folder: {weights.weights_folder()}")
 
 
-def fetch(output: Output, names: Sequence[str]) -> None:
-    """`combo weights fetch`."""
+@command(app, "fetch")
+def fetch(
+    names: Annotated[list[str], typer.Argument(help="Names of the catalogue.")],
+    printing: Printing,
+) -> None:
+    """Download published weights; a download that was cut off goes on where it stopped.
+
+    Example: combo weights fetch vggish sam-vit-h
+    """
+    from .. import weights
+
+    output = printing.output
+    paths: dict[str, str] = {}
     for name in names:
         size = weights.entry(name).size or 0
         with output.bar(f"fetching {name}", size >> 20) as bar:
@@ -51,32 +74,74 @@ def fetch(output: Output, names: Sequence[str]) -> None:
                 bar.advance(mebibytes - at, f"of {whole >> 20} MiB" if whole else "MiB")
                 at = mebibytes
 
-            path = weights.fetch(name, tell)
-        output.result(f"{name}: {path}")
-
-
-def add(output: Output, name: str, file: Path) -> None:
-    """`combo weights add`."""
-    output.result(f"{name}: {weights.add(name, file)}")
-
-
-def verify(output: Output, manifest_file: Path | None, names: Sequence[str]) -> None:
-    """`combo weights verify`; exits with 1 when a file is wrong or missing."""
-    manifest = load_manifest(manifest_file)
-    expected = {name: w.sha256 for name, w in manifest.weights.items() if w.sha256}
-    verdicts = weights.verify(names, manifest.weight_paths(), expected)
+            paths[name] = str(weights.fetch(name, tell))
+        if not output.as_json:
+            output.result(f"{name}: {paths[name]}")
     if output.as_json:
-        output.json([{**dataclasses.asdict(v), "path": str(v.path)} for v in verdicts])
-    else:
-        output.table(
-            ("name", "state", "file", "SHA-256 or reason"),
-            ((v.name, v.state, v.path, v.reason or v.sha256) for v in verdicts),
-        )
+        output.json(paths)
+
+
+@command(app, "add")
+def add(
+    name: Name,
+    file: Annotated[Path, typer.Argument(help="The file, which is copied.")],
+    printing: Printing,
+) -> None:
+    """Put a weights file you have into the weights folder, after checking that it is the one.
+
+    Example: combo weights add vggish vggish-10086976.pth
+    """
+    from .. import weights
+
+    path = weights.add(name, file)
+    printing.output.answer({name: str(path)}, f"{name}: {path}")
+
+
+@command(app, "verify")
+def verify(
+    printing: Printing,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Names of the catalogue; all that are there.")
+    ] = None,
+    manifest: Manifest = None,
+) -> None:
+    """Compare weights with their published digests.
+
+    Example: combo weights verify
+    """
+    from .. import weights
+    from ..manifest import load_manifest
+
+    opened = load_manifest(manifest)
+    expected = {name: w.sha256 for name, w in opened.weights.items() if w.sha256}
+    verdicts = weights.verify(names or [], opened.weight_paths(), expected)
+    printing.output.records(
+        [{**dataclasses.asdict(v), "path": str(v.path)} for v in verdicts],
+        {
+            "name": "name",
+            "state": "state",
+            "file": "path",
+            "SHA-256 or reason": lambda row: row["reason"] or row["sha256"],
+        },
+    )
     if any(v.state in ("wrong", "missing") for v in verdicts):
         sys.exit(1)
 
 
-def convert(output: Output, source: Path, target: Path) -> None:
-    """`combo weights convert`."""
+@command(app, "convert")
+def convert(
+    source: Annotated[Path, typer.Argument(help="A published COMBO checkpoint (.pth).")],
+    target: Annotated[Path, typer.Argument(help="File to write; must not be there.")],
+    printing: Printing,
+) -> None:
+    """Write a published COMBO checkpoint under this project's parameter names.
+
+    Example: combo weights convert avs_s4_r50.pth combo-r50-s4.pt
+    """
+    from .. import weights
+
     network, vggish = weights.convert(source, target)
-    output.result(f"{target}: {network} tensors of the network, {vggish} of VGGish")
+    printing.output.answer(
+        {"file": str(target), "network": network, "vggish": vggish},
+        f"{target}: {network} tensors of the network, {vggish} of VGGish",
+    )

@@ -28,10 +28,9 @@ from distributed import (
 from distributed.client import ClosedClientError, FutureCancelledError
 from distributed.comm.core import CommClosedError
 
-from ..devices import cores, devices
+from ..devices import Place, cores, devices
 from ..errors import ComboError
 from ..manifest import ClusterSettings
-from ..preprocess.stage import Place
 from . import records, slurm
 from .local import Lost
 from .stopping import Stop

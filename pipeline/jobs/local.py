@@ -11,9 +11,8 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, NoReturn
 
-from ..devices import cores, devices
+from ..devices import Place, cores, devices
 from ..errors import ComboError
-from ..preprocess.stage import Place
 from .stopping import Stop
 from .unit import Busy, Done, Job, Patience, Units
 

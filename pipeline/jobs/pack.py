@@ -16,6 +16,7 @@ import numpy as np
 
 from .. import durable
 from ..errors import ComboError
+from ..identity import fingerprint
 from ..packed import (
     Entry,
     Packed,
@@ -25,8 +26,8 @@ from ..packed import (
     splits_in_packed,
     write,
 )
-from ..source import Choice, finished_manifest, remake
-from ..store import SplitStore, StoreDamaged, Variant, array_digest, fingerprint
+from ..source import Choice, demand_usable, remake, usable
+from ..store import SplitStore, StoreDamaged, Variant, array_digest
 from . import records
 from .verify import Finding
 
@@ -87,7 +88,7 @@ def verify_packed(path: Path, on_unit: OnUnit = lambda: None) -> Iterator[Findin
                     yield unit
                 on_unit()
             whole = len(outputs) == split.plan().units
-            finished = finished_manifest(split, variant)
+            finished = usable(split, variant)
             if finished is None or (whole and fingerprint(outputs) != finished.outputs):
                 yield Finding(f"{split}/{variant.key}", "is not what was finished", mend)
 
@@ -98,22 +99,8 @@ def _reason(error: OSError) -> str:
 
 
 def _entry(split: SplitStore, choice: Choice) -> Entry:
-    plan = split.plan()
-    packed: list[Packed] = []
-    for variant in choice.variants:
-        finished = records.read_finished(split, variant)
-        if (
-            finished is None
-            or finished.plan != plan.fingerprint
-            or finished.fingerprint != variant.fingerprint
-        ):
-            raise ComboError(
-                f"{variant.key} of {split} is not finished; "
-                f"run: {remake(split, variant.stage, variant.settings)}, "
-                f"or choose what to pack with --data and --split"
-            )
-        packed.append(Packed(variant, asdict(finished)))
-    return Entry(split.data_set, split.split, plan, tuple(packed))
+    packed = tuple(Packed(v, demand_usable(split, v)) for v in choice.variants)
+    return Entry(split.data_set, split.split, split.plan(), packed)
 
 
 def _check_space(target: Path, entries: Sequence[Entry]) -> None:

@@ -11,16 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 from pydantic import TypeAdapter
 
 from .. import durable
-from ..store import Plan, SplitStore, Variant, fingerprint
-
-FINISHED = "finished.json"
-
-Kind = TypeVar("Kind")
+from ..identity import fingerprint
+from ..store import Finished, Plan, SplitStore, Variant
 
 
 @dataclass(frozen=True)
@@ -53,19 +49,6 @@ class UnitRecord:
         return tuple(clip for clip in self.clips if clip.failed)
 
 
-@dataclass(frozen=True)
-class Finished:
-    """The manifest of a finished variant of a split; training wants it."""
-
-    plan: str
-    fingerprint: str
-    clips: int
-    failed: dict[str, str]
-    """Clip name -> reason."""
-    outputs: str
-    """SHA-256 over the outputs of all units."""
-
-
 def record_path(
     split: SplitStore, variant: Variant, unit: int, with_failures: bool = False
 ) -> Path:
@@ -78,7 +61,7 @@ def read_record(split: SplitStore, variant: Variant, unit: int) -> UnitRecord | 
     """A unit's record, or None when there is none, or none that can be read."""
     path = _present(split, variant, unit)
     try:
-        return None if path is None else _adapter(UnitRecord).validate_json(path.read_bytes())
+        return None if path is None else _adapter().validate_json(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
 
@@ -97,7 +80,7 @@ def commit(split: SplitStore, variant: Variant, record: UnitRecord) -> None:
 
 def withdraw(split: SplitStore, variant: Variant, unit: int) -> None:
     """Make a unit not done, and with it the variant not finished."""
-    finished = split.records(variant) / FINISHED
+    finished = split.finished_path(variant)
     durable.remove(finished)
     for with_failures in (False, True):
         durable.remove(record_path(split, variant, unit, with_failures))
@@ -166,12 +149,12 @@ def finalise(split: SplitStore, variant: Variant, plan: Plan) -> Finished | None
         failed={clip.name: clip.reason for record in records for clip in record.failed},
         outputs=fingerprint([record.outputs for record in records]),
     )
-    if read_finished(split, variant) != finished:
-        durable.write_json(split.records(variant) / FINISHED, asdict(finished))
+    if split.finished(variant) != finished:
+        durable.write_json(split.finished_path(variant), asdict(finished))
         # Whoever withdraws a unit removes its record and then this file. So either the record is
         # seen to be gone here, or the file is removed there.
         if len(listing(split, variant)) < plan.units:
-            durable.remove(split.records(variant) / FINISHED)
+            durable.remove(split.finished_path(variant))
             return None
     return finished
 
@@ -185,14 +168,6 @@ def leftovers(split: SplitStore, variant: Variant) -> Iterator[Path]:
     yield from durable.leftovers(split.tensors, of="zarr.json")
 
 
-def read_finished(split: SplitStore, variant: Variant) -> Finished | None:
-    """The manifest of a finished variant, or None."""
-    try:
-        return _adapter(Finished).validate_json((split.records(variant) / FINISHED).read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-
-
 def _present(split: SplitStore, variant: Variant, unit: int) -> Path | None:
     for with_failures in (False, True):
         path = record_path(split, variant, unit, with_failures)
@@ -202,5 +177,5 @@ def _present(split: SplitStore, variant: Variant, unit: int) -> Path | None:
 
 
 @cache
-def _adapter(kind: type[Kind]) -> TypeAdapter[Kind]:
-    return TypeAdapter(kind)
+def _adapter() -> TypeAdapter[UnitRecord]:
+    return TypeAdapter(UnitRecord)

@@ -1,18 +1,17 @@
-"""prepare -> run -> finalise, for any stage."""
+"""plan -> run -> finalise, for any stage."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 from ..errors import ComboError
-from ..layouts import Clip
-from ..store import Plan, SplitStore, Variant
+from ..store import Finished, Plan, SplitStore, Variant
 from . import records
 from .estimate import Estimate, check, estimate
 from .local import LocalRunner, Lost
 from .parts import telling
-from .records import Finished, UnitRecord
+from .records import UnitRecord
 from .stopping import Stop, Stopped
 from .unit import Done, Job, storing
 
@@ -67,27 +66,6 @@ def parse_part(text: str) -> tuple[int, int]:
     raise ComboError(f"--part {text}: write I/N with 1 <= I <= N, such as --part 3/8")
 
 
-def make_plan(
-    split: SplitStore,
-    layout: str,
-    frames_per_clip: int,
-    classes: Sequence[str],
-    clips: Sequence[Clip],
-    clips_per_unit: int,
-) -> Plan:
-    """The plan that these clips ask for."""
-    if not clips:
-        raise ComboError(f"{split} has no clips; see data_sets.{split.data_set} in the manifest")
-    return Plan(
-        layout=layout,
-        clips=tuple(clip.name for clip in clips),
-        subsets=tuple(clip.subset for clip in clips),
-        frames_per_clip=frames_per_clip,
-        classes=tuple(classes),
-        clips_per_unit=clips_per_unit,
-    )
-
-
 def settle_plan(split: SplitStore, wanted: Plan, options: Options) -> Plan:
     """Write the plan, or hold it against the one there. Raises ComboError when they differ."""
     present = split.read_plan()
@@ -122,16 +100,6 @@ def units_to_do(job: Job, options: Options) -> list[int]:
     ]
 
 
-def prepare(job: Job, options: Options) -> None:
-    """Write the plan and the empty arrays of a job, once, before anybody computes a unit.
-
-    Raises ComboError when the store holds another plan, or cannot be written.
-    """
-    settle_plan(job.split, job.plan, options)
-    with storing(job.split):
-        job.split.create(job.variant, job.plan)
-
-
 def run_job(
     job: Job,
     options: Options,
@@ -139,15 +107,14 @@ def run_job(
     stop: Stop | None = None,
     *,
     units: Sequence[int] | None = None,
-    on_start: Callable[[int], None] = lambda _: None,
     on_estimate: Callable[[Estimate], None] = lambda _: None,
     on_unit: Callable[[UnitRecord], None] = lambda _: None,
 ) -> Summary:
     """Compute what is not done of this part of a planned job, and finalise when all of it is.
 
     units: these, instead of what is found not done.  runner: this process, when none is given.
-    on_start gets the number of units to do, on_estimate what they need (again after the first unit,
-    when none had been measured), on_unit each record as it is committed.
+    on_estimate gets what is needed (again after the first unit, when none had been measured),
+    on_unit each record as it is committed.
     Raises ComboError when nothing can go on (disk full or too small, missing weights), and Stopped
     when `stop` is asked before the end; what is committed stays.
     """
@@ -158,7 +125,6 @@ def run_job(
     mine = units_of_part(plan, options.part)
     todo = list(units_to_do(job, options) if units is None else units)
     summary = Summary(split, variant, len(mine), len(todo))
-    on_start(len(todo))
 
     there = records.listing(split, variant)
     new = sum(unit not in there for unit in todo)  # the others replace files that are there
@@ -222,8 +188,8 @@ def _difference(present: Plan, wanted: Plan) -> str:
             f"{len(present.clips)} clips, the data set has {len(wanted.clips)} "
             f"({new} new, {gone} gone)"
         )
-    for name in ("layout", "frames_per_clip", "clips_per_unit", "classes", "subsets"):
-        old, now = getattr(present, name), getattr(wanted, name)
+    for each in fields(Plan):
+        old, now = getattr(present, each.name), getattr(wanted, each.name)
         if old != now:
-            return f"{name} {old!r}, not {now!r}"
+            return f"{each.name} {old!r}, not {now!r}"
     return "something else"

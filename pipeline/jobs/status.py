@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..packed import PackedSplit, is_packed, splits_in_packed
-from ..source import Source, annotated_frames
+from ..source import Source, annotated_frames, usable
 from ..store import SplitStore, Variant, splits_in
 from . import records
 from .parts import Part, read_parts
@@ -61,7 +61,7 @@ def progress(
 
 def _packed(split: PackedSplit, variant: Variant) -> Progress:
     """What is packed is finished."""
-    plan, failures = split.plan(), dict(split.finished(variant)["failed"])
+    plan, failures = split.plan(), dict(split.finished(variant).failed)
     return Progress(
         data_set=split.data_set,
         split=split.split,
@@ -112,7 +112,7 @@ def _progress(split: SplitStore, variant: Variant) -> Progress:
         units_done=len(there),
         clips_per_second=rate,
         seconds_left=round(to_do / rate, 1) if rate and to_do and running else None,
-        finished=to_do == 0 and _is_finished(split, variant),
+        finished=to_do == 0 and usable(split, variant) is not None,
         failures=failures,
         annotated=_annotated(split, variant),
         parts=tuple(parts),
@@ -126,8 +126,3 @@ def _annotated(split: Source, variant: Variant) -> tuple[int, int] | None:
         return annotated_frames(split, variant)
     except Exception:
         return None  # what is damaged, `combo verify` says
-
-
-def _is_finished(split: SplitStore, variant: Variant) -> bool:
-    finished = records.read_finished(split, variant)
-    return finished is not None and finished.fingerprint == variant.fingerprint

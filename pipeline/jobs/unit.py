@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..devices import Place
 from ..errors import ComboError
 from ..layouts import Clip
-from ..preprocess.stage import Outcome, Place, Stage, Worker
+from ..preprocess.stage import Outcome, Stage, Worker
 from ..store import VALID, Plan, SplitStore, Variant
 from . import records
 from .claims import Claims

@@ -7,9 +7,9 @@ import numpy as np
 
 from ..errors import MediaError
 from ..layouts import layout
-from ..media import digest
 from ..preprocess.stage import combined_digest
-from ..source import remake
+from ..regular_files import digest
+from ..source import remake, usable
 from ..store import VALID, Plan, SplitStore, StoreDamaged, Variant, array_digest
 from . import records
 from .records import UnitRecord
@@ -71,12 +71,11 @@ def verify_variant(
 
 def verify_finish(split: SplitStore, variant: Variant) -> Iterator[Finding]:
     """What is wrong with a variant as a whole, whatever its units are."""
-    plan, where = split.plan(), f"{split}/{variant.key}"
+    where = f"{split}/{variant.key}"
     again = f"run: {remake(split, variant.stage, variant.settings)}"
-    finished = records.read_finished(split, variant)
-    if finished is None:
+    if split.finished(variant) is None:
         yield Finding(where, "is not finished", again)
-    elif finished.fingerprint != variant.fingerprint or finished.plan != plan.fingerprint:
+    elif usable(split, variant) is None:
         yield Finding(where, "was finished for other settings", again)
     for path in records.leftovers(split, variant):
         yield Finding(where, f"left over by a killed process: {path}", again)

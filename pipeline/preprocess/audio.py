@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..devices import Place
 from ..errors import ComboError, MediaError
+from ..identity import recorded
 from ..layouts import Clip, SoundRule
-from ..manifest import AudioSettings, Manifest
-from ..media import digest
-from ..sound_files import open_sound, read_log_mel_pickle, read_sound
+from ..limits import USUAL, Limits
+from ..log_mel_files import read_log_mel_pickle
+from ..manifest import AudioSettings
+from ..sound_files import open_sound, read_sound
 from ..store import ArraySpec, Variant
-from ..weights import resolve
 from .encoders import encoder
-from .stage import Outcome, Place, Worker, combined_digest, make_variant
+from .stage import Description, Outcome, Worker, combined_digest, read_as
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,57 +32,57 @@ _WINDOWS_HELD = 64
 """Windows of a sound that wait for the front-end, 125 kB each."""
 
 
+def describe(
+    settings: AudioSettings, rule: SoundRule, frames_per_clip: int, reading: int = 1
+) -> Description:
+    """Embeddings by the settings' encoder.
+
+    rule: the layout's; the setting `windows: centred` goes before it. Raises ComboError.
+    """
+    rule = rule_of(settings, rule)
+    values = recorded(settings)
+    del values["memory_limit"]
+    return Description(
+        "audio",
+        f"{settings.encoder}-{rule}",
+        VERSION,
+        {**values, "windows": rule, **read_as(reading)},
+        (ArraySpec("embedding", (frames_per_clip, EMBEDDING), "float32"),),
+        weights=encoder(settings.encoder).weights,
+    )
+
+
+def rule_of(settings: AudioSettings, rule: SoundRule) -> SoundRule:
+    """Which sound belongs to a frame, by settings and the layout's rule. Raises ComboError."""
+    if settings.windows == "centred":
+        rule = "centred"
+    if rule == "centred" and settings.source == "log-mel":
+        raise ComboError(
+            "stages.audio: log-mel patches are cut already; `source: log-mel` goes with the "
+            "layouts of AVSBench and `windows: layout`"
+        )
+    return rule
+
+
 @dataclass(frozen=True)
 class AudioStage:
     """Sound -> windows -> log-mel patches -> embeddings, the embeddings of a unit together.
 
     rule: `avsbench` (consecutive windows, the last repeated), `zeros` (AVSS: zeros to the end) or
     `centred` (one window around each frame's time). Arrays a clip: embedding [T,128] float32.
+    weights: file and digest by catalogue name.
     """
 
     settings: AudioSettings
     rule: SoundRule
     frames_per_clip: int
     weights: Mapping[str, tuple[Path, str]]
-    """File and digest by catalogue name."""
-
-    @classmethod
-    def make(cls, manifest: Manifest, rule: SoundRule, frames_per_clip: int) -> "AudioStage":
-        """The stage as the manifest wants it. Raises ComboError for missing weights."""
-        settings = manifest.stages.audio
-        weights = {name: resolve(name, manifest) for name in encoder(settings.encoder).weights}
-        return cls.of(settings, rule, frames_per_clip, weights)
-
-    @classmethod
-    def of(
-        cls,
-        settings: AudioSettings,
-        rule: SoundRule,
-        frames_per_clip: int,
-        weights: Mapping[str, tuple[Path, str]],
-    ) -> "AudioStage":
-        """rule: the layout's; the setting `windows: centred` goes before it."""
-        if settings.windows == "centred":
-            rule = "centred"
-        if rule == "centred" and settings.source == "log-mel":
-            raise ComboError(
-                "stages.audio: log-mel patches are cut already; `source: log-mel` goes with the "
-                "layouts of AVSBench and `windows: avsbench`"
-            )
-        return cls(settings, rule, frames_per_clip, weights)
+    limits: Limits = USUAL
+    reading: int = 1
 
     def variant(self) -> Variant:
-        return make_variant(
-            "audio",
-            f"{self.settings.encoder}-{self.rule}",
-            VERSION,
-            {
-                **self.settings.model_dump(mode="json", exclude={"memory_limit"}),
-                "windows": self.rule,
-            },
-            (ArraySpec("embedding", (self.frames_per_clip, EMBEDDING), "float32"),),
-            weights={name: digest for name, (_, digest) in self.weights.items()},
-        )
+        described = describe(self.settings, self.rule, self.frames_per_clip, self.reading)
+        return described.variant({name: digest for name, (_, digest) in self.weights.items()})
 
     @property
     def has_network(self) -> bool:
@@ -151,20 +153,21 @@ class AudioStage:
         if clip.problem is not None or file is None:
             missing = {"sound": "no sound file and no video", "log-mel": "no log-mel patches"}
             raise MediaError(clip.name, clip.problem or missing[self.settings.source])
+        digests: dict[Path, str] = {}
         try:
             if self.settings.source == "log-mel":
-                patches = read_log_mel_pickle(file)[:, 0]
+                patches = read_log_mel_pickle(file, self.limits, digests)[:, 0]
             elif self.rule == "centred":
-                patches = self._centred(file, clip.times, log_mel)
+                patches = self._centred(file, clip.times, log_mel, digests)
             else:
-                patches = log_mel(self._consecutive(file))
+                patches = log_mel(self._consecutive(file, digests))
             # A centred clip has a patch for each of its frames; those it does not have get zeros.
             pad = PADDINGS.get(self.rule, pad_zeros)
-            return pad(patches, self.frames_per_clip), combined_digest([digest(file)])
+            return pad(patches, self.frames_per_clip), combined_digest(digests.values())
         except ValueError as error:
             raise MediaError(file, str(error)) from None
 
-    def _consecutive(self, file: Path) -> "Tensor":
+    def _consecutive(self, file: Path, digests: dict[Path, str]) -> "Tensor":
         """Windows by the benchmark's rule, [P, 15600]. Raises MediaError, ValueError."""
         import torch
 
@@ -175,10 +178,14 @@ class AudioStage:
             stream=self.settings.stream,
             longest=self.frames_per_clip + 1.0,  # reading stops there, and an hour costs nothing
             resampling=self.settings.resampling,
+            limits=self.limits,
+            digests=digests,
         )
         return consecutive(torch.from_numpy(sound.waveform))
 
-    def _centred(self, file: Path, times: Sequence[float], log_mel: "Encode") -> "Tensor":
+    def _centred(
+        self, file: Path, times: Sequence[float], log_mel: "Encode", digests: dict[Path, str]
+    ) -> "Tensor":
         """Log-mel patches around each time, [T, 96, 64]; never holds the sound as a whole."""
         import torch
 
@@ -187,9 +194,13 @@ class AudioStage:
 
         patches = torch.empty(len(times), COLUMNS, BANDS)
         with open_sound(
-            file, stream=self.settings.stream, resampling=self.settings.resampling
+            file,
+            stream=self.settings.stream,
+            resampling=self.settings.resampling,
+            limits=self.limits,
+            digests=digests,
         ) as sound:
-            windows = centred_windows(sound.blocks, [time - sound.start for time in times])
+            windows = centred_windows(sound.blocks, times, sound.start)
             while some := list(islice(windows, _WINDOWS_HELD)):
                 together = torch.from_numpy(np.stack([window for _, window in some]))
                 patches[[t for t, _ in some]] = log_mel(together)

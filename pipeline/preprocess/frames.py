@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..devices import Place
 from ..labels import LabelRule, read_label
 from ..layouts import Clip
 from ..limits import USUAL, Limits
@@ -18,9 +19,49 @@ from ..media import (
     read_frames,
 )
 from ..store import LABEL_IGNORED, ArraySpec, Variant
-from .stage import Outcome, Place, Worker, attempt, combined_digest, make_variant
+from .stage import Description, Outcome, Worker, attempt, combined_digest, read_as
 
 VERSION = 1
+BINARY = 2
+"""Classes of a data set whose labels are masks: background and object."""
+
+
+def describe(
+    size: tuple[int, int],
+    fit: Fit,
+    frames_per_clip: int,
+    label_rule: LabelRule | None = None,
+    classes: int = 0,
+    imported: tuple[str, str] | None = None,
+    reading: int = 1,
+) -> Description:
+    """Frames and labels of a size.
+
+    label_rule, classes: what the data set's folder says; none when it is not asked.
+    imported: of clips whose frames somebody else has resized, tree and note (see `imported`).
+    reading: the layout's.
+    """
+    height, width = size
+    label = f"{height}x{width}-{fit}"
+    settings: dict[str, Any] = {"size": list(size), "fit": fit, **read_as(reading)}
+    if imported is not None:
+        label += "-imported"
+        settings |= {"source": "imported", "tree": imported[0], "note": imported[1]}
+    if label_rule not in (None, "binary" if classes == BINARY else "index"):
+        settings["label_rule"] = label_rule  # elsewhere it follows from the classes, in the plan
+    return Description(
+        "frames",
+        label,
+        VERSION,
+        settings,
+        (
+            ArraySpec("frames", (frames_per_clip, height, width, 3), "uint8"),
+            ArraySpec("labels", (frames_per_clip, height, width), "uint8", LABEL_IGNORED),
+            ArraySpec("present", (frames_per_clip,), "uint8"),
+            ArraySpec("annotated", (frames_per_clip,), "uint8"),
+        ),
+        {"label_rule": label_rule, "classes": classes},
+    )
 
 
 @dataclass(frozen=True)
@@ -38,30 +79,14 @@ class FramesStage:
     label_rule: LabelRule
     classes: int
     imported: tuple[str, str] | None = None
-    """Of clips whose frames somebody else has resized: tree and note, see `imported`."""
     limits: Limits = USUAL
+    reading: int = 1
 
     def variant(self) -> Variant:
-        frames, (height, width) = self.frames_per_clip, self.size
-        name = f"{height}x{width}-{self.fit}"
-        settings: dict[str, Any] = {"size": list(self.size), "fit": self.fit}
-        if self.imported is not None:
-            tree, note = self.imported
-            name += "-imported"
-            settings |= {"source": "imported", "tree": tree, "note": note}
-        return make_variant(
-            "frames",
-            name,
-            VERSION,
-            settings,
-            (
-                ArraySpec("frames", (frames, height, width, 3), "uint8"),
-                ArraySpec("labels", (frames, height, width), "uint8", LABEL_IGNORED),
-                ArraySpec("present", (frames,), "uint8"),
-                ArraySpec("annotated", (frames,), "uint8"),
-            ),
-            attributes={"label_rule": self.label_rule, "classes": self.classes},
-        )
+        labels = self.label_rule, self.classes
+        return describe(
+            self.size, self.fit, self.frames_per_clip, *labels, self.imported, self.reading
+        ).variant()
 
     @property
     def has_network(self) -> bool:

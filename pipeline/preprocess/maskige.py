@@ -1,22 +1,59 @@
 """Maskiges of a clip's frames, kept as label maps (one byte a pixel) and coloured when read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..devices import Place
 from ..errors import MediaError
+from ..generators import generator
+from ..generators.generator import Generate
+from ..identity import recorded
 from ..layouts import Clip
 from ..limits import USUAL, Limits
-from ..manifest import Manifest, MaskigeSettings
+from ..manifest import MaskigeSettings
 from ..media import Fit, fit_frame, fit_label, frame_files, read_frames
 from ..store import ArraySpec, Variant
-from ..weights import resolve
-from .generators import Generate, generator
-from .stage import Outcome, Place, Worker, attempt, combined_digest, make_variant
+from .stage import Description, Outcome, Worker, attempt, combined_digest, read_as
 
 VERSION = 1
+
+
+def describe(
+    settings: MaskigeSettings,
+    size: tuple[int, int],
+    fit: Fit,
+    frames_per_clip: int,
+    reading: int = 1,
+) -> Description:
+    """Maskiges by the settings' generator, at a size. Raises ComboError for an unknown one."""
+    from ...model.maskige import reference_palette
+
+    made = generator(settings.generator)
+    own = settings.own(made.section)
+    return Description(
+        "maskige",
+        settings.generator,
+        VERSION,
+        {
+            "generator": settings.generator,
+            "at": settings.at,
+            "size": list(size),
+            "fit": fit,
+            **recorded(own),
+            **made.facts(own, settings),
+            **read_as(reading),
+        },
+        (
+            ArraySpec("label_map", (frames_per_clip, *size), "uint8"),
+            ArraySpec("masks", (frames_per_clip,), "uint32"),
+            ArraySpec("left_out", (frames_per_clip,), "uint32"),
+        ),
+        {"palette": reference_palette().tolist()},
+        () if made.weights is None else (made.weights,),
+    )
 
 
 @dataclass(frozen=True)
@@ -27,62 +64,34 @@ class MaskigeStage:
     (nearest) to the stored size; or on the frame at the stored size (`at: stored`).
     Arrays a clip: label_map [T,H,W] uint8; masks, left_out [T] uint32: how many masks a frame had,
     and how many of them beyond the smallest 255 have no place in the map.
+    weights: file and digest by catalogue name.
     """
 
     settings: MaskigeSettings
     size: tuple[int, int]
     fit: Fit
     frames_per_clip: int
-    weights: Path | None = None
-    digest: str = ""
+    weights: Mapping[str, tuple[Path, str]]
     limits: Limits = USUAL
-
-    @classmethod
-    def make(
-        cls, manifest: Manifest, size: tuple[int, int], fit: Fit, frames_per_clip: int
-    ) -> "MaskigeStage":
-        """The stage as the manifest wants it. Raises ComboError for missing weights."""
-        settings = manifest.stages.maskige
-        name = generator(settings.generator).weights
-        if name is None:
-            return cls(settings, size, fit, frames_per_clip, limits=manifest.limits)
-        weights, digest = resolve(name, manifest)
-        return cls(settings, size, fit, frames_per_clip, weights, digest, manifest.limits)
+    reading: int = 1
 
     def variant(self) -> Variant:
-        from ...model.maskige import reference_palette
-
-        own = generator(self.settings.generator)
-        shape = (self.frames_per_clip, *self.size)
-        return make_variant(
-            "maskige",
-            self.settings.generator,
-            VERSION,
-            {
-                "generator": self.settings.generator,
-                "at": self.settings.at,
-                "size": list(self.size),
-                "fit": self.fit,
-                **own.settings(self.settings),
-            },
-            (
-                ArraySpec("label_map", shape, "uint8"),
-                ArraySpec("masks", (self.frames_per_clip,), "uint32"),
-                ArraySpec("left_out", (self.frames_per_clip,), "uint32"),
-            ),
-            weights={} if own.weights is None else {own.weights: self.digest},
-            attributes={"palette": reference_palette().tolist()},
-        )
+        size, length = self.size, self.frames_per_clip
+        described = describe(self.settings, size, self.fit, length, self.reading)
+        return described.variant({name: digest for name, (_, digest) in self.weights.items()})
 
     @property
     def has_network(self) -> bool:
-        return self.weights is not None
+        return bool(self.weights)
 
     def inputs(self, clip: Clip) -> list[Path]:
         return frame_files(clip.frames)
 
     def open(self, place: Place) -> Worker:
-        generate = generator(self.settings.generator).open(self.settings, self.weights, place)
+        made = generator(self.settings.generator)
+        file = self.weights[made.weights][0] if made.weights else None
+        own = self.settings.own(made.section)
+        generate = made.open(own, self.settings, file, place)
         return lambda clips: self._run(clips, generate)
 
     def _run(self, clips: Sequence[Clip], generate: Generate) -> list[Outcome]:

@@ -1,16 +1,22 @@
-"""What a stage is: a variant (name, fingerprint, arrays) and a function from clips to arrays."""
+"""What a stage is: a description, and a function from a unit's clips to arrays.
+
+The description is pure: it follows from settings alone and needs neither data nor weights, so that
+whoever trains can ask a store for it. With the digests of the weights it becomes a variant.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from ..devices import Place
 from ..errors import MediaError
+from ..identity import fingerprint
 from ..layouts import Clip
-from ..store import ArraySpec, Variant, fingerprint
+from ..store import ArraySpec, Variant
 
 
 @dataclass(frozen=True)
@@ -21,14 +27,6 @@ class Outcome:
     reason: str = ""
     inputs: str = ""
     """SHA-256 over the digests of the files that were read."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where one process computes. device: as PyTorch names it; networks go there."""
-
-    threads: int = 1
-    device: str = "cpu"
 
 
 Worker = Callable[[Sequence[Clip]], list[Outcome]]
@@ -52,31 +50,46 @@ class Stage(Protocol):
         ...
 
 
-def make_variant(
-    stage: str,
-    label: str,
-    version: int,
-    settings: Mapping[str, Any],
-    arrays: tuple[ArraySpec, ...],
-    weights: Mapping[str, str] | None = None,
-    attributes: Mapping[str, Any] | None = None,
-) -> Variant:
-    """A variant named after what it is and its fingerprint.
+@dataclass(frozen=True)
+class Description:
+    """What a stage makes.
 
-    version: raised whenever the stage's code gives other numbers for the same settings.
-    weights: digest of each weights file by name.
+    label: what the names of its variants begin with.  version: raised whenever the stage's code
+    gives other numbers for the same settings.  settings: all that changes what comes out (see
+    `identity.recorded`).  weights: catalogue names of those it needs.
     """
-    settings = {"version": version, **settings}
-    digest = fingerprint({"stage": stage, "settings": settings, "weights": weights or {}})
-    return Variant(
-        stage=stage,
-        name=f"{label}-{digest[:8]}",
-        fingerprint=digest,
-        settings=settings,
-        weights=weights or {},
-        arrays=arrays,
-        attributes=attributes or {},
-    )
+
+    stage: str
+    label: str
+    version: int
+    settings: Mapping[str, Any]
+    arrays: tuple[ArraySpec, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    weights: tuple[str, ...] = ()
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The settings as a variant has them."""
+        return {"version": self.version, **self.settings}
+
+    def variant(self, digests: Mapping[str, str] | None = None) -> Variant:
+        """The variant that weights with these digests make, by catalogue name."""
+        weights = dict(digests or {})
+        digest = fingerprint({"stage": self.stage, "settings": self.recorded, "weights": weights})
+        return Variant(
+            stage=self.stage,
+            name=f"{self.label}-{digest[:8]}",
+            fingerprint=digest,
+            settings=self.recorded,
+            weights=weights,
+            arrays=self.arrays,
+            attributes=self.attributes,
+        )
+
+
+def read_as(reading: int) -> dict[str, int]:
+    """The settings that say how a layout's files are read: none where that never changed."""
+    return {"reading": reading} if reading > 1 else {}
 
 
 def combined_digest(digests: Iterable[str]) -> str:

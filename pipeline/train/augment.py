@@ -35,35 +35,38 @@ class Augment:
     def __call__(self, batch: Batch) -> Batch:
         if self.recipe == "none":
             return batch
-        frames, maskige = batch.frames.float(), batch.maskige.float()
-        labels = batch.labels.clone()
-        sizes = [(frames.shape[-2], frames.shape[-1])] * len(frames)
+        seen = [batch.frames] if batch.maskige is None else [batch.frames, batch.maskige]
+        pictures, labels = [each.float() for each in seen], batch.labels.clone()
+        sizes = [(labels.shape[-2], labels.shape[-1])] * len(labels)
         if self.recipe == "resize-crop-colour-flip":
-            frames, maskige, labels, sizes = self._resize_and_crop(frames, maskige, labels)
-        frames, maskige = self._jitter(frames), self._jitter(maskige)
-        flip = (self._uniform(len(frames)) < 0.5).tolist()
+            pictures, labels, sizes = self._resize_and_crop(pictures, labels)
+        pictures = [self._jitter(each) for each in pictures]
+        flip = (self._uniform(len(labels)) < 0.5).tolist()
         for clip, (rows, columns) in enumerate(sizes):
             # Padding comes last: always right and below, and its grey is never jittered.
-            for pictures, padding in (
-                (frames[clip], PADDING), (maskige[clip], PADDING), (labels[clip], LABEL_IGNORED),
-            ):  # fmt: skip
+            padded = [(each[clip], PADDING) for each in pictures]
+            for target, padding in (*padded, (labels[clip], LABEL_IGNORED)):
                 if flip[clip]:
-                    pictures[..., :columns] = pictures[..., :columns].flip(-1)
-                pictures[..., rows:, :] = padding
-                pictures[..., columns:] = padding
-        return replace(batch, frames=frames, maskige=maskige, labels=labels)
+                    target[..., :columns] = target[..., :columns].flip(-1)
+                target[..., rows:, :] = padding
+                target[..., columns:] = padding
+        frames, *maskige = pictures
+        return replace(batch, frames=frames, maskige=maskige[0] if maskige else None, labels=labels)
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator)
 
     def _resize_and_crop(
-        self, frames: Tensor, maskige: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, list[tuple[int, int]]]:
+        self, pictures: list[Tensor], labels: Tensor
+    ) -> tuple[list[Tensor], Tensor, list[tuple[int, int]]]:
         """Resized pictures, the crop in the upper left corner, and each clip's crop in pixels."""
-        height, width = frames.shape[-2:]
-        new_frames, new_maskige = torch.zeros_like(frames), torch.zeros_like(maskige)
-        new_labels, crops = torch.zeros_like(labels), list[tuple[int, int]]()
-        for clip in range(len(frames)):
+        height, width = labels.shape[-2:]
+        cropped, new_labels = (
+            [torch.zeros_like(each) for each in pictures],
+            torch.zeros_like(labels),
+        )
+        crops: list[tuple[int, int]] = []
+        for clip in range(len(labels)):
             side = SHORT_SIDES[int(self._uniform(1) * len(SHORT_SIDES))]
             size = (round(height * side / 224), round(width * side / 224))
             rows, columns = min(height, size[0]), min(width, size[1])
@@ -72,14 +75,14 @@ class Augment:
             left = int(self._uniform(1) * (size[1] - columns + 1))
             window = (..., slice(top, top + rows), slice(left, left + columns))
             to = (clip, ..., slice(0, rows), slice(0, columns))
-            for source, target in ((frames, new_frames), (maskige, new_maskige)):
+            for source, target in zip(pictures, cropped, strict=True):
                 resized = F.interpolate(
                     source[clip], size, mode="bilinear", align_corners=False, antialias=True
                 )
                 target[to] = resized[window]
             nearest = F.interpolate(labels[clip][None].float(), size, mode="nearest-exact")[0]
             new_labels[to] = nearest[window].to(labels.dtype)
-        return new_frames, new_maskige, new_labels, crops
+        return cropped, new_labels, crops
 
     def _jitter(self, pictures: Tensor) -> Tensor:
         """SSD's colour jitter, drawn anew for every picture of [B,T,3,H,W] in 0..255."""

@@ -5,12 +5,10 @@ is read once when the split is opened. Reads go on in threads of the source (ten
 a packed file's), so a few batches ahead cost no process, no pickling and no copy between processes.
 """
 
-import contextlib
-import ctypes
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,22 +17,22 @@ from torch import Tensor
 
 from ...model.maskige import colour
 from ..errors import ComboError
-from ..jobs.records import Finished
-from ..source import Choice, Source, finished_manifest, remake
-from ..store import VALID, Plan, Variant
+from ..source import Choice, Source, demand_usable
+from ..store import VALID, Plan
 
 
 @dataclass(frozen=True)
 class Batch:
     """Clips of a batch on a device. T is the most frames a clip of the data set has.
 
-    frames, maskige: [B, T, 3, H, W] uint8 RGB.  labels: [B, T, H, W] uint8, 255 is ignored.
-    sound: [B, T, 128] float32.  present: [B, T] bool, frames that the clip has.  annotated: [B, T]
-    bool, frames with labels; these two stay on the CPU, where they cost no wait.  clips: names.
+    frames, maskige: [B, T, 3, H, W] uint8 RGB; maskige is None where none are read.
+    labels: [B, T, H, W] uint8, 255 is ignored.  sound: [B, T, D] float32.  present: [B, T] bool,
+    frames that the clip has.  annotated: [B, T] bool, frames with labels; these two stay on the
+    CPU, where they cost no wait.  clips: names.
     """
 
     frames: Tensor
-    maskige: Tensor
+    maskige: Tensor | None
     labels: Tensor
     sound: Tensor
     present: Tensor
@@ -50,19 +48,22 @@ class StoredBatch:
     """
 
     frames: Tensor
-    label_map: Tensor
+    label_map: Tensor | None
     labels: Tensor
     sound: Tensor
     present: Tensor
     annotated: Tensor
     clips: tuple[str, ...]
-    palette: Tensor
+    palette: Tensor | None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, its Maskiges painted."""
+        maskige = None
+        if self.label_map is not None and self.palette is not None:
+            maskige = colour(self.label_map.to(device, non_blocking=True), self.palette)
         return Batch(
             frames=self.frames.to(device, non_blocking=True),
-            maskige=colour(self.label_map.to(device, non_blocking=True), self.palette),
+            maskige=maskige,
             labels=self.labels.to(device, non_blocking=True),
             sound=self.sound.to(device, non_blocking=True),
             present=self.present,
@@ -73,17 +74,18 @@ class StoredBatch:
     def part(self, first: int, last: int) -> "StoredBatch":
         """Clips `first` to `last` - 1."""
         names = ("frames", "label_map", "labels", "sound", "present", "annotated", "clips")
-        return replace(self, **{name: getattr(self, name)[first:last] for name in names})
+        whole = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(self, **{name: value[first:last] for name, value in whole.items()})
 
 
 @dataclass(frozen=True)
 class _Pending:
     rows: np.ndarray
-    reads: tuple[Any, Any, Any]
+    reads: tuple[Any, ...]
 
 
 class ClipReader:
-    """The clips of one finished split that every stage could make.
+    """The clips of one finished split that every stage of a choice could make.
 
     left_out: names of clips that failed in a stage, with the reason.  labelled: places in `rows`
     of the clips with a label on some frame.  outputs: digest of all that
@@ -92,14 +94,13 @@ class ClipReader:
     """
 
     def __init__(self, split: Source, choice: Choice) -> None:
-        _keep_freed_memory()
         self.split, self.choice = split, choice
         self.plan: Plan = split.plan()
         self.left_out: dict[str, str] = {}
         self.outputs: dict[str, str] = {}
         usable = np.ones(len(self.plan.clips), bool)
         for variant in choice.variants:
-            finished = _finished(split, variant, self.plan)
+            finished = demand_usable(split, variant)
             self.left_out |= finished.failed
             self.outputs[variant.stage] = finished.outputs
             valid = split.read_array(variant, VALID)[: len(self.plan.clips)]
@@ -118,15 +119,11 @@ class ClipReader:
         self.labelled = [
             place for place, row in enumerate(self.rows) if bool(self._annotated[int(row)].any())
         ]
-        self._palette = torch.tensor(choice.maskige.attributes["palette"], dtype=torch.uint8)
-        self._pictures = tuple(
-            split.reader(variant, name)
-            for variant, name in (
-                (choice.frames, "frames"),
-                (choice.frames, "labels"),
-                (choice.maskige, "label_map"),
-            )
-        )
+        self._pictures = [split.reader(choice.frames, name) for name in ("frames", "labels")]
+        self._palette = None
+        if choice.maskige is not None:
+            self._pictures.append(split.reader(choice.maskige, "label_map"))
+            self._palette = torch.tensor(choice.maskige.attributes["palette"], dtype=torch.uint8)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -134,27 +131,31 @@ class ClipReader:
     def ask(self, clips: Sequence[int]) -> _Pending:
         """Start reading clips, given as positions in `rows`."""
         rows = self.rows[np.asarray(clips)]
-        frames, labels, label_map = (array.ask(rows) for array in self._pictures)
-        return _Pending(rows, (frames, labels, label_map))
+        return _Pending(rows, tuple(array.ask(rows) for array in self._pictures))
+
+    @property
+    def sound_width(self) -> int:
+        """D: numbers of one frame's sound."""
+        return self._sound.shape[-1]
 
     def sound(self, clips: Sequence[int]) -> Tensor:
-        """Sound embeddings of clips, given as positions in `rows`: [B, T, 128]."""
+        """Sound embeddings of clips, given as positions in `rows`: [B, T, D]."""
         return self._sound.index_select(0, torch.from_numpy(self.rows[np.asarray(clips)]))
 
     def sound_statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each of the 128 numbers over all frames of the split."""
+        """Mean and standard deviation of each of the D numbers over all frames of the split."""
         rows = torch.from_numpy(self.rows)
         heard = self._sound[rows][self._present[rows]]
         return heard.mean(0), heard.std(0, correction=0)
 
     def take(self, pending: _Pending) -> StoredBatch:
         """Wait for clips asked for."""
-        frames, labels, label_map = (torch.from_numpy(read.result()) for read in pending.reads)
+        frames, labels, *maps = (torch.from_numpy(read.result()) for read in pending.reads)
         rows = torch.from_numpy(pending.rows)
         # index_select, since tensor[rows] waits for PyTorch's threads, and the cores are busy.
         return StoredBatch(
             frames=frames.permute(0, 1, 4, 2, 3),
-            label_map=label_map,
+            label_map=maps[0] if maps else None,
             labels=labels,
             sound=self._sound.index_select(0, rows),
             present=self._present.index_select(0, rows),
@@ -187,29 +188,3 @@ def shuffled(clips: int, batch: int, seed: int, first: int, last: int) -> Iterat
     for iteration in range(first, last):
         places = range(iteration * batch, (iteration + 1) * batch)
         yield [int(order(place // clips)[place % clips]) for place in places]
-
-
-def _finished(split: Source, variant: Variant, plan: Plan) -> Finished:
-    finished = finished_manifest(split, variant)
-    if (
-        finished is None
-        or finished.plan != plan.fingerprint
-        or finished.fingerprint != variant.fingerprint
-    ):
-        command = remake(split, variant.stage, variant.settings)
-        raise ComboError(f"{variant.key} of {split} is not finished; run: {command}")
-    return finished
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Let the memory of one batch serve the next, in this process, where the C library is glibc.
-
-    It would hand the memory of large arrays back to the system at once, and to have that mapped
-    again costs nearly half as much as reading and decoding a clip.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # glibc's malloc.h
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        allocator = ctypes.CDLL(None)
-        allocator.mallopt(mmap_threshold, 32 << 20)  # the most that it accepts
-        allocator.mallopt(trim_threshold, 256 << 20)

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ...model.presets import PRESETS as NETWORKS
-from ...model.settings import ComboSettings
+from torch import nn
+
+from ...model.interface import Network
+from ...model.networks import NETWORKS
+from ...model.settings import NetworkSettings
 from ..errors import ComboError
 from .augment import Recipe
 
@@ -66,43 +69,46 @@ class RunSettings:
     """Everything a run depends on beside its data."""
 
     train: TrainSettings
-    network: ComboSettings
+    kind: str
+    """The network's name in `NETWORKS`."""
+    network: NetworkSettings
+
+    def build(self, pretrained: bool = False) -> Network:
+        """The network. pretrained: timm fetches ImageNet weights for its encoders, or raises."""
+        return NETWORKS[self.kind].build(self.network, pretrained)
+
+    def criterion(self) -> nn.Module:
+        return NETWORKS[self.kind].criterion(self.network)
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "train": dataclasses.asdict(self.train),
+            "kind": self.kind,
             "network": dataclasses.asdict(self.network),
         }
 
 
-_OBJECT = {"s4": {}, "ms3": {"iterations": 20_000, "evaluate_every": 400}}
-_SEMANTIC = {"avss": {"precision": "fp16", "augment": "colour-flip"}}
-# One thread: two are half as fast again on cores of their own, and ten times slower when they wait
-# for one another on cores that others use too.
-_SMALL = {
-    "threads": 1,
-    "initialisation": "random",
-    "iterations": 700,
-    "batch_size": 2,
-    "micro_batch": 2,
-    "learning_rate": 1e-3,
-    "backbone_lr_factor": 1.0,
-    "clip_norm": 1.0,
-    "warmup": 20,
-    "augment": "none",
-    "evaluate_every": 350,
+_DATA: dict[str, dict[str, Any]] = {
+    "ms3": {"iterations": 20_000, "evaluate_every": 400},
+    "avss": {"precision": "fp16", "augment": "colour-flip"},
 }
+"""What the paper trains with on a data set, where that is not as on S4."""
+
+
+def kind_of(preset: str) -> str:
+    """The network that a preset is of. Raises ComboError."""
+    for name, kind in NETWORKS.items():
+        if preset in kind.presets:
+            return name
+    there = ", ".join(preset for kind in NETWORKS.values() for preset in kind.presets)
+    raise ComboError(f"no preset {preset!r}; there are {there}")
 
 
 def train_settings(preset: str) -> TrainSettings:
     """The training settings that belong to a network preset, such as `combo-r50-s4`."""
-    if preset not in NETWORKS:
-        raise ComboError(f"no preset {preset!r}; there are {', '.join(NETWORKS)}")
-    subset = preset.rsplit("-", 1)[1]
-    values: dict[str, Any] = {**_OBJECT, **_SEMANTIC}[subset]
-    if preset.startswith("combo-small"):
-        values = _SMALL
-    return TrainSettings(preset=preset, data=subset, **values)
+    own = NETWORKS[kind_of(preset)].training.get(preset, {})
+    data = preset.rsplit("-", 1)[-1]
+    return TrainSettings(preset=preset, data=data, **{**_DATA.get(data, {}), **own})
 
 
 def resolve(preset: str, changes: Sequence[str] = ()) -> RunSettings:
@@ -110,7 +116,8 @@ def resolve(preset: str, changes: Sequence[str] = ()) -> RunSettings:
 
     Raises ComboError for a key that neither has, or a value of another type.
     """
-    train, network = train_settings(preset), NETWORKS[preset]
+    kind = kind_of(preset)
+    train, network = train_settings(preset), NETWORKS[kind].presets[preset]
     updates: dict[str, dict[str, Any]] = {"train": {}, "network": {}}
     for change in changes:
         key, equals, text = change.partition("=")
@@ -131,6 +138,7 @@ def resolve(preset: str, changes: Sequence[str] = ()) -> RunSettings:
     try:
         return RunSettings(
             dataclasses.replace(train, **updates["train"]),
+            kind,
             dataclasses.replace(network, **updates["network"]),
         )
     except ValueError as error:
@@ -154,7 +162,21 @@ def parse(key: str, text: str, wanted: Any) -> Any:
 
 
 def restore(value: dict[str, Any]) -> RunSettings:
-    """Settings as saved with a run (`RunSettings.as_dict` through JSON)."""
+    """Settings as saved with a run (`RunSettings.as_dict` through JSON).
+
+    Runs that do not say which network are of a time when there was COMBO alone. Raises ComboError
+    for a network that this combo does not have.
+    """
     from pydantic import TypeAdapter
 
-    return TypeAdapter(RunSettings).validate_python(value)
+    kind = value.get("kind", "combo")
+    if kind not in NETWORKS:
+        raise ComboError(
+            f"the run's network is {kind!r}, and this combo has {', '.join(NETWORKS)}; "
+            f"use the combo that it was trained with"
+        )
+    return RunSettings(
+        TypeAdapter(TrainSettings).validate_python(value["train"]),
+        kind,
+        TypeAdapter(NETWORKS[kind].settings).validate_python(value["network"]),
+    )

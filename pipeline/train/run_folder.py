@@ -1,6 +1,6 @@
 """A run's folder: what it was trained with, how it went, and its networks.
 
-settings.json   resolved settings of training and network
+settings.json   which network, and resolved settings of it and of its training
 data.json       data set, store, variants and their fingerprints, clips used and left out
 versions.json   combo, Python, torch, ... and the machine
 metrics.jsonl   one line a log entry, also in tensorboard/

@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from ...model import Combo
 from ...model.backbones import Backbone
-from ...model.settings import ComboSettings
+from ...model.interface import Network
 from ..errors import ComboError
+from ..jobs.plan import stage_settings
 from ..manifest import Manifest
-from ..preprocess.tasks import stage_settings
 from ..source import Choice, choose_variants, open_source, sources_in
 from ..weights import load_state, resolve
 from . import checkpoint
@@ -60,6 +59,9 @@ def start(
             f"run: combo {command} {data_set}"
         )
     asked = {split: stage_settings(manifest, data_set, split) for split in sources}
+    if not settings.network.reads_maskige:
+        for stages in asked.values():
+            del stages["maskige"]
     choice = choose_variants(sources["train"], asked["train"], named)
     wanted = {split: _like(choice, asked["train"], own) for split, own in asked.items()}
     weights = {v.stage: dict(v.weights) for v in choice.variants}
@@ -100,14 +102,15 @@ def resume(folder: Path, store: Path | None = None) -> Trainer:
     for name, known in data["splits"].items():
         split = open_source(store or Path(data["store"]), data["data_set"], name)
         named = {stage: variant["name"] for stage, variant in known["variants"].items()}
-        readers[name] = ClipReader(split, choose_variants(split, {}, named))
+        wanted = dict[str, dict[str, Any]].fromkeys(named, {})
+        readers[name] = ClipReader(split, choose_variants(split, wanted, named))
         if _described(readers[name]) != known:
             raise ComboError(
                 f"{split} in {split.store} has changed since {folder} was started; "
                 f"begin a new run: combo train --preset {settings.train.preset}"
             )
     torch.manual_seed(settings.train.seed)
-    trainer = Trainer(run, settings, Combo(settings.network), readers)
+    trainer = Trainer(run, settings, settings.build(), readers)
     trainer.resume()
     return trainer
 
@@ -141,28 +144,28 @@ def _like(
 
 
 def _fit_to_data(settings: RunSettings, reader: ClipReader) -> RunSettings:
-    """Classes and image size are the data's."""
+    """Classes, sizes and widths are the data's."""
     network = dataclasses.replace(
         settings.network,
         classes=len(reader.plan.classes),
         image_size=reader.choice.frames.settings["size"][0],
+        audio_dim=reader.sound_width,
         max_frames=max(settings.network.max_frames, reader.plan.frames_per_clip),
     )
-    return RunSettings(settings.train, network)
+    return dataclasses.replace(settings, network=network)
 
 
-def _network(settings: RunSettings, manifest: Manifest) -> Combo:
-    torch.manual_seed(settings.train.seed)
-    start_from, network = settings.train.initialisation, settings.network
-    if start_from == "random":
-        return Combo(network)
+def _network(settings: RunSettings, manifest: Manifest) -> Network:
+    start_from = settings.train.initialisation
     if start_from == "imagenet":
-        return _imagenet(network, manifest)
+        return _imagenet(settings, manifest)
+    network = _seeded(settings)
+    if start_from == "random":
+        return network
     other = RunFolder(Path(start_from))
     other.settings()  # says so when it is no run
-    combo = Combo(network)
     state = checkpoint.load(other.best if other.best.exists() else other.last).network
-    mine = combo.state_dict()
+    mine = network.state_dict()
     # Another number of classes: its classifier starts anew, all else must fit.
     fits = {k: v for k, v in state.items() if k in mine and v.shape == mine[k].shape}
     strange = set(state.keys() ^ mine.keys()) | {
@@ -173,33 +176,46 @@ def _network(settings: RunSettings, manifest: Manifest) -> Combo:
             f"{start_from} has another network ({min(strange)} does not fit); "
             f"give the same settings with --set"
         )
-    combo.load_state_dict({**mine, **fits})
-    return combo
+    network.load_state_dict({**mine, **fits})
+    return network
 
 
-def _imagenet(network: ComboSettings, manifest: Manifest) -> Combo:
+def _seeded(settings: RunSettings, pretrained: bool = False) -> Network:
+    torch.manual_seed(settings.train.seed)
+    return settings.build(pretrained)
+
+
+def _imagenet(settings: RunSettings, manifest: Manifest) -> Network:
     from ...model.state_dicts import backbone_state
 
-    name = IMAGENET.get(network.backbone)
-    if name is None:
+    network = _seeded(settings)
+    encoders = [module for module in network.modules() if isinstance(module, Backbone)]
+    if not encoders:
+        raise ComboError(
+            f"network {settings.kind} has no encoder that ImageNet weights are for; "
+            f"train without: --set initialisation=random"
+        )
+    names = {encoder.name for encoder in encoders}
+    if names - IMAGENET.keys():
         try:
-            return Combo(network, pretrained=True)
+            return _seeded(settings, pretrained=True)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise ComboError(
-                f"timm cannot give ImageNet weights of {network.backbone} ({reason}); "
+                f"timm cannot give ImageNet weights of {', '.join(sorted(names))} ({reason}); "
                 f"train without: --set initialisation=random"
             ) from error
-    path, _ = resolve(name, manifest)
-    combo, state = Combo(network), load_state(path)
-    kind = "detectron2" if path.suffix == ".pkl" else "timm"
-    encoders = [module for module in combo.modules() if isinstance(module, Backbone)]
-    try:
-        for encoder in encoders:
-            encoder.load_state_dict(backbone_state(state, kind, encoder))
-    except ValueError as error:
-        raise ComboError(f"{path} does not fit {network.backbone}: {error}") from error
-    return combo
+    for name in names:
+        path, _ = resolve(IMAGENET[name], manifest)
+        state = load_state(path)
+        kind = "detectron2" if path.suffix == ".pkl" else "timm"
+        try:
+            for encoder in encoders:
+                if encoder.name == name:
+                    encoder.load_state_dict(backbone_state(state, kind, encoder))
+        except ValueError as error:
+            raise ComboError(f"{path} does not fit {name}: {error}") from error
+    return network
 
 
 def _described(reader: ClipReader) -> dict[str, Any]:

@@ -9,15 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...model import Combo
-from ...model.criterion import Criterion
-from ...model.optimiser import parameter_groups
-from ..devices import choose_device, keep_freed_memory
+from ...model.interface import Network
+from ..devices import choose_device
 from ..errors import ComboError
-from ..evaluate import measure
 from . import checkpoint
 from .augment import Augment
 from .checkpoint import Checkpoint
+from .evaluate import measure
 from .loader import ClipReader, StoredBatch, shuffled
 from .presets import RunSettings, TrainSettings
 from .run_folder import RunFolder
@@ -49,20 +47,17 @@ class Trainer:
         self,
         run: RunFolder,
         settings: RunSettings,
-        network: Combo,
+        network: Network,
         readers: Mapping[str, ClipReader],
     ) -> None:
         self.run, self.settings, self.readers = run, settings.train, readers
         self.device = choose_device(self.settings.device)
-        if self.device.type == "cpu":
-            keep_freed_memory()
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
         self.network = network.to(self.device)
-        self.criterion = Criterion(settings.network).to(self.device)
+        self.criterion = settings.criterion().to(self.device)
         self.optimiser = torch.optim.AdamW(
-            parameter_groups(
-                network,
+            network.parameter_groups(
                 self.settings.learning_rate,
                 self.settings.weight_decay,
                 self.settings.backbone_lr_factor,

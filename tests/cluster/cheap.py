@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from combo.pipeline.devices import Place
 from combo.pipeline.jobs.local import LocalRunner
 from combo.pipeline.jobs.run import Options, Summary, run_job, settle_plan
 from combo.pipeline.jobs.stopping import listening
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.layouts import Clip
-from combo.pipeline.preprocess.stage import Outcome, Place, Worker, make_variant
+from combo.pipeline.preprocess.stage import Description, Outcome, Worker
 from combo.pipeline.store import ArraySpec, Plan, SplitStore, Variant
 
 
@@ -30,7 +31,8 @@ class CheapStage:
     has_network: bool = False
 
     def variant(self) -> Variant:
-        return make_variant("audio", "cheap", 1, {}, (ArraySpec("embedding", (8,), "float32"),))
+        arrays = (ArraySpec("embedding", (8,), "float32"),)
+        return Description("audio", "cheap", 1, {}, arrays).variant()
 
     def open(self, place: Place) -> Worker:
         del place

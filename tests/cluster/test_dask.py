@@ -13,12 +13,12 @@ import pytest
 
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs.local import LocalRunner
+from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.jobs.stopping import Stop, Stopped
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.jobs.verify import Finding, verify_variant
 from combo.pipeline.manifest import ClusterSettings, Manifest, load_manifest
-from combo.pipeline.preprocess.tasks import make_job
 
 pytestmark = pytest.mark.slow
 

@@ -22,13 +22,13 @@ from combo.pipeline.jobs.claims import Claims
 from combo.pipeline.jobs.estimate import estimate
 from combo.pipeline.jobs.local import LocalRunner
 from combo.pipeline.jobs.parts import read_parts
+from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan, units_to_do
 from combo.pipeline.jobs.status import progress
 from combo.pipeline.jobs.stopping import Stop, Stopped
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.jobs.verify import Finding, verify_variant
 from combo.pipeline.manifest import Manifest, load_manifest
-from combo.pipeline.preprocess.tasks import make_job
 from combo.pipeline.store import SplitStore, Variant
 
 from .conftest import CHEAP
@@ -242,7 +242,7 @@ def test_a_variant_is_not_finished_when_a_unit_is_withdrawn_while_it_is_closed(
 
     monkeypatch.setattr(records, "leftovers", and_meanwhile)
     assert records.finalise(job.split, job.variant, job.plan) is None
-    assert records.read_finished(job.split, job.variant) is None
+    assert job.split.finished(job.variant) is None
 
 
 # -- who is at work ------------------------------------------------------------------------------

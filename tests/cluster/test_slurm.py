@@ -15,11 +15,11 @@ import pytest
 
 from combo.pipeline.jobs import records
 from combo.pipeline.jobs.parts import read_parts
+from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.jobs.verify import Finding, verify_variant
 from combo.pipeline.manifest import load_manifest
-from combo.pipeline.preprocess.tasks import make_job
 from combo.pipeline.sample import write_sample
 
 from .slurm_tools import alone, are_over, queue, slurm, wait_until, why_no_slurm
@@ -156,7 +156,7 @@ def test_an_array_whose_tasks_are_killed_ends_as_one_process_would(
         start_again(task)
     wait_until(lambda: are_over(array, submitted["finalise"]))
 
-    assert records.read_finished(job.split, job.variant) is not None
+    assert job.split.finished(job.variant) is not None
     assert is_good(job)
     assert bytes_of(job) == bytes_of(undisturbed(tmp_path, photo_clips))
     assert not list(tmp_path.rglob("*.partial"))
@@ -176,7 +176,7 @@ def test_short_of_time_a_task_finishes_its_unit_and_is_queued_again(
     assert 2 <= len(records.listing(job.split, job.variant)) < CLIPS
     start_again(submitted["array"] + "_1")
     wait_until(lambda: are_over(submitted["array"], submitted["finalise"]))
-    assert records.read_finished(job.split, job.variant) is not None
+    assert job.split.finished(job.variant) is not None
     assert is_good(job)
     log = Path(submitted["folder"], "part-1.log").read_text()
     assert "queued again" in log
@@ -202,7 +202,7 @@ def test_a_cancelled_task_is_not_queued_again_and_submitting_again_goes_on(
 
     again = submit(tmp_path, manifest, 4)
     wait_until(lambda: are_over(again["array"], again["finalise"]))
-    assert records.read_finished(job.split, job.variant) is not None
+    assert job.split.finished(job.variant) is not None
     assert is_good(job)
 
 
@@ -295,7 +295,7 @@ def test_failed_clips_are_made_again_by_an_array_on_request(tmp_path: Path, clip
     said = combo(*words, "--retry-failed", "--manifest", manifest, "--json", cwd=tmp_path)
     submitted = json.loads(said)
     wait_until(lambda: are_over(submitted["array"], submitted["finalise"]))
-    finished = records.read_finished(job.split, job.variant)
+    finished = job.split.finished(job.variant)
     assert finished is not None
     assert finished.failed == {}
     now = {unit: records.read_record(job.split, job.variant, unit) for unit in range(CLIPS)}

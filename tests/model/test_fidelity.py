@@ -40,7 +40,7 @@ def tiny(fidelity: str, **settings: object) -> Combo:
 
 
 def test_the_reference_hands_queries_the_sound_of_other_frames() -> None:
-    """SPEC section 6: query q of frame f receives the sound of frame floor((q F + f) / 100)."""
+    """The public code: query q of frame f receives the sound of frame floor((q F + f) / 100)."""
     frames = 5
     spread = reshaped_queries(torch.arange(float(frames))[:, None], 100)[..., 0]
     for f in range(frames):
@@ -94,7 +94,7 @@ def test_the_paper_fusion_is_equations_4_and_5() -> None:
     fusion = PaperFusion(FUSION)
     pixels, sound = fusion_inputs(3)
     rows = pixels.flatten(2).transpose(1, 2)
-    placed = rows + sine_positions(4, 6, 16).flatten(1).T
+    placed = rows + sine_positions(4, 6, 32)
     heard = sound + fusion.audio_pos.weight[:3]
     q = fusion.query(placed).flatten(0, 1)
     k = fusion.key(heard)
@@ -121,7 +121,7 @@ def test_the_reference_fusion_is_spec_section_5() -> None:
     def heads(x: Tensor) -> Tensor:
         return x.unflatten(-1, (4, 8)).transpose(-2, -3)
 
-    q = heads(attention.v_proj(v + sine_positions(4, 6, 16).flatten(1).T) * 8**-0.5)
+    q = heads(attention.v_proj(v + sine_positions(4, 6, 32)) * 8**-0.5)
     k = heads(attention.a_proj(a + fusion.audio_pos.weight)[:, None])
     over_pixels = (q @ k.transpose(2, 3)).softmax(dim=2)
     value_a, value_v = heads(attention.values_a_proj(a)[:, None]), heads(attention.values_v_proj(v))

@@ -7,12 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from PIL import Image
 from torch import Tensor
 
 from combo.model.maskige import colour, label_map, mask_areas, merge, reference_palette
-from combo.model.maskige import resize_labels as resize
 
 GOLDEN = np.load(Path(__file__).parents[1] / "data" / "maskige" / "maskige.npz")
 SETS = [str(name) for name in GOLDEN["names"]]
@@ -27,6 +25,12 @@ def golden(name: str, part: str) -> Tensor:
 def masks_of(name: str) -> Tensor:
     width = int(golden(name, "shape")[2])
     return torch.from_numpy(np.unpackbits(GOLDEN[f"{name}.masks_packed"], axis=-1)[..., :width] > 0)
+
+
+def resize(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """As label images and label maps are resized to the stored size."""
+    picture = Image.fromarray(labels.numpy()).resize(size[::-1], Image.Resampling.NEAREST)
+    return torch.from_numpy(np.array(picture))
 
 
 def painted_one_by_one(masks: Tensor, order: list[int]) -> Tensor:
@@ -161,24 +165,3 @@ def test_a_part_of_a_label_map_is_coloured_as_in_the_whole() -> None:
     for rows, columns in ((slice(1, 2), slice(0, 127)), (slice(0, 2), slice(3, 100, 5))):
         part = colour(labels[rows, columns], reference_palette())
         assert torch.equal(part, whole[:, rows, columns])
-
-
-@given(
-    labels=arrays.arrays(np.uint8, st.tuples(st.integers(1, 90), st.integers(1, 90))),
-    size=st.tuples(st.integers(1, 120), st.integers(1, 120)),
-)
-@settings(deadline=None)
-def test_resizing_picks_the_pixels_that_pillow_picks(
-    labels: np.ndarray, size: tuple[int, int]
-) -> None:
-    expected = Image.fromarray(labels).resize((size[1], size[0]), Image.Resampling.NEAREST)
-    resized = resize(torch.from_numpy(labels), size)
-    assert np.array_equal(resized.numpy(), np.asarray(expected))
-
-
-@pytest.mark.parametrize("source", [224, 360, 480, 500, 640, 1080, 1281])
-@pytest.mark.parametrize("target", [56, 128, 224, 225, 1000])
-def test_resizing_picks_the_same_pixels_at_common_sizes(source: int, target: int) -> None:
-    line = np.arange(source, dtype=np.int32)[None]
-    expected = Image.fromarray(line).resize((target, 1), Image.Resampling.NEAREST)
-    assert np.array_equal(resize(torch.from_numpy(line), (1, target)).numpy(), np.asarray(expected))

@@ -226,23 +226,6 @@ def test_the_false_positive_rate_counts_clips_with_nothing_audible_in_sight() ->
     assert metrics.result().false_positive_rate == pytest.approx(1 / 2)
 
 
-@given(seed=seeds, parts=st.integers(0, 4))
-@settings(deadline=None, max_examples=20)
-def test_two_processes_count_what_one_counts(seed: int, parts: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    clips = [
-        (torch.randn((3, 2, 6, 6), generator=generator), torch.zeros(3, 6, 6, dtype=torch.uint8))
-        for _ in range(4)
-    ]
-    one, first, second = ObjectMetrics(), ObjectMetrics(), ObjectMetrics()
-    for index, (scores, labels) in enumerate(clips):
-        labels[:, : index + 1] = index % 2
-        one.update(scores, labels)
-        (first if index < parts else second).update(scores, labels)
-    first.merge(second)
-    assert first.result() == one.result()
-
-
 @pytest.mark.parametrize(
     ("probability", "label", "message"),
     [(float("nan"), 1, r"0\.\.1"), (1.5, 1, r"0\.\.1"), (-0.5, 1, r"0\.\.1"), (0.5, 2, "0, 1 or")],
@@ -399,8 +382,6 @@ def test_semantic_false_positives_and_refusals() -> None:
         metrics.update(scores * float("nan"), labels)
     with pytest.raises(ValueError, match="T, 3, H, W"):
         metrics.update(torch.zeros(1, 4, 2, 2), labels)
-    with pytest.raises(ValueError, match="cannot merge"):
-        metrics.merge(SemanticMetrics(4))
 
 
 @pytest.mark.gpu

@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from public_masks import PublicGrid
 from scipy import ndimage
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 from segment_anything.modeling import (
@@ -34,14 +35,11 @@ from segment_anything.modeling import (
 )
 from torch import Tensor
 
+from combo.model.grid_settings import GridSettings, SemanticSamGrid
 from combo.model.mask_regions import logit_boxes, mask_boxes, remove_small_regions, stability
 from combo.model.maskige import label_map, merge
-from combo.model.point_grid import PointGrid
 from combo.model.point_prompts import (
-    SAM_SETTINGS,
-    SEMANTIC_SAM_SETTINGS,
     DecodedPoints,
-    GridSettings,
     Upsampling,
 )
 from combo.model.sam_points import EncodedByViT
@@ -191,7 +189,7 @@ def test_sam_gives_the_masks_that_segment_anything_gives(
 ) -> None:
     image = picture(*size)
     theirs = packages_masks(sam, image, settings)
-    ours = PointGrid(sam, **settings).records(image)
+    ours = PublicGrid(sam, **settings).records(image)
     assert len(theirs) > 0
     assert_same_masks(ours, theirs)
 
@@ -207,13 +205,13 @@ def test_the_real_vit_b_gives_the_masks_that_segment_anything_gives() -> None:
     settings = {**LOOSE, "points_per_side": 3}
     theirs = packages_masks(vit_b, image, settings)
     assert len(theirs) > 0
-    assert_same_masks(PointGrid(vit_b, **settings).records(image), theirs)
+    assert_same_masks(PublicGrid(vit_b, **settings).records(image), theirs)
 
 
 def test_little_memory_makes_smaller_steps_and_the_same_masks(sam: Sam) -> None:
     image = picture(120, 90)
-    plenty = PointGrid(sam, **LOOSE).records(image)
-    little = PointGrid(sam, **LOOSE, memory_limit=1).records(image)
+    plenty = PublicGrid(sam, **LOOSE).records(image)
+    little = PublicGrid(sam, **LOOSE, memory_limit=1).records(image)
     assert len(plenty) > 3
     assert [r.bbox for r in plenty] == [r.bbox for r in little]
     for a, b in zip(plenty, little, strict=True):
@@ -242,7 +240,7 @@ def test_when_memory_really_runs_out_the_batch_is_halved_until_it_fits(
 ) -> None:
     image = picture(120, 90)
     settings = {**LOOSE, "points_per_side": 16, "points_per_batch": 256}
-    expected = PointGrid(sam, **settings).records(image)
+    expected = PublicGrid(sam, **settings).records(image)
     assert len(expected) > 3
     sizes: list[int] = []
     decode = EncodedByViT.decode
@@ -254,7 +252,7 @@ def test_when_memory_really_runs_out_the_batch_is_halved_until_it_fits(
     monkeypatch.setattr(EncodedByViT, "decode", recorded)
     # All 256 points at once, of which each takes a quarter MiB several times over.
     monkeypatch.setattr("combo.model.point_grid.CPU_WORKING_SET", 1 << 33)
-    grid = PointGrid(sam, **settings, memory_limit=1 << 33)
+    grid = PublicGrid(sam, **settings, memory_limit=1 << 33)
     with address_space(mebibytes=32):
         records = grid.records(image)
     assert sizes[:2] == [256, 128]
@@ -278,7 +276,7 @@ def test_frames_are_encoded_together_as_far_as_memory_goes(
     settings: Settings = {"points_per_side": 2, "levels": (3,), "pred_iou_thresh": -9}
     for limit, sizes in ((10 * one, [5]), (2 * one, [2, 2, 1]), (1, [1] * 5)):
         together.clear()
-        PointGrid(semantic, **settings, memory_limit=limit).label_maps(clip)
+        PublicGrid(semantic, **settings, memory_limit=limit).label_maps(clip)
         assert together == sizes
 
 
@@ -292,9 +290,9 @@ def test_a_compiled_network_gives_the_same_masks() -> None:
     networks = (small_sam(), LOOSE), (semantic, {**LOOSE, "levels": (3,)})
     for net, settings in networks:
         images = [picture(120, 90), picture(64, 100)]
-        expected = [PointGrid(net, **settings).label_map(image) for image in images]
+        expected = [PublicGrid(net, **settings).label_map(image) for image in images]
         assert all(labels.any() for labels in expected)
-        grid = PointGrid(net, **settings, compile="eager")
+        grid = PublicGrid(net, **settings, compile="eager")
         for image, labels in zip(images, expected, strict=True):
             assert (grid.label_map(image) != labels).float().mean() < 1e-3
 
@@ -302,8 +300,8 @@ def test_a_compiled_network_gives_the_same_masks() -> None:
 def test_the_label_map_is_the_merged_records(sam: Sam, semantic: SemanticSam) -> None:
     image = picture(120, 90)
     for grid in (
-        PointGrid(sam, **LOOSE),
-        PointGrid(semantic, **{**LOOSE, "box_nms_thresh": 1.0}, levels=(3, 1)),
+        PublicGrid(sam, **LOOSE),
+        PublicGrid(semantic, **{**LOOSE, "box_nms_thresh": 1.0}, levels=(3, 1)),
     ):
         masks = torch.stack([record.segmentation for record in grid.records(image)])
         assert len(masks) > 3
@@ -315,20 +313,20 @@ def test_the_label_map_is_the_merged_records(sam: Sam, semantic: SemanticSam) ->
 
 
 def test_both_projects_defaults_come_by_themselves(sam: Sam, semantic: SemanticSam) -> None:
-    assert PointGrid(sam).settings == SAM_SETTINGS
-    assert PointGrid(semantic).settings == SEMANTIC_SAM_SETTINGS
-    assert (SAM_SETTINGS.points_per_batch, SAM_SETTINGS.stability_score_thresh) == (64, 0.95)
-    assert PointGrid(semantic, pred_iou_thresh=0.0).settings.pred_iou_thresh == 0
-    assert PointGrid(sam).internal_levels == ()
+    assert PublicGrid(sam).settings == GridSettings()
+    assert PublicGrid(semantic).settings == SemanticSamGrid()
+    assert (GridSettings().points_per_batch, GridSettings().stability_score_thresh) == (64, 0.95)
+    assert PublicGrid(semantic, pred_iou_thresh=0.0).settings.pred_iou_thresh == 0
+    assert PublicGrid(sam).internal_levels == ()
     for wrong in ({"points_per_side": 0}, {"min_mask_region_area": -1}, {"memory_limit": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            PointGrid(sam, **wrong)
+            PublicGrid(sam, **wrong)
     with pytest.raises(ValueError, match="no levels"):
-        PointGrid(sam, levels=(3,))
+        PublicGrid(sam, levels=(3,))
 
 
 def test_a_record_is_read_by_attribute_and_by_key(sam: Sam) -> None:
-    record = PointGrid(sam, **LOOSE).records(picture(60, 80))[0]
+    record = PublicGrid(sam, **LOOSE).records(picture(60, 80))[0]
     assert record["area"] == record.area == int(record.segmentation.sum())
     assert set(record) == {
         "segmentation",
@@ -357,7 +355,7 @@ def test_segment_anything_is_imported_by_those_who_bring_a_sam_only() -> None:
 
 def test_a_large_photograph_gets_masks_of_its_own_size(sam: Sam) -> None:
     image = picture(3000, 4000)
-    grid = PointGrid(sam, points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0.1)
+    grid = PublicGrid(sam, points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0.1)
     records = grid.records(image)
     assert len(records) > 0
     assert all(record.segmentation.shape == (3000, 4000) for record in records)
@@ -372,7 +370,7 @@ def test_a_large_photograph_takes_semantic_sam_a_bounded_amount_of_memory() -> N
     encoder: Any = net.sem_seg_head.pixel_decoder.transformer.encoder
     encoder.layers = encoder.layers[:1]  # of six, which take the same memory one after another
     image = picture(3000, 4000)
-    grid = PointGrid(net, points_per_side=2, levels=(3,), pred_iou_thresh=-9)
+    grid = PublicGrid(net, points_per_side=2, levels=(3,), pred_iou_thresh=-9)
     before = peak_memory()
     labels = grid.label_map(image)
     assert labels.shape == (3000, 4000)
@@ -391,7 +389,7 @@ def peak_memory() -> int:
 
 def test_a_single_pixel_is_an_image(semantic: SemanticSam) -> None:
     # A mask of one pixel has a box without area, which suppresses no other: all points may stay.
-    grid = PointGrid(semantic, points_per_side=3, levels=(3,), pred_iou_thresh=-9.0)
+    grid = PublicGrid(semantic, points_per_side=3, levels=(3,), pred_iou_thresh=-9.0)
     records = grid.records(picture(1, 1))
     assert len(records) <= 9
     assert all(record.bbox == [0, 0, 0, 0] and record.area == 1 for record in records)
@@ -400,7 +398,7 @@ def test_a_single_pixel_is_an_image(semantic: SemanticSam) -> None:
 
 def test_a_grey_image_is_one_with_three_equal_channels(sam: Sam, semantic: SemanticSam) -> None:
     grey = picture(60, 80)[:1]
-    for grid in (PointGrid(sam, **LOOSE), PointGrid(semantic, **LOOSE, levels=(3,))):
+    for grid in (PublicGrid(sam, **LOOSE), PublicGrid(semantic, **LOOSE, levels=(3,))):
         labels = grid.label_map(grey)
         assert labels.any()
         assert torch.equal(labels, grid.label_map(grey.repeat(3, 1, 1)))
@@ -411,7 +409,7 @@ def test_an_image_without_a_mask_gives_no_records_and_zeros(
 ) -> None:
     for net in (sam, semantic):
         for nothing in ({"pred_iou_thresh": 99.0}, {"stability_score_thresh": 1.1}):
-            grid = PointGrid(net, points_per_side=2, **nothing)
+            grid = PublicGrid(net, points_per_side=2, **nothing)
             assert grid.records(picture(40, 60)) == []
             empty = grid.label_map(picture(40, 60))
             assert empty.shape == (40, 60)
@@ -430,8 +428,8 @@ def test_of_more_than_255_masks_the_smallest_are_merged_and_the_rest_is_counted(
         "box_nms_thresh": 1.0,
     }
     for grid in (
-        PointGrid(sam, **everything),
-        PointGrid(semantic, **{**everything, "pred_iou_thresh": -9, "levels": (1, 3, 6)}),
+        PublicGrid(sam, **everything),
+        PublicGrid(semantic, **{**everything, "pred_iou_thresh": -9, "levels": (1, 3, 6)}),
     ):
         records = grid.records(image)
         merged = grid.merged(image[None])[0]
@@ -452,13 +450,13 @@ def test_of_more_than_255_masks_the_smallest_are_merged_and_the_rest_is_counted(
 )
 def test_what_is_no_image_is_refused(sam: Sam, image: Tensor) -> None:
     with pytest.raises(ValueError, match="image"):
-        PointGrid(sam).records(image)
+        PublicGrid(sam).records(image)
 
 
 def test_half_precision_changes_little(sam: Sam) -> None:
     image = picture(120, 90)
-    exact = PointGrid(sam, **LOOSE)
-    half = PointGrid(sam, **LOOSE, autocast=torch.bfloat16)
+    exact = PublicGrid(sam, **LOOSE)
+    half = PublicGrid(sam, **LOOSE, autocast=torch.bfloat16)
     covered, also = exact.label_map(image) > 0, half.label_map(image) > 0
     assert (covered == also).float().mean() > 0.8
 
@@ -476,7 +474,9 @@ class Crafted:
     size: tuple[int, int]
     most_points: int = 10**9
     points_interact: bool = True
-    settings: GridSettings = SEMANTIC_SAM_SETTINGS
+    settings: GridSettings = field(default_factory=SemanticSamGrid)
+    levels: tuple[int, ...] = (3,)
+    zero_keeps_all: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     mask_threshold: float = 0.0
 
@@ -546,7 +546,7 @@ def test_post_processing_is_the_published_one(
 ) -> None:
     net = crafted(golden)
     image = torch.zeros(3, *net.size, dtype=torch.uint8)
-    records = PointGrid(net, **published_settings(run)).records(image)
+    records = PublicGrid(net, **published_settings(run)).records(image)
     assert len(records) == int(golden[f"{run}.n"])
     assert [r.bbox for r in records] == golden[f"{run}.bbox_xywh"].tolist()
     assert [r.area for r in records] == golden[f"{run}.area"].tolist()
@@ -568,7 +568,7 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(
     net = crafted(golden, most_points=5, points_interact=False)
     image = torch.zeros(3, *net.size, dtype=torch.uint8)
     settings = {**published_settings("default"), "memory_limit": 2**33}
-    grid = PointGrid(net, **settings)
+    grid = PublicGrid(net, **settings)
     assert len(grid.records(image)) == int(golden["default.n"])
 
 
@@ -576,7 +576,7 @@ def test_points_that_see_each_other_are_never_split_in_silence(
     golden: dict[str, NDArray[np.float32]],
 ) -> None:
     net = crafted(golden, most_points=5)
-    grid = PointGrid(net, **published_settings("default"))
+    grid = PublicGrid(net, **published_settings("default"))
     with pytest.raises(MemoryError, match="points_per_batch"):
         grid.records(torch.zeros(3, *net.size, dtype=torch.uint8))
 
@@ -587,7 +587,7 @@ def test_any_other_failure_is_not_taken_for_a_lack_of_memory(
     net = crafted(golden)
     broken = Crafted(net.ious, net.maps[:, :, :1].expand(-1, -1, 0), 7, net.size)
     with pytest.raises(RuntimeError, match=r"[Ii]nput"):
-        PointGrid(broken, **published_settings("default")).records(
+        PublicGrid(broken, **published_settings("default")).records(
             torch.zeros(3, *net.size, dtype=torch.uint8)
         )
 

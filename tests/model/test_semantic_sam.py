@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from public_masks import PublicGrid
 from torch import Tensor, nn
 from torchvision.models.swin_transformer import shifted_window_attention
 
 from combo.model.maskige import label_map
-from combo.model.point_grid import PointGrid
 from combo.model.semantic_sam import VARIANTS, SemanticSam
 from combo.model.semantic_sam.checkpoint import matching_entries
 from combo.model.semantic_sam.network import EncodedByBackbone
@@ -266,7 +266,7 @@ def test_the_generator_lists_the_published_masks_in_the_published_order(
     net: SemanticSam, golden: Golden, run: str
 ) -> None:
     config = json.loads((HERE / "generator_configs.json").read_text())["swint_outputs.npz"][run]
-    grid = PointGrid(
+    grid = PublicGrid(
         net,
         levels=config["level"],
         **{name: config[name] for name in config if name not in NOT_OURS},
@@ -300,7 +300,7 @@ def test_frames_encoded_together_give_what_each_gives_alone(
 ) -> None:
     whole = picture(golden, "b")
     clip = torch.stack([whole[:, i : i + 90, i : i + 122] for i in (0, 40, 100)])
-    grid = PointGrid(
+    grid = PublicGrid(
         net, points_per_side=5, levels=(3,), pred_iou_thresh=0.5, stability_score_thresh=0.5
     )
     alone = torch.stack([grid.label_map(frame) for frame in clip])
@@ -426,7 +426,7 @@ def test_the_large_variant_goes_from_an_image_to_masks() -> None:
     image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
     # An untrained network's logits are all near the threshold: any offset would refuse them.
     accepting = {"pred_iou_thresh": -9, "stability_score_offset": 0.0}
-    grid = PointGrid(net, points_per_side=4, levels=(3, 1), **accepting)
+    grid = PublicGrid(net, points_per_side=4, levels=(3, 1), **accepting)
     records = grid.records(image)
     assert len(records) > 0
     masks = torch.stack([record.segmentation for record in records])
@@ -434,11 +434,11 @@ def test_the_large_variant_goes_from_an_image_to_masks() -> None:
 
 
 def test_levels_are_tokens_under_other_numbers(net: SemanticSam) -> None:
-    assert PointGrid(net).internal_levels == (3, 2, 0, 4, 1, 5)
-    assert PointGrid(net, levels=(3,)).internal_levels == (0,)
+    assert PublicGrid(net).internal_levels == (3, 2, 0, 4, 1, 5)
+    assert PublicGrid(net, levels=(3,)).internal_levels == (0,)
     for levels in ((), (0,), (3, 7)):
         with pytest.raises(ValueError, match="1 to 6"):
-            PointGrid(net, levels=levels)
+            PublicGrid(net, levels=levels)
 
 
 def close(value: Tensor, expected: NDArray[np.float32], tolerance: float) -> None:

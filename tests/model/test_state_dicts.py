@@ -18,7 +18,7 @@ def empty(shapes: Shapes) -> dict[str, Tensor]:
 
 
 def published_pvt(prefix: str) -> Shapes:
-    """Names and shapes of the public PVT-v2-B5, from its description (SPEC section 3)."""
+    """Names and shapes of the public PVT-v2-B5, from their description."""
     dims, depths, ratios = (64, 128, 320, 512), (3, 6, 40, 3), (8, 4, 2, 1)
     shapes: Shapes = {}
 

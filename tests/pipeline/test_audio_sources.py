@@ -9,12 +9,12 @@ import torch
 from pydantic import ByteSize
 
 from combo.model.vggish import LogMel, consecutive
+from combo.pipeline.devices import Place
 from combo.pipeline.errors import ComboError
+from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.layouts import Clip
 from combo.pipeline.manifest import AudioSettings, Manifest
-from combo.pipeline.preprocess.audio import AudioStage
-from combo.pipeline.preprocess.stage import Place
-from combo.pipeline.preprocess.tasks import make_job
+from combo.pipeline.preprocess.audio import AudioStage, describe
 from combo.pipeline.sound_files import read_sound
 
 VIDEO = Path(__file__).parents[3] / "shared" / "real" / "videos" / "nasa_13013.mp4"
@@ -37,18 +37,16 @@ def test_log_mel_pickles_give_what_their_sounds_give(manifest: Manifest, tmp_pat
     only_pickle = Clip(clip.name, log_mel=file, times=clip.times)
     plain = AudioSettings(encoder="mel-stats")
     pickled = AudioSettings(encoder="mel-stats", source="log-mel")
-    expected = embedding(AudioStage.of(plain, "avsbench", 5, {}), clip)
-    assert np.array_equal(
-        embedding(AudioStage.of(pickled, "avsbench", 5, {}), only_pickle), expected
-    )
-    (missing,) = AudioStage.of(pickled, "avsbench", 5, {}).open(Place())([clip])
-    assert "No such file" in missing.reason
+    expected = embedding(AudioStage(plain, "avsbench", 5, {}), clip)
+    assert np.array_equal(embedding(AudioStage(pickled, "avsbench", 5, {}), only_pickle), expected)
+    (missing,) = AudioStage(pickled, "avsbench", 5, {}).open(Place())([clip])
+    assert "missing" in missing.reason
 
 
 def test_a_memory_limit_changes_neither_numbers_nor_the_variants_name(manifest: Manifest) -> None:
     clip = make_job(manifest, "ms3", "val", "audio").clips[0]
     free, bounded = (
-        AudioStage.of(AudioSettings(encoder="mel-stats", memory_limit=limit), "avsbench", 5, {})
+        AudioStage(AudioSettings(encoder="mel-stats", memory_limit=limit), "avsbench", 5, {})
         for limit in (None, ByteSize(4 << 20))
     )
     assert free.variant() == bounded.variant()
@@ -58,7 +56,7 @@ def test_a_memory_limit_changes_neither_numbers_nor_the_variants_name(manifest: 
 def test_threads_share_out_the_clips_and_change_nothing(manifest: Manifest) -> None:
     clips = list(make_job(manifest, "ms3", "train", "audio").clips)
     clips.insert(1, Clip("mute"))
-    stage = AudioStage.of(AudioSettings(encoder="mel-stats"), "avsbench", 5, {})
+    stage = AudioStage(AudioSettings(encoder="mel-stats"), "avsbench", 5, {})
     before = torch.get_num_threads()
     alone, shared = stage.open(Place(1))(clips), stage.open(Place(3))(clips)
     torch.set_num_threads(before)
@@ -75,17 +73,15 @@ def test_threads_share_out_the_clips_and_change_nothing(manifest: Manifest) -> N
 
 def test_log_mel_pickles_cannot_be_cut_around_frames() -> None:
     settings = AudioSettings(encoder="mel-stats", source="log-mel", windows="centred")
-    with pytest.raises(ComboError, match="windows: avsbench"):
-        AudioStage.of(settings, "avsbench", 5, {})
+    with pytest.raises(ComboError, match="windows: layout"):
+        describe(settings, "avsbench", 5)
 
 
 @pytest.mark.skipif(not VIDEO.exists(), reason="needs the video beside the repository")
 def test_a_videos_second_sound_stream_can_be_chosen() -> None:
     clip = Clip("nasa", sound=VIDEO, times=(0.5, 1.5, 2.5))
     heard = [
-        embedding(
-            AudioStage.of(AudioSettings(encoder="mel-stats", stream=n), "centred", 5, {}), clip
-        )
+        embedding(AudioStage(AudioSettings(encoder="mel-stats", stream=n), "centred", 5, {}), clip)
         for n in (None, 0, 1)
     ]
     assert np.array_equal(heard[0], heard[1])

@@ -14,7 +14,8 @@ from PIL import Image
 from combo.pipeline.errors import ComboError, MediaError
 from combo.pipeline.folders import Folders
 from combo.pipeline.layouts import Clip
-from combo.pipeline.media import VideoFrame, read_frames
+from combo.pipeline.media import read_frames
+from combo.pipeline.video import VideoFrame
 
 GREY = Image.fromarray(np.full((8, 8, 3), 90, np.uint8))
 

@@ -1,6 +1,7 @@
 """Maskige generators that need weights, from the manifest to the store, with seeded weights."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,27 +9,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from public_masks import PublicGrid
 
-from combo.model.point_grid import SAM_SETTINGS, SEMANTIC_SAM_SETTINGS, PointGrid
 from combo.model.semantic_sam import SemanticSam
-from combo.model.semantic_sam.network import STRIDE, TOKEN_OF_LEVEL
+from combo.model.semantic_sam.network import STRIDE
+from combo.pipeline.devices import Place
 from combo.pipeline.errors import ComboError
+from combo.pipeline.generators.felzenszwalb import FelzenszwalbSettings
+from combo.pipeline.generators.semantic_sam import STRIDE as RECORDED_STRIDE
+from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.jobs.unit import Job
-from combo.pipeline.manifest import (
-    FelzenszwalbSettings,
-    GridSettings,
-    Manifest,
-    MaskigeSettings,
-    SamSettings,
-    SemanticSamSettings,
-    load_manifest,
-)
+from combo.pipeline.manifest import Manifest, MaskigeSettings, load_manifest
 from combo.pipeline.media import digest
-from combo.pipeline.preprocess.generators import SEMANTIC_SAM_STRIDE, SEMANTIC_SAM_TOKENS
 from combo.pipeline.preprocess.maskige import MaskigeStage
-from combo.pipeline.preprocess.stage import Place
-from combo.pipeline.preprocess.tasks import make_job
 from combo.pipeline.store import Variant
 
 MANIFEST = """\
@@ -86,7 +80,7 @@ def test_semantic_sam_goes_from_published_weights_to_label_maps(
     assert (settings["level"], settings["internal_level"]) == (3, 0)
     assert (settings["points_per_batch"], settings["precision"]) == (200, "fp32")
     assert job.variant.weights == {"semantic-sam-t": digest(tmp_path / "weights.pth")}
-    grid = PointGrid(
+    grid = PublicGrid(
         net, points_per_side=2, levels=(3,), pred_iou_thresh=-9, stability_score_thresh=0.0
     )
     expected = grid.label_map(torch.from_numpy(frame).permute(2, 0, 1))
@@ -101,7 +95,8 @@ def test_whatever_can_change_a_mask_makes_another_variant(generator: str) -> Non
 
     def variant(changes: dict[str, Any], digest: str = "ab", size: int = 64) -> Variant:
         settings = base.model_copy(update=changes)
-        return MaskigeStage(settings, (size, size), "squash", 5, Path("file"), digest).variant()
+        weights = {generator: (Path("file"), digest)}
+        return MaskigeStage(settings, (size, size), "squash", 5, weights).variant()
 
     grid = getattr(base, own)
     # None of these is the default.
@@ -117,7 +112,7 @@ def test_whatever_can_change_a_mask_makes_another_variant(generator: str) -> Non
     }
     if own == "semantic_sam":
         grids["level"] = 2
-    assert grids.keys() == type(grid).model_fields.keys(), "a setting that is not tried here"
+    assert grids.keys() == set(vars(grid)), "a setting that is not tried here"
     tried = [
         variant({}),
         variant({}, digest="cd"),
@@ -125,7 +120,7 @@ def test_whatever_can_change_a_mask_makes_another_variant(generator: str) -> Non
         variant({"at": "stored"}),
         variant({"precision": "bf16"}),
         variant({"compile": True}),
-        *(variant({own: grid.model_copy(update={name: v})}) for name, v in grids.items()),
+        *(variant({own: replace(grid, **{name: v})}) for name, v in grids.items()),
     ]
     assert len({one.fingerprint for one in tried}) == len({one.name for one in tried}) == len(tried)
     settings = tried[0].settings
@@ -139,26 +134,7 @@ def test_whatever_can_change_a_mask_makes_another_variant(generator: str) -> Non
 
 
 def test_the_numbers_that_the_store_records_are_the_networks() -> None:
-    assert SEMANTIC_SAM_TOKENS == TOKEN_OF_LEVEL
-    assert SEMANTIC_SAM_STRIDE == STRIDE
-    assert {"points_per_side", *GRID_SETTINGS} == set(GridSettings.model_fields)
-    for settings, defaults in (
-        (SamSettings(), SAM_SETTINGS),
-        (SemanticSamSettings(), SEMANTIC_SAM_SETTINGS),
-    ):
-        for name in GRID_SETTINGS:
-            assert getattr(settings, name) == getattr(defaults, name), name
-
-
-GRID_SETTINGS = (
-    "points_per_batch",
-    "pred_iou_thresh",
-    "stability_score_thresh",
-    "stability_score_offset",
-    "box_nms_thresh",
-    "crop_nms_thresh",
-    "min_mask_region_area",
-)
+    assert RECORDED_STRIDE == STRIDE
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory as Linux does it")

@@ -14,17 +14,16 @@ from typer.testing import CliRunner
 
 from combo.cli import app
 from combo.model.maskige import reference_palette
+from combo.pipeline.devices import Place
 from combo.pipeline.errors import ComboError, MediaError
 from combo.pipeline.jobs import records
+from combo.pipeline.jobs.plan import make_job, planned, stage_settings
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.jobs.verify import Finding, verify_variant
 from combo.pipeline.labels import read_painted
 from combo.pipeline.layouts import AVSS, MS3, S4, Clip, Layout
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.media import fit_label
-from combo.pipeline.preprocess.imported import import_job
-from combo.pipeline.preprocess.stage import Place
-from combo.pipeline.preprocess.tasks import make_job, stage_settings
 from combo.pipeline.source import choose_variants
 from combo.pipeline.store import SplitStore, Variant
 
@@ -82,7 +81,7 @@ def published(
 def imported(
     manifest: Manifest, stage: str, where: tuple[str, str], folder: Path, note="", tree=""
 ) -> tuple[Variant, np.ndarray]:
-    job = import_job(manifest, *where, stage, folder, note, tree)
+    job = planned(manifest, *where).import_job(stage, folder, note, tree)
     settle_plan(job.split, job.plan, Options())
     summary = run_job(job, Options())
     assert summary.finished is not None
@@ -145,7 +144,7 @@ def test_a_tree_may_be_given_by_any_folder_on_the_way_to_it(
     folder = tmp_path.joinpath(
         *("AVSBench_object", "Single-source", "s4_data", "pre_SAM_mask")[:depth]
     )
-    job = import_job(manifest, "s4", "val", "maskige", folder, "", "")
+    job = planned(manifest, "s4", "val").import_job("maskige", folder, "", "")
     assert all(path.is_file() for clip in job.clips for path in clip.frames)
 
 
@@ -155,7 +154,7 @@ def test_of_avss_the_tree_that_the_public_trainer_reads_goes_first(
     for folder in ("frames", "processed_frames"):
         published(tmp_path, sample, "avss", "val", palette_picture, folder)
     for asked, found in (("", "processed_frames"), ("frames", "frames")):
-        job = import_job(manifest, "avss", "val", "maskige", tmp_path, "", asked)
+        job = planned(manifest, "avss", "val").import_job("maskige", tmp_path, "", asked)
         assert job.variant.settings["tree"] == found
 
 
@@ -163,7 +162,7 @@ def test_of_avss_the_tree_that_the_public_trainer_reads_goes_first(
 def broken(manifest: Manifest, sample: Path, tmp_path: Path) -> list[Clip]:
     """Clips of an imported S4 test split of which two are broken."""
     published(tmp_path, sample, "s4", "test", palette_picture)
-    job = import_job(manifest, "s4", "test", "maskige", tmp_path, "", "")
+    job = planned(manifest, "s4", "test").import_job("maskige", tmp_path, "", "")
     first, second, _ = job.clips
     assert isinstance(first.frames[2], Path)
     assert isinstance(second.frames[1], Path)
@@ -177,7 +176,7 @@ def broken(manifest: Manifest, sample: Path, tmp_path: Path) -> list[Clip]:
 def test_missing_pictures_and_strange_colours_fail_their_clip_by_name(
     manifest: Manifest, tmp_path: Path, broken: list[Clip]
 ) -> None:
-    job = import_job(manifest, "s4", "test", "maskige", tmp_path, "", "")
+    job = planned(manifest, "s4", "test").import_job("maskige", tmp_path, "", "")
     settle_plan(job.split, job.plan, Options())
     summary = run_job(job, Options())
     assert summary.failed == {
@@ -194,7 +193,7 @@ def test_pictures_of_several_sizes_fail_their_clip(
     manifest: Manifest, sample: Path, tmp_path: Path
 ) -> None:
     published(tmp_path, sample, "s4", "val", palette_picture)
-    job = import_job(manifest, "s4", "val", "maskige", tmp_path, "", "")
+    job = planned(manifest, "s4", "val").import_job("maskige", tmp_path, "", "")
     last = job.clips[0].frames[4]
     assert isinstance(last, Path)
     palette_picture(last, np.zeros((32, 64), np.uint8))
@@ -206,13 +205,13 @@ def test_where_nothing_fits_it_is_said_what_was_looked_for(
     manifest: Manifest, sample: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ComboError, match=r"holds no picture .*looked for .*_1_mask_color\.png"):
-        import_job(manifest, "s4", "val", "maskige", tmp_path, "", "")
+        planned(manifest, "s4", "val").import_job("maskige", tmp_path, "", "")
     with pytest.raises(ComboError, match=r"\(no such folder\); give the folder AVSBench_object/"):
-        import_job(manifest, "s4", "val", "maskige", tmp_path / "none", "", "")
+        planned(manifest, "s4", "val").import_job("maskige", tmp_path / "none", "", "")
     with pytest.raises(ComboError, match=r"no frames of its own for data set 's4'.* preprocess"):
-        import_job(manifest, "s4", "val", "frames", sample, "", "")
+        planned(manifest, "s4", "val").import_job("frames", sample, "", "")
     with pytest.raises(ComboError, match=r"--tree x: data set 'avss' .* has processed_frames, fr"):
-        import_job(manifest, "avss", "val", "maskige", sample, "", "x")
+        planned(manifest, "avss", "val").import_job("maskige", sample, "", "x")
 
 
 def test_notes_keep_imports_apart_and_one_import_needs_no_name(

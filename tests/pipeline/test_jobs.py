@@ -18,6 +18,7 @@ from combo.pipeline import durable
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs import records
 from combo.pipeline.jobs.local import LocalRunner
+from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, Summary, run_job, settle_plan, units_to_do
 from combo.pipeline.jobs.status import progress
 from combo.pipeline.jobs.unit import Job
@@ -28,7 +29,6 @@ from combo.pipeline.jobs.verify import (
     verify_variant,
 )
 from combo.pipeline.manifest import Manifest, load_manifest
-from combo.pipeline.preprocess.tasks import make_job
 from combo.pipeline.store import SplitStore
 
 

@@ -18,7 +18,8 @@ from combo.pipeline.errors import ComboError
 from combo.pipeline.folders import Folders
 from combo.pipeline.labels import read_label
 from combo.pipeline.layouts import AVSS, MS3, S4, Clip, layout
-from combo.pipeline.media import VideoFrame, read_frames
+from combo.pipeline.media import read_frames
+from combo.pipeline.video import VideoFrame
 
 PHOTO_CLIPS = Path(__file__).parents[3] / "shared" / "tools" / "make_photo_clips.py"
 

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from combo.model.vggish import LogMel, consecutive
 from combo.pipeline.errors import MediaError
+from combo.pipeline.log_mel_files import read_log_mel_pickle
 from combo.pipeline.resample import KaiserBest, resampler
-from combo.pipeline.sound_files import open_sound, read_log_mel_pickle, read_sound
+from combo.pipeline.sound_files import open_sound, read_sound
 
 SOUND = Path(__file__).parents[1] / "data" / "sound"
 VIDEO = Path(__file__).parents[3] / "shared" / "real" / "videos" / "nasa_13013.mp4"
@@ -275,9 +276,9 @@ def test_samples_that_are_no_numbers_are_an_error(tmp_path: Path, value: float) 
 
 def test_files_without_any_sound_are_errors_that_say_so(tmp_path: Path) -> None:
     path = tmp_path / "a.wav"
-    with pytest.raises(MediaError, match="No such file"):
+    with pytest.raises(MediaError, match="missing"):
         read_sound(path)
-    with pytest.raises(MediaError, match="Is a directory"):
+    with pytest.raises(MediaError, match="a folder"):
         read_sound(tmp_path)
     path.write_bytes(b"")
     with pytest.raises(MediaError, match="0 bytes"):
@@ -317,7 +318,7 @@ def test_files_without_any_sound_are_errors_that_say_so(tmp_path: Path) -> None:
         ("MP3", "MPEG_LAYER_III"),
     ],
 )
-@pytest.mark.parametrize("share", [0.002, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.002, 0.5, 0.7])
 def test_a_truncated_file_is_an_error_and_never_a_shorter_sound(
     tmp_path: Path, form: str, subtype: str, share: float
 ) -> None:
@@ -329,9 +330,33 @@ def test_a_truncated_file_is_an_error_and_never_a_shorter_sound(
 
 
 @pytest.mark.parametrize(
+    ("form", "subtype"),
+    [
+        ("WAV", "PCM_16"),
+        ("RF64", "PCM_16"),
+        ("W64", "PCM_16"),
+        ("AIFF", "PCM_16"),
+        ("AU", "PCM_16"),
+        ("FLAC", "PCM_16"),
+        ("MP3", "MPEG_LAYER_III"),
+    ],
+)
+def test_a_sound_that_lacks_less_than_a_window_step_is_not_lost(
+    tmp_path: Path, form: str, subtype: str
+) -> None:
+    path = tmp_path / "a"
+    soundfile.write(path, tone(4), 48_000, format=form, subtype=subtype)
+    whole = read_sound(path).waveform
+    short = read_sound(cut(path, 0.9)).waveform  # 0.4 s are lacking
+    assert len(whole) - 0.45 * 16_000 < len(short) < len(whole)
+    alike = len(short) - 1_600  # its end is smeared into the silence behind it
+    np.testing.assert_allclose(short[:alike], whole[:alike], atol=1e-4)
+
+
+@pytest.mark.parametrize(
     ("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "aac"), ("a.webm", "libopus")]
 )
-@pytest.mark.parametrize("share", [0.002, 0.5, 0.8])
+@pytest.mark.parametrize("share", [0.002, 0.5, 0.7])
 def test_a_truncated_sound_track_is_an_error(
     tmp_path: Path, name: str, codec: str, share: float
 ) -> None:
@@ -348,6 +373,33 @@ def test_a_file_written_to_a_pipe_has_no_length_and_is_whole(tmp_path: Path) -> 
     content[4:8] = content[40:44] = struct.pack("<I", 0xFFFFFFFF)
     path.write_bytes(content)
     assert read_sound(path).seconds == 1
+
+
+def test_a_recorder_that_never_wrote_the_length_has_recorded_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(1, 16_000), 16_000, subtype="PCM_16")
+    whole, content = read_sound(path), bytearray(path.read_bytes())
+    for fields in ((40,), (4, 40)):
+        for place in fields:
+            content[place : place + 4] = bytes(4)
+        path.write_bytes(content)
+        assert np.array_equal(read_sound(path).waveform, whole.waveform)
+
+
+def test_a_header_that_counts_too_many_bytes_costs_nothing_until_a_window_step_is_lacking(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, tone(2, 16_000), 16_000, subtype="PCM_16")
+    whole, content = read_sound(path), bytearray(path.read_bytes())
+    for seconds, lost in ((0.9, False), (1.0, True)):
+        content[40:44] = struct.pack("<I", 64_000 + round(seconds * 32_000))
+        path.write_bytes(content)
+        if lost:
+            with pytest.raises(MediaError, match="truncated after 64000 of 96000 bytes"):
+                read_sound(path)
+        else:
+            assert np.array_equal(read_sound(path).waveform, whole.waveform)
 
 
 def test_a_gap_in_a_sound_track_is_an_error(tmp_path: Path) -> None:
@@ -431,7 +483,10 @@ def test_a_pickled_tensor_cannot_reach_beyond_its_numbers(tmp_path: Path) -> Non
 
 def test_a_pickle_of_something_else_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.pkl"
-    for content in (b"", b"not a pickle", pickle.dumps([1, 2]), pickle.dumps(np.zeros(3))):
+    path.write_bytes(b"")
+    with pytest.raises(MediaError, match="0 bytes"):
+        read_log_mel_pickle(path)
+    for content in (b"not a pickle", pickle.dumps([1, 2]), pickle.dumps(np.zeros(3))):
         path.write_bytes(content)
         with pytest.raises(MediaError, match="not a pickled tensor"):
             read_log_mel_pickle(path)
@@ -441,5 +496,5 @@ def test_a_pickle_of_something_else_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(pickle.dumps(torch.full((1, 1, 96, 64), torch.nan)))
     with pytest.raises(MediaError, match="NaN"):
         read_log_mel_pickle(path)
-    with pytest.raises(MediaError, match="No such file"):
+    with pytest.raises(MediaError, match="missing"):
         read_log_mel_pickle(tmp_path / "missing.pkl")

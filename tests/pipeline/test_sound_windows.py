@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from combo.model.vggish import RATE, WINDOW, LogMel, centred, mel_statistics
+from combo.pipeline.devices import Place
 from combo.pipeline.layouts import Clip
 from combo.pipeline.manifest import AudioSettings
 from combo.pipeline.preprocess.audio import AudioStage
-from combo.pipeline.preprocess.stage import Outcome, Place
+from combo.pipeline.preprocess.stage import Outcome
 from combo.pipeline.sound_files import read_sound
 from combo.pipeline.sound_windows import centred_windows
 
@@ -25,7 +26,7 @@ HOURS = 10
 
 def outcome(path: Path, times: tuple[float, ...], windows: str = "centred") -> Outcome:
     rule = "centred" if windows == "centred" else "avsbench"
-    stage = AudioStage.of(AudioSettings(encoder="mel-stats"), rule, 5, {})
+    stage = AudioStage(AudioSettings(encoder="mel-stats"), rule, 5, {})
     (only,) = stage.open(Place())([Clip("long", sound=path, times=times)])
     return only
 
@@ -53,16 +54,44 @@ def test_nothing_is_read_behind_the_last_window() -> None:
     assert [t for t, _ in centred_windows(endless(), [2.0, 0.5])] == [1, 0]
 
 
-def test_frames_without_sound_and_too_short_sounds_are_errors() -> None:
+def test_frames_without_sound_are_errors() -> None:
     def second(count: int = RATE) -> Iterator[np.ndarray]:
         yield np.ones(count)
 
-    with pytest.raises(ValueError, match=r"no sound around 3\.50 s: the sound is 1\.00 s long"):
+    around = "no sound around the frame at"
+    with pytest.raises(ValueError, match=rf"{around} 3\.50 s: the sound ends at 1\.00 s"):
         list(centred_windows(second(), [0.5, 3.5]))
-    with pytest.raises(ValueError, match=r"no sound around -2\.00 s: the sound begins later"):
-        list(centred_windows(second(), [0.5, -2.0]))
-    with pytest.raises(ValueError, match=r"lasts 0\.975 s, shorter than one window"):
-        list(centred_windows(second(WINDOW - 1), [0.0]))
+    with pytest.raises(ValueError, match=rf"{around} 0\.50 s: the sound begins at 2\.50 s"):
+        list(centred_windows(second(), [0.5, 3.0], begins=2.5))
+    with pytest.raises(ValueError, match="no sample"):
+        list(centred_windows(iter(()), [0.5]))
+
+
+@pytest.mark.parametrize("spacing", [0.04, 0.25, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize(("lack", "lost"), [(0.0, False), (0.95, False), (2.1, True)])
+def test_less_than_a_window_step_of_lacking_sound_is_silence_and_more_a_lost_clip(
+    spacing: float, lack: float, lost: bool
+) -> None:
+    # Frames in the middle of their spans, from 0 to 6 s.
+    times = [spacing * (n + 0.5) for n in range(round(6 / spacing))]
+    early = np.ones(round((6 - lack) * RATE))
+    for begins in (0.0, lack):  # it ends early, it begins late
+        if lost:
+            with pytest.raises(ValueError, match="no sound around the frame"):
+                list(centred_windows([early], times, begins))
+        else:
+            found = dict(centred_windows([early], times, begins))
+            for t, time in enumerate(times):
+                heard = (time - begins, 6 - lack + begins - time)
+                expected = min(sum(min(max(side, 0), 0.4875) for side in heard), 0.975)
+                if min(heard) > 0:
+                    assert found[t].sum() == pytest.approx(expected * RATE, abs=2)
+
+
+def test_a_sound_shorter_than_one_window_is_heard_with_silence_around_it() -> None:
+    ((_, window),) = centred_windows([np.ones(RATE // 2)], [0.25])
+    assert window.sum() == RATE // 2
+    assert window[WINDOW // 2 - 100 : WINDOW // 2 + 100].all()
 
 
 def test_a_resampled_file_gives_what_its_whole_waveform_gives(tmp_path: Path) -> None:

@@ -16,18 +16,19 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image
 from skimage.segmentation import felzenszwalb
 
-from combo.model.maskige import merge, reference_palette, resize_labels
+from combo.model.maskige import merge, reference_palette
 from combo.model.vggish import LogMel, consecutive, mel_statistics
+from combo.pipeline.devices import Place
 from combo.pipeline.errors import ComboError
+from combo.pipeline.generators.felzenszwalb import merge_segments
+from combo.pipeline.jobs.plan import make_job, splits_of, stage_settings
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.labels import read_label
 from combo.pipeline.layouts import AVSS, MS3, S4, Clip
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.media import read_frames
-from combo.pipeline.preprocess.generators import merge_segments
-from combo.pipeline.preprocess.stage import Outcome, Place
-from combo.pipeline.preprocess.tasks import STAGES, make_job, make_stage, splits_of, stage_settings
-from combo.pipeline.store import LABEL_IGNORED
+from combo.pipeline.preprocess.stage import Outcome
+from combo.pipeline.store import LABEL_IGNORED, STAGES
 
 RATE = 16_000
 
@@ -42,7 +43,7 @@ def made(manifest: Manifest, data_set: str, split: str, stage: str, clips: Seque
 def run(
     manifest: Manifest, data_set: str, split: str, stage: str, clips: Sequence[Clip]
 ) -> list[Outcome]:
-    return make_stage(manifest, data_set, split, stage).open(Place())(clips)
+    return make_job(manifest, data_set, split, stage).stage.open(Place())(clips)
 
 
 def write_tone(path: Path, seconds: float, hertz: float = 440.0) -> Path:
@@ -63,7 +64,7 @@ def test_every_stage_makes_the_arrays_that_it_announces(
     manifest: Manifest, data_set: str, stage: str
 ) -> None:
     clips = make_job(manifest, data_set, "train", stage).clips[:2]
-    made_stage = make_stage(manifest, data_set, "train", stage)
+    made_stage = make_job(manifest, data_set, "train", stage).stage
     assert pickle.loads(pickle.dumps(made_stage)) == made_stage  # noqa: S301 - goes to workers
     for found in made(manifest, data_set, "train", stage, clips):
         announced = {
@@ -305,11 +306,12 @@ def test_masks_of_the_native_frame_go_the_labels_way_to_the_stored_size(
     (found,) = made(manifest, "avss", "test", "maskige", [clip])
     frame = read_frames(clip.frames)[0]
     assert frame.shape[:2] != (64, 64)
-    expected = resize_labels(merged_masks(frame), (64, 64))
-    assert np.array_equal(found["label_map"][0], expected.numpy())
+    native = Image.fromarray(merged_masks(frame).numpy())
+    expected = np.array(native.resize((64, 64), Image.Resampling.NEAREST))
+    assert np.array_equal(found["label_map"][0], expected)
     # In training it is cropped, as the labels are.
     (cropped,) = made(manifest, "avss", "train", "maskige", [clip])
-    assert not np.array_equal(cropped["label_map"][0], expected.numpy())
+    assert not np.array_equal(cropped["label_map"][0], expected)
 
 
 def test_frames_that_a_clip_does_not_have_have_no_masks(manifest: Manifest, sample: Path) -> None:
@@ -349,7 +351,7 @@ def test_a_frame_of_more_segments_than_any_counter_holds_is_counted(
 
 
 def test_a_maskige_keeps_the_palette_it_is_coloured_with(manifest: Manifest) -> None:
-    variant = make_stage(manifest, "s4", "train", "maskige").variant()
+    variant = make_job(manifest, "s4", "train", "maskige").variant
     assert variant.attributes["palette"] == reference_palette().tolist()
 
 

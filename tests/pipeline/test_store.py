@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from combo.pipeline import durable
 from combo.pipeline.errors import ComboError
+from combo.pipeline.identity import fingerprint
 from combo.pipeline.store import (
     ArraySpec,
     Plan,
@@ -19,7 +20,6 @@ from combo.pipeline.store import (
     StoreDamaged,
     Variant,
     array_digest,
-    fingerprint,
     splits_in,
 )
 
@@ -240,6 +240,7 @@ def test_units_share_out_the_clips_without_gap_or_overlap(clips: int, per_unit: 
         {"frames_per_clip": 3},
         {"classes": ("background", "cat")},
         {"layout": "avsbench-s4"},
+        {"seconds_per_frame": 0.5},
     ],
 )
 def test_a_plans_fingerprint_depends_on_all_of_it(change: dict) -> None:

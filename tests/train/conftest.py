@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.manifest import Manifest, load_manifest
-from combo.pipeline.preprocess.tasks import STAGES, make_job
 from combo.pipeline.source import Choice
-from combo.pipeline.store import SplitStore
+from combo.pipeline.store import STAGES, SplitStore
 from combo.pipeline.train.loader import ClipReader
 
 SPLITS = (("s4", "train"), ("s4", "val"), ("s4", "test"), ("avss", "train"))

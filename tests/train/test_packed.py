@@ -179,11 +179,13 @@ def test_a_kill_while_packing_leaves_no_file_and_the_next_run_cleans_up(
     target = tmp_path / "store.h5"
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from combo.pipeline.commands.packing import splits_in, _choose, load_manifest\n"
+        "from combo.pipeline.commands.stores import _choose\n"
+        "from combo.pipeline.manifest import load_manifest\n"
+        "from combo.pipeline.store import STAGES, splits_in\n"
         "from combo.pipeline.jobs.pack import pack\n"
         "store, target, manifest = map(Path, sys.argv[1:])\n"
         "split = next(s for s in splits_in(store) if (s.data_set, s.split) == ('s4', 'train'))\n"
-        "choice = _choose(load_manifest(manifest), split, {})\n"
+        "choice = _choose(load_manifest(manifest), split, {}, STAGES)\n"
         "kill = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
         "pack(target, [(split, choice)], 'test', on_unit=kill)\n"
     )

@@ -116,6 +116,13 @@ def test_saved_settings_come_back_the_same(preset: str) -> None:
     assert restore(json.loads(json.dumps(settings.as_dict()))) == settings
 
 
+def test_a_run_saved_with_a_setting_that_is_gone_is_read() -> None:
+    settings = resolve("combo-r50-s4")
+    saved = settings.as_dict()
+    saved["network"]["annotated"] = "first"
+    assert restore(saved) == settings
+
+
 def test_a_value_is_read_as_its_setting_wants_it() -> None:
     assert parse("lambda_ada", "null", float | None) is None
     assert parse("pixel_mean", "[1, 2, 3]", tuple[float, float, float]) == (1.0, 2.0, 3.0)

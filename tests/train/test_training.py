@@ -23,14 +23,21 @@ from combo.model import Combo
 from combo.pipeline import durable
 from combo.pipeline.devices import choose_device
 from combo.pipeline.errors import ComboError
-from combo.pipeline.evaluate import SOUNDS, Evaluation, measure, open_run, open_split, other_clips
 from combo.pipeline.jobs import records
+from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job
 from combo.pipeline.manifest import Manifest
-from combo.pipeline.preprocess.tasks import make_job
 from combo.pipeline.store import SplitStore
 from combo.pipeline.train import checkpoint
 from combo.pipeline.train.checkpoint import Checkpoint
+from combo.pipeline.train.evaluate import (
+    SOUNDS,
+    Evaluation,
+    measure,
+    open_run,
+    open_split,
+    other_clips,
+)
 from combo.pipeline.train.presets import resolve, train_settings
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import free_folder, resume, start
@@ -204,7 +211,7 @@ def test_an_unfinished_store_is_refused_before_anything_is_written(
 ) -> None:
     split = SplitStore(own.store_path, "s4", "val")
     (variant,) = split.variants("maskige")
-    durable.remove(split.records(variant) / records.FINISHED)
+    durable.remove(split.finished_path(variant))
     with pytest.raises(ComboError, match="combo preprocess maskige --data s4 --split val"):
         tiny(own, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model import Combo
-from ..model.metrics import ObjectMetrics, SemanticMetrics
-from .errors import ComboError
-from .source import choose_variants, open_source
-from .train import checkpoint
-from .train.loader import ClipReader, StoredBatch
-from .train.run_folder import RunFolder
+from ...model.interface import Network
+from ...model.metrics import ObjectMetrics, SemanticMetrics
+from ..errors import ComboError
+from ..source import choose_variants, open_source
+from . import checkpoint
+from .loader import ClipReader, StoredBatch
+from .run_folder import RunFolder
 
 Sound = Literal["right", "swapped", "silent", "noise"]
 SOUNDS: tuple[Sound, ...] = ("right", "swapped", "silent", "noise")
@@ -44,14 +44,14 @@ class Evaluation:
 
 @torch.inference_mode()
 def measure(
-    network: Combo,
+    network: Network,
     reader: ClipReader,
     device: torch.device,
     dtype: torch.dtype | None = None,
     sound: Sound = "right",
     on_clip: Callable[[StoredBatch, Tensor], None] = lambda *_: None,
 ) -> Evaluation:
-    """Run a network over a split, one clip at a time (results of COMBO depend on the batch).
+    """Run a network over a split, one clip at a time (results may depend on the batch).
 
     Clips without a label on any frame say nothing and are left out.
     dtype: autocast to it; None computes in float32.  on_clip: gets each clip (on the CPU) and its
@@ -118,10 +118,10 @@ def _noise(reader: ClipReader, clip: StoredBatch, generator: torch.Generator) ->
     return mean + deviation * torch.randn(clip.sound.shape, generator=generator)
 
 
-def open_run(run: RunFolder, device: torch.device) -> Combo:
+def open_run(run: RunFolder, device: torch.device) -> Network:
     """The best network of a run (its last where nothing was evaluated), in eval mode."""
     path = run.best if run.best.exists() else run.last
-    network = Combo(run.settings().network)
+    network = run.settings().build()
     network.load_state_dict(checkpoint.load(path).network)
     return network.to(device).eval()
 

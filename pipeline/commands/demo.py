@@ -2,23 +2,26 @@
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from torch import Tensor
+import typer
 
-from . import durable
-from .commands.runs import run_trainer
-from .commands.stages import Computers, run_stages
-from .console import Output, duration
-from .devices import choose_device
-from .errors import ComboError
-from .evaluate import Evaluation, Sound, as_json, measure, open_run, open_split
-from .jobs.run import Options
-from .manifest import load_manifest
-from .report import Panel, contact_sheet, panel
-from .sample import write_sample
-from .train.loader import StoredBatch
-from .train.run_folder import RunFolder
-from .train.start import resume, start
+from .. import durable
+from ..console import Output, duration
+from ..errors import ComboError
+from .options import Computers, Printing, Selection, StageName, command
+from .preprocess import run_jobs
+from .runs import run_trainer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..report import Panel
+    from ..train.evaluate import Evaluation, Sound
+    from ..train.loader import StoredBatch
+    from ..train.run_folder import RunFolder
+
+app = typer.Typer()
 
 CLIPS = (100, 8, 24)
 """Clips in train, val and test."""
@@ -39,26 +42,42 @@ stages:
 """
 
 
-def run_demo(output: Output, folder: Path) -> None:
-    """Sample data, three stages, training, evaluation with right and swapped sound, a picture.
+@command(app)
+def demo(
+    printing: Printing,
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
+) -> None:
+    """The whole road in a few minutes: sample, three stages, training, evaluation, a picture.
 
-    Writes demo.json, contact_sheet.png and everything on the way below `folder`; given again, it
-    goes on where it stopped. Raises ComboError for a folder that holds something else.
+    Given again, it goes on where it stopped.
+
+    Example: combo demo --out demo
     """
+    from ..devices import keep_freed_memory
+    from ..jobs.run import Options
+    from ..report import contact_sheet
+    from ..sample import write_sample
+    from ..train.evaluate import as_json
+    from ..train.run_folder import RunFolder
+    from ..train.start import resume, start
+
+    output, folder = printing.output, out
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     manifest_file = folder / "data_manifest.yaml"
     if manifest_file.exists() and manifest_file.read_text() != MANIFEST:
         raise ComboError(f"{manifest_file} is not the demo's; give another folder with --out")
     durable.write_bytes(manifest_file, MANIFEST.encode())
-    manifest = load_manifest(manifest_file)
+    selection = Selection([SUBSET], manifest=manifest_file)
+    manifest = selection.open()
 
     none = (0, 0, 0)
     with output.bar("sample data", sum(CLIPS)) as bar:
         write_sample(
             folder / "sample", none, CLIPS, none, progress=lambda _done, _total: bar.advance()
         )
-    if not run_stages(output, manifest, "all", [SUBSET], [], Options(), Computers(workers=2)):
+    jobs = selection.jobs(manifest, StageName.all)
+    if not run_jobs(output, manifest, jobs, Options(), Computers(workers=2)):
         raise ComboError(f"a clip of the sample failed; remove {folder} and run the demo again")
 
     run = RunFolder(folder / "run")
@@ -69,6 +88,7 @@ def run_demo(output: Output, folder: Path) -> None:
     if trainer.iteration < trainer.settings.iterations:
         run_trainer(output, trainer)
 
+    keep_freed_memory()
     panels: list[Panel] = []
     right = _evaluate(output, run, "right", panels)
     swapped = _evaluate(output, run, "swapped", [])
@@ -102,14 +122,20 @@ def run_demo(output: Output, folder: Path) -> None:
     output.note(f"took {duration(time.monotonic() - started)}")
 
 
-def _evaluate(output: Output, run: RunFolder, sound: Sound, panels: list[Panel]) -> Evaluation:
+def _evaluate(
+    output: Output, run: "RunFolder", sound: "Sound", panels: "list[Panel]"
+) -> "Evaluation":
     """Scores on the test split; the first clips are added to `panels`."""
+    from ..devices import choose_device
+    from ..report import panel
+    from ..train.evaluate import measure, open_run, open_split
+
     reader = open_split(run, "test")
     device = choose_device("auto")
 
     with output.bar(f"test, {sound} sound", len(reader.labelled)) as bar:
 
-        def on_clip(clip: StoredBatch, scores: Tensor) -> None:
+        def on_clip(clip: "StoredBatch", scores: "Tensor") -> None:
             bar.advance()
             if len(panels) < SHOWN:
                 panels.append(panel(clip.clips[0], clip, scores))

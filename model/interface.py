@@ -1,0 +1,59 @@
+"""What training and evaluation ask of a network, whatever it looks like inside."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .optimiser import parameter_groups
+
+
+class Network(nn.Module, ABC):
+    """A network for audio-visual segmentation.
+
+    A parameter or buffer whose shape depends on the number of classes has "class" in its name: it
+    starts anew where a run begins with the network of another data set.
+    """
+
+    @abstractmethod
+    def forward(
+        self, frames: Tensor, maskige: Tensor | None, sound: Tensor, valid: Tensor | None = None
+    ) -> Any:
+        """frames, maskige: [B, T, 3, H, W] RGB 0..255, maskige None where the settings read none;
+        sound: [B, T, D]; valid: [B, T] bool, the frames that exist, on the CPU.
+
+        What it returns is for `scores` and the network's criterion.
+        """
+
+    @abstractmethod
+    def scores(self, out: Any) -> Tensor:
+        """[B, T, K, H, W] float32, the more the likelier; zeros for frames that are not valid."""
+
+    def parameter_groups(
+        self, lr: float, weight_decay: float, backbone_lr_factor: float
+    ) -> list[dict[str, Any]]:
+        """Groups for a torch optimiser."""
+        return parameter_groups(self, lr, weight_decay, backbone_lr_factor)
+
+
+class Losses(dict[str, Tensor]):
+    """What a criterion gives: losses by name, before their weights; `weighted` after them, `total`
+    their sum. A name's first two words, as in loss_mask_3, are what its weight is known by.
+    """
+
+    def __init__(self, unweighted: dict[str, Tensor], weights: dict[str, float]) -> None:
+        super().__init__(unweighted)
+        self._weights = weights
+
+    @property
+    def weighted(self) -> dict[str, Tensor]:
+        """Each loss times its weight."""
+        return {
+            name: loss * self._weights["_".join(name.split("_")[:2])] for name, loss in self.items()
+        }
+
+    @property
+    def total(self) -> Tensor:
+        """What training minimises."""
+        return torch.stack(list(self.weighted.values())).sum()

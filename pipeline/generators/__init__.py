@@ -1,0 +1,32 @@
+"""Maskige generators by name.
+
+To add one, write a module that makes its `Generator` and name it in GENERATORS. The manifest takes
+its settings from there; modules import what is heavy where they compute.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ComboError
+from .felzenszwalb import FELZENSZWALB
+from .generator import Generator
+from .sam import SAM
+from .semantic_sam import SEMANTIC_SAM
+
+GENERATORS: Mapping[str, Generator] = {"felzenszwalb": FELZENSZWALB, **SAM, **SEMANTIC_SAM}
+
+SECTIONS: Mapping[str, type[Any]] = {each.section: each.settings for each in GENERATORS.values()}
+"""Section of `stages.maskige` in the manifest -> the record of its settings."""
+
+IMPORTED = "imported"
+"""Named like a generator where Maskiges are taken that somebody else has made."""
+
+
+def generator(name: str) -> Generator:
+    """The generator of that name. Raises ComboError."""
+    if name not in GENERATORS:
+        raise ComboError(
+            f"no Maskige generator {name!r}; the manifest may name "
+            f"{', '.join((*GENERATORS, IMPORTED))}"
+        )
+    return GENERATORS[name]
