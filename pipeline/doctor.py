@@ -8,7 +8,6 @@ from . import durable
 from .errors import ComboError
 from .jobs.plan import describe, layout_of, splits_of
 from .jobs.status import stage_statuses
-from .layouts import named_unread
 from .manifest import Manifest
 from .packed import is_packed
 from .store import STAGES
@@ -94,7 +93,7 @@ def _data_set(manifest: Manifest, name: str) -> Iterator[Check]:
         )
         if "frames" in finished and (annotated := finished["frames"].annotated):
             state += "; {:,} of {:,} frames annotated".format(*annotated)
-        if unread := named_unread(clips[split]):
+        if unread := clips[split].named_unread():
             state += f"; not read: {unread}"
         failed = {s.stage: s.failed for s in finished.values() if s.failed}
         if failed:

@@ -18,7 +18,7 @@ from typing import Literal
 
 from .errors import ComboError, MediaError, readable
 from .labels import LabelRule
-from .layouts import BINARY_CLASSES, Clip, Layout, SoundRule, read_classes
+from .layouts import BINARY_CLASSES, Clip, Layout, Listing, SoundRule, read_classes
 from .limits import USUAL, Limits
 from .media import FrameSource
 from .regular_files import missing
@@ -84,14 +84,14 @@ class Folders(Layout):
     def splits(self, root: Path) -> tuple[str, ...]:
         return tuple(self._homes(root))
 
-    def clips(self, root: Path, split: str) -> list[Clip]:
+    def clips(self, root: Path, split: str) -> Listing:
         homes = self._homes(root)
         if split not in homes:
             raise ComboError(
                 f"{root}: no split {split!r} in it, it has {', '.join(homes)}; correct this data "
                 "set's `splits` in data_manifest.yaml"
             )
-        return [self._clip(folder) for folder in homes[split]]
+        return Listing.of([self._clip(folder) for folder in homes[split]])
 
     def _homes(self, root: Path) -> dict[str, list[Path]]:
         """The clip folders of each split, links to nowhere that may stand for one among them."""

@@ -1,7 +1,7 @@
 """Which files make a clip: the only place that knows AVSBench's folders.
 
 A layout turns a root folder into `Clip` records, in the order of the data set's CSV, and opens no
-media for it: ten thousand clips are listed in a moment, on a cluster's file system too.
+media for it: a million clips are listed in seconds, on a cluster's file system too.
 
 A CSV comes from somewhere else, so what it says becomes a folder's name only when it is one: text
 with a separator, `..`, an absolute path or an unprintable character makes the row a clip with a
@@ -13,10 +13,11 @@ import csv
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 from .errors import ComboError
 from .labels import LabelRule
@@ -58,12 +59,47 @@ class Clip:
     unread: tuple[str, ...] = ()
 
 
-def named_unread(clips: Iterable[Clip], shown: int = 5) -> str:
-    """What lies in clips' folders and is not read, with the number of clips; "" when nothing."""
-    counts = Counter(name for clip in clips for name in clip.unread)
-    named = [f"{name} in {count} clips" for name, count in counts.most_common(shown)]
-    more = len(counts) - len(named)
-    return ", ".join(named) + (f" and {more} more" if more > 0 else "")
+@dataclass(frozen=True)
+class Listing(Sequence[Clip]):
+    """The clips of a split, in order; each is made when it is asked for.
+
+    A million rows are listed in seconds, since nobody asks for a million clips at once.
+    names, subsets: of every clip.  make: the clip at a place; can be sent to other processes.
+    unread: how many clips have what that is not read.
+    """
+
+    names: tuple[str, ...]
+    subsets: tuple[str, ...]
+    make: Callable[[int], Clip]
+    unread: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, clips: Sequence[Clip]) -> "Listing":
+        """A listing of clips that are there."""
+        return cls(
+            tuple(clip.name for clip in clips),
+            tuple(clip.subset for clip in clips),
+            clips.__getitem__,
+            Counter(name for clip in clips for name in clip.unread),
+        )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Clip: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Clip]: ...
+    def __getitem__(self, index: int | slice) -> Clip | list[Clip]:
+        places = range(len(self.names))[index]
+        return self.make(places) if isinstance(places, int) else [self.make(p) for p in places]
+
+    def named_unread(self, shown: int = 5) -> str:
+        """What lies in clips' folders and is not read, with the number of clips, or ""."""
+        most = sorted(self.unread.items(), key=lambda each: -each[1])
+        named = [f"{name} in {count} clips" for name, count in most[:shown]]
+        more = len(most) - len(named)
+        return ", ".join(named) + (f" and {more} more" if more > 0 else "")
 
 
 class Layout(ABC):
@@ -88,7 +124,7 @@ class Layout(ABC):
         """The names of the splits. Raises ComboError."""
 
     @abstractmethod
-    def clips(self, root: Path, split: str) -> list[Clip]:
+    def clips(self, root: Path, split: str) -> Listing:
         """All clips of a split, in the data set's order; at least one. Raises ComboError."""
 
     @abstractmethod
@@ -107,6 +143,8 @@ class Layout(ABC):
 
 
 Row = Mapping[str, str]
+_Rows = Sequence[tuple[int, tuple[str, ...]]]
+"""Lines of a CSV, each with its number and some of its cells."""
 
 
 @dataclass(frozen=True)
@@ -130,29 +168,32 @@ class _AVSBench(Layout):
         del root
         return tuple(self.expected)
 
-    def clips(self, root: Path, split: str) -> list[Clip]:
+    def clips(self, root: Path, split: str) -> Listing:
         table = self._table(root)
-        rows = _read_csv(table, self.columns, self.category_column)
-        clips: list[Clip] = []
+        wanted = (*self.columns, self.category_column)
+        splits = _read_csv(table, wanted, self.columns)
+        rows = splits.get(split, [])
+        names = [_shown_name(line, cells[0]) for line, cells in rows]
         lines: dict[str, int] = {}
-        for line, row in rows:
-            if row["split"] != split:
-                continue
-            clip = self._clip(table, line, row, split)
-            if clip.name in lines:
+        for name, (line, _) in zip(names, rows, strict=True):
+            if line != lines.setdefault(name, line):
                 raise ComboError(
-                    f"{table}: clip {clip.name!r} of split {split!r} stands in lines "
-                    f"{lines[clip.name]} and {line}; remove one of them"
+                    f"{table}: clip {name!r} of split {split!r} stands in lines "
+                    f"{lines[name]} and {line}; remove one of them"
                 )
-            lines[clip.name] = line
-            clips.append(clip)
-        if not clips:
-            found = ", ".join(sorted({row["split"] for _, row in rows})) or "none"
+        if not rows:
+            found = ", ".join(sorted(splits)) or "none"
             raise ComboError(
                 f"{table}: no clip of split {split!r} (splits in the file: {found}); leave it out "
                 "of this data set's `splits` in data_manifest.yaml or use another file"
             )
-        return clips
+        subsets = tuple(self._subset(dict(zip(wanted, cells, strict=True))) for _, cells in rows)
+        return Listing(tuple(names), subsets, _Made(self, table, split, wanted, rows))
+
+    def _subset(self, row: Row) -> str:
+        """The subset of the clip of a row."""
+        del row
+        return ""
 
     def classes(self, root: Path) -> list[str]:
         del root
@@ -168,18 +209,33 @@ class _AVSBench(Layout):
             f"to the folder that holds {self.table}, or make a sample: combo sample DIR"
         )
 
-    def _clip(self, table: Path, line: int, row: Row, split: str) -> Clip:
-        name = row[self.columns[0]]
+    def clip(self, table: Path, line: int, row: Row, split: str) -> Clip:
+        """The clip of a row of the CSV; a cell that is no folder's name is its problem."""
         for column in self.columns:
             if wrong := _not_a_folder_name(row[column]):
                 where = f"{table.name} line {line}: {column} {row[column]!r} {wrong}"
-                shown = name if name.isprintable() else name.encode("unicode_escape").decode()
-                return Clip(shown or f"line {line}", problem=where)
+                return Clip(_shown_name(line, row[self.columns[0]]), problem=where)
         return self._files(table.parent, row, split)
 
     @abstractmethod
     def _files(self, home: Path, row: Row, split: str) -> Clip:
         """The clip of a row whose cells are safe folder names."""
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Makes the clips of rows (line, cells of `columns`)."""
+
+    layout: _AVSBench
+    table: Path
+    split: str
+    columns: tuple[str, ...]
+    rows: "_Rows"
+
+    def __call__(self, place: int) -> Clip:
+        line, cells = self.rows[place]
+        row = dict(zip(self.columns, cells, strict=True))
+        return self.layout.clip(self.table, line, row, self.split)
 
 
 class _SingleSource(_AVSBench):
@@ -235,6 +291,10 @@ class _Semantic(_AVSBench):
 
     def fit(self, split: str) -> Fit:
         return "crop" if split == "train" else "squash"
+
+    def _subset(self, row: Row) -> str:
+        known = row["label"] in self.frames_of and not _not_a_folder_name(row["uid"])
+        return row["label"] if known else ""
 
     def _files(self, home: Path, row: Row, split: str) -> Clip:
         name, subset = row["uid"], row["label"]
@@ -309,29 +369,54 @@ def _seconds(count: int) -> tuple[float, ...]:
     return tuple(t + 0.5 for t in range(count))
 
 
-def _read_csv(table: Path, columns: Sequence[str], extra: str) -> list[tuple[int, Row]]:
-    """(line, row) for every row, cells of `columns` and `extra` stripped and "" where missing.
+def _read_csv(table: Path, columns: Sequence[str], needed: Sequence[str]) -> Mapping[str, _Rows]:
+    """The rows of each split: (line, cells of `columns`), stripped and "" where missing.
 
-    extra: a column that may be absent.
+    needed: those columns that must be there, "split" among them. A table is read once for all its
+    splits. Raises ComboError.
     """
     try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [c for c in columns if c not in (reader.fieldnames or ())]
-            if missing:
-                raise ComboError(
-                    f"{table}: no column {', '.join(missing)} in its first line; use the CSV file "
-                    "that is published with the data set"
-                )
-            wanted = (*columns, extra)
-            return [
-                (reader.line_num, {c: (row.get(c) or "").strip() for c in wanted}) for row in reader
-            ]
+        status = table.stat()
+        stamp = (status.st_mtime_ns, status.st_size)
+        return _rows_of(table, tuple(columns), tuple(needed), stamp)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ComboError(
             f"{table}: cannot be read as CSV ({' '.join(str(error).split())}); use the file that "
             "is published with the data set"
         ) from error
+
+
+@lru_cache(1)
+def _rows_of(
+    table: Path, columns: tuple[str, ...], needed: tuple[str, ...], stamp: tuple[int, int]
+) -> dict[str, list[tuple[int, tuple[str, ...]]]]:
+    del stamp  # another one, another file
+    found: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        names = next((row for row in reader if row), [])
+        if missing := [column for column in needed if column not in names]:
+            raise ComboError(
+                f"{table}: no column {', '.join(missing)} in its first line; use the CSV file "
+                "that is published with the data set"
+            )
+        places = [names.index(column) if column in names else len(names) for column in columns]
+        split, width = columns.index("split"), max(places) + 1
+        for row in reader:
+            if not row:
+                continue
+            if len(row) < width:
+                row += [""] * (width - len(row))
+            cells = tuple([row[place].strip() for place in places])
+            found.setdefault(cells[split], []).append((reader.line_num, cells))
+    return found
+
+
+def _shown_name(line: int, name: str) -> str:
+    """How a clip of this name is called, which need not be a folder's."""
+    if name.isprintable():
+        return name or f"line {line}"
+    return name.encode("unicode_escape").decode()
 
 
 def read_classes(path: Path) -> list[str]:

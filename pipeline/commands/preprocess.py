@@ -69,7 +69,6 @@ def run_jobs(
 ) -> bool:
     """Run jobs and print what came of it; False when a clip or a unit failed."""
     from ..jobs.run import settle_plan
-    from ..layouts import named_unread
 
     if dry_run:
         for job in found:
@@ -81,7 +80,7 @@ def run_jobs(
     with computers.runner(output, manifest) as runner:
         for job in found:
             settle_plan(job.split, job.plan, options)
-            if str(job.split) not in named and (unread := named_unread(job.clips)):
+            if str(job.split) not in named and (unread := job.clips.named_unread()):
                 output.warn(f"{job.split}: not read: {unread}")
             named.add(str(job.split))
             summaries.append(_run(output, job, options, runner, stop))

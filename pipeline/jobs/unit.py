@@ -14,7 +14,7 @@ import numpy as np
 
 from ..devices import Place
 from ..errors import ComboError
-from ..layouts import Clip
+from ..layouts import Listing
 from ..preprocess.stage import Outcome, Stage, Worker
 from ..store import VALID, Plan, SplitStore, Variant
 from . import records
@@ -33,7 +33,7 @@ class Job:
     stage: Stage
     variant: Variant
     plan: Plan
-    clips: tuple[Clip, ...]
+    clips: Listing
 
     def open(self, place: Place, again: bool = False) -> "OpenJob":
         """Load the stage in this process. again: compute units that have a record, too."""

@@ -108,7 +108,7 @@ def _changed_input(job: Job | None, record: UnitRecord) -> str | None:
     """A clip whose files are not those it was made from. Failed clips have no digest."""
     if job is None:
         return None
-    clips = {clip.name: clip for clip in job.clips}
+    clips = {clip.name: clip for clip in (job.clips[i] for i in job.plan.members(record.unit))}
     for made in record.clips:
         if made.failed:
             continue

@@ -115,7 +115,7 @@ def test_data_sets_that_this_machine_does_not_have_are_left_aside(
         (SMALL + "stages: {frames: {size: 1000000}}", "stages.frames.size"),
         (SMALL + "stages: {frames: {size: true}}", "stages.frames.size"),
         (SMALL + "stages: {maskige: {felzenszwalb: {sigma: .inf}}}", "felzenszwalb.sigma"),
-        (SMALL + "stages: {maskige: {sam: {pred_iou_thresh: .nan}}}", "sam.pred_iou_thresh"),
+        (SMALL + "stages: {maskige: {sam: {pred_iou_thresh: .nan}}}", "pred_iou_thresh"),
         (SMALL.replace("root: clips", "root: a, seconds_per_frame: 1e-300"), "seconds_per_frame"),
         (SMALL + "stages: {}\ncluster: {}\nstages: {}", "line 6: stages is given twice"),
         (SMALL.replace("root: clips", "root: a, root: b"), "line 3: root is given twice"),
