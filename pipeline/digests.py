@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from .regular_files import open_regular, unreadable
+from .media.regular_files import open_regular, unreadable
 
 
 def file_digest(path: Path) -> str:

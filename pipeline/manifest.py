@@ -27,7 +27,7 @@ from pydantic import (
 from .errors import ComboError, readable
 from .generators import SECTIONS
 from .generators.generator import Precision
-from .limits import USUAL, Limits
+from .media.limits import USUAL, Limits
 
 FILE_NAME = "data_manifest.yaml"
 _INSTALLED = Path(__file__).parent.parent / FILE_NAME

@@ -11,16 +11,16 @@ from typing import Any
 
 from ..encoders import encoder
 from ..errors import ComboError
-from ..folders import Folders
 from ..generators import IMPORTED, generator
 from ..layouts import Layout, Listing, layout
-from ..limits import Limits
+from ..layouts.folders import Folders
+from ..layouts.published import FRAMES, MASKIGES, Tree, find_tree
 from ..manifest import Manifest
-from ..media import Fit
+from ..media.limits import Limits
+from ..media.pictures import Fit
 from ..packed import refuse_packed
 from ..preprocess import audio, frames, imported, maskige
 from ..preprocess.stage import Description, Stage
-from ..published import FRAMES, MASKIGES, Tree, find_tree
 from ..store import STAGES, UNASKED, Plan, SplitStore, Variant
 from ..weights import resolve
 from .unit import Job

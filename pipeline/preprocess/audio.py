@@ -15,10 +15,10 @@ from ..encoders.encoder import LOG_MEL, Encoder
 from ..errors import ComboError, MediaError
 from ..identity import recorded
 from ..layouts import Clip, SoundRule
-from ..limits import USUAL, Limits
-from ..log_mel_files import read_log_mel_pickle
 from ..manifest import AudioSettings
-from ..sound_files import open_sound, read_sound
+from ..media.limits import USUAL, Limits
+from ..media.log_mel_files import read_log_mel_pickle
+from ..media.sound_files import open_sound, read_sound
 from ..store import ArraySpec, Variant
 from .stage import Description, Outcome, Worker, combined_digest, read_as
 
@@ -199,7 +199,7 @@ class AudioStage:
         """Patches around each frame, [T, ...]; never holds the sound as a whole."""
         import torch
 
-        from ..sound_windows import centred_windows
+        from ..media.sound_windows import centred_windows
 
         made = self._encoder
         patches = torch.empty(len(clip.times), *made.patch)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ..devices import Place
-from ..labels import LabelRule, read_label
 from ..layouts import Clip
-from ..limits import USUAL, Limits
-from ..media import (
+from ..media.labels import LabelRule, read_label
+from ..media.limits import USUAL, Limits
+from ..media.pictures import (
     Fit,
     fit_frame,
     fit_label,

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from combo.model.vggish import LogMel, centred, mel_statistics
-from combo.pipeline.folders import Folders
 from combo.pipeline.layouts import Clip
+from combo.pipeline.layouts.folders import Folders
 from combo.pipeline.manifest import AudioSettings
 from combo.pipeline.preprocess.audio import AudioStage
 from combo.pipeline.preprocess.frames import FramesStage

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from combo.pipeline.errors import ComboError
-from combo.pipeline.folders import Folders
-from combo.pipeline.labels import read_label
 from combo.pipeline.layouts import AVSS, MS3, S4, Clip, layout
-from combo.pipeline.media import read_frames
-from combo.pipeline.video import VideoFrame
+from combo.pipeline.layouts.folders import Folders
+from combo.pipeline.media.labels import read_label
+from combo.pipeline.media.pictures import read_frames
+from combo.pipeline.media.video import VideoFrame
 
 PHOTO_CLIPS = Path(__file__).parents[3] / "shared" / "tools" / "make_photo_clips.py"
 

@@ -16,15 +16,15 @@ from PIL import Image
 
 from combo.pipeline.digests import file_digest
 from combo.pipeline.errors import ComboError, MediaError
-from combo.pipeline.labels import read_label
-from combo.pipeline.limits import Limits
-from combo.pipeline.media import (
+from combo.pipeline.media.labels import read_label
+from combo.pipeline.media.limits import Limits
+from combo.pipeline.media.pictures import (
     fit_frame,
     fit_label,
     read_frame,
     read_frames,
 )
-from combo.pipeline.video import Span, VideoFrame, video_span
+from combo.pipeline.media.video import Span, VideoFrame, video_span
 
 RNG = np.random.default_rng(7)
 PICTURE = RNG.integers(0, 256, (30, 40, 3), dtype=np.uint8)

@@ -16,10 +16,10 @@ from combo.model.vggish import RATE, WINDOW, LogMel, centred, mel_statistics
 from combo.pipeline.devices import Place
 from combo.pipeline.layouts import Clip
 from combo.pipeline.manifest import AudioSettings
+from combo.pipeline.media.sound_files import read_sound
+from combo.pipeline.media.sound_windows import centred_windows
 from combo.pipeline.preprocess.audio import AudioStage
 from combo.pipeline.preprocess.stage import Outcome
-from combo.pipeline.sound_files import read_sound
-from combo.pipeline.sound_windows import centred_windows
 
 HOURS = 10
 

@@ -16,13 +16,13 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Literal
 
-from .errors import ComboError, MediaError, readable
-from .labels import LabelRule
-from .layouts import BINARY_CLASSES, Clip, Layout, Listing, SoundRule, read_classes
-from .limits import USUAL, Limits
-from .media import FrameSource
-from .regular_files import missing
-from .video import VideoFrame, video_span
+from ..errors import ComboError, MediaError, readable
+from ..media.labels import LabelRule
+from ..media.limits import USUAL, Limits
+from ..media.pictures import FrameSource
+from ..media.regular_files import missing
+from ..media.video import VideoFrame, video_span
+from .layout import BINARY_CLASSES, Clip, Layout, Listing, SoundRule, read_classes
 
 
 def _endings(text: str) -> frozenset[str]:

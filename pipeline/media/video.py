@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import MediaError, reason_of
 from .clock import (
     LACK,
     end_of,
@@ -25,7 +26,6 @@ from .clock import (
     stated_end,
     zero,
 )
-from .errors import MediaError, reason_of
 from .images import Pixels
 from .limits import USUAL, Limits
 from .opened import OpenFile, container_of, opened

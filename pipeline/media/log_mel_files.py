@@ -5,9 +5,9 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import MediaError, reason_of
+from ..errors import MediaError, reason_of
+from ..pickles import read_pickle
 from .limits import USUAL, Limits
-from .pickles import read_pickle
 from .regular_files import read_whole
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import MediaError
+from ..errors import MediaError
+from ..store import LABEL_IGNORED
 from .images import (
     AS_STORED,
     IS_LOSSY,
@@ -26,8 +27,7 @@ from .images import (
     turned,
 )
 from .limits import USUAL, Limits
-from .media import FrameSource
-from .store import LABEL_IGNORED
+from .pictures import FrameSource
 
 LabelRule = Literal["binary", "index"]
 

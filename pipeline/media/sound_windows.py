@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from ..model.vggish import RATE, WINDOW, window_starts
+from ...model.vggish import RATE, WINDOW, window_starts
 from .clock import LACK
 from .resample import Samples
 

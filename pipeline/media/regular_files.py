@@ -5,7 +5,7 @@ import stat
 from io import BufferedReader
 from pathlib import Path
 
-from .errors import MediaError, readable
+from ..errors import MediaError, readable
 
 
 def open_regular(path: Path) -> BufferedReader:
