@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import MediaError
-from ..store import LABEL_IGNORED
 from .images import (
     AS_STORED,
     IS_LOSSY,
@@ -28,6 +27,9 @@ from .images import (
 )
 from .limits import USUAL, Limits
 from .pictures import FrameSource
+
+LABEL_IGNORED = 255
+"""The label of pixels that count nowhere: marked so, or not annotated."""
 
 LabelRule = Literal["binary", "index"]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..devices import Place
 from ..layouts import Clip
-from ..media.labels import LabelRule, read_label
+from ..media.labels import LABEL_IGNORED, LabelRule, read_label
 from ..media.limits import USUAL, Limits
 from ..media.pictures import (
     Fit,
@@ -18,7 +18,7 @@ from ..media.pictures import (
     frame_files,
     read_frames,
 )
-from ..store import LABEL_IGNORED, ArraySpec, Variant
+from ..store import ArraySpec, Variant
 from .stage import Description, Outcome, Worker, attempt, combined_digest, read_as
 
 VERSION = 1

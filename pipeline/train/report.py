@@ -13,7 +13,7 @@ from torch import Tensor
 from ...model.maskige import reference_palette
 from .. import durable
 from ..media.images import Pixels
-from ..store import LABEL_IGNORED
+from ..media.labels import LABEL_IGNORED
 from .loader import StoredBatch
 
 TITLE, GAP = 16, 4
