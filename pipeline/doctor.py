@@ -4,8 +4,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from . import durable
+from . import durable, remedies
 from .errors import ComboError
+from .generators import IMPORTED
 from .jobs.plan import describe, layout_of, splits_of
 from .jobs.status import stage_statuses
 from .manifest import Manifest
@@ -50,7 +51,7 @@ def _store(manifest: Manifest) -> Iterator[Check]:
         yield Check("store", False, "not set", str(error))
         return
     if is_packed(store):
-        mend = "" if store.exists() else f"combo pack STORE --to {store}"
+        mend = "" if store.exists() else remedies.pack(store, overwrite=False)
         yield Check("store", store.exists(), f"{store}, a packed file", mend)
         return
     if os.access(durable.existing(store), os.W_OK):
@@ -98,15 +99,15 @@ def _data_set(manifest: Manifest, name: str) -> Iterator[Check]:
         failed = {s.stage: s.failed for s in finished.values() if s.failed}
         if failed:
             state += f"; failed: {', '.join(f'{n} in {stage}' for stage, n in failed.items())}"
-        verb = _verb(manifest, missing[0]) if len(missing) == 1 else "preprocess all"
-        mend = f"combo {verb} --data {name} --split {split}"
+        stage = missing[0] if len(missing) == 1 else remedies.ALL
+        mend = remedies.make(stage, name, split, stage in _imported(manifest))
         if is_packed(store):
-            mend = f"combo pack STORE --to {store} --overwrite"
+            mend = remedies.pack(store)
         yield Check(f"{name}/{split}", not missing, state, mend if missing else "")
 
 
-def _verb(manifest: Manifest, stage: str) -> str:
-    """The command that makes a stage as the manifest wants it."""
+def _imported(manifest: Manifest) -> list[str]:
+    """The stages that the manifest takes from somebody else."""
     stages = manifest.stages
-    imported = {"frames": stages.frames.source, "maskige": stages.maskige.generator}
-    return f"import-{stage} DIR" if imported.get(stage) == "imported" else f"preprocess {stage}"
+    sources = {"frames": stages.frames.source, "maskige": stages.maskige.generator}
+    return [stage for stage, source in sources.items() if source == IMPORTED]

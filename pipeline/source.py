@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from . import remedies
 from .errors import ComboError
 from .packed import PackedSplit, is_packed, splits_in_packed
 from .store import Finished, Plan, SplitStore, Variant, splits_in
@@ -89,10 +90,9 @@ def annotated_frames(source: Source, frames: Variant) -> tuple[int, int]:
 def remake(source: Source, stage: str, settings: Mapping[str, Any]) -> str:
     """The command that makes a stage of a split, as it stands in errors."""
     if is_packed(source.store):
-        return f"combo pack STORE --to {source.store} --overwrite"
+        return remedies.pack(source.store)
     imported = "imported" in (settings.get("generator"), settings.get("source"))
-    verb = f"import-{stage} DIR" if imported else f"preprocess {stage}"
-    return f"combo {verb} --data {source.data_set} --split {source.split}"
+    return remedies.make(stage, source.data_set, source.split, imported)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from . import durable
+from . import durable, remedies
 from .errors import ComboError
 from .identity import Later, fingerprint, recorded
 
@@ -165,7 +165,7 @@ class SplitStore:
         if plan is None:
             raise ComboError(
                 f"nothing is preprocessed for {self} in {self.store}; run: "
-                f"combo preprocess all --data {self.data_set} --split {self.split}"
+                f"{remedies.make(remedies.ALL, self.data_set, self.split)}"
             )
         return plan
 

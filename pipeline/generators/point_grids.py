@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import remedies
 from ..devices import Place
 from ..errors import ComboError
 from ..media.images import Pixels
@@ -50,7 +51,7 @@ def point_grid(
         from ..state_files import load_state
 
         if weights is None:
-            raise ComboError(f"{name} needs weights; run: combo weights fetch {name}")
+            raise ComboError(f"{name} needs weights; run: {remedies.fetch(name)}")
         torch.set_num_threads(place.threads)
         precisions = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
         precision = precisions[arithmetic.precision]

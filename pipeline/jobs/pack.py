@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import durable
+from .. import durable, remedies
 from ..errors import ComboError
 from ..identity import fingerprint
 from ..packed import (
@@ -75,7 +75,7 @@ def pack(
 
 def verify_packed(path: Path, on_unit: OnUnit = lambda: None) -> Iterator[Finding | int]:
     """Check a packed file: yields the number of each good unit, and a Finding for all else."""
-    mend = f"copy it here once more, or run: combo pack STORE --to {path} --overwrite"
+    mend = f"copy it here once more, or run: {remedies.pack(path)}"
     for split in splits_in_packed(path):
         for variant in split.variants():
             outputs: list[dict[str, str]] = []
@@ -138,7 +138,7 @@ def _checked(
         if problem:
             raise ComboError(
                 f"{split}/{variant.key} unit {unit} is damaged ({problem}), so nothing was packed; "
-                f"run: combo verify --repair --data {split.data_set} --split {split.split}, "
+                f"run: {remedies.repair(split.data_set, split.split)}, "
                 f"then {remake(split, variant.stage, variant.settings)}"
             )
         yield {name: array[: len(plan.members(unit))] for name, array in arrays.items()}

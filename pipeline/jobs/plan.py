@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import remedies
 from ..encoders import encoder
 from ..errors import ComboError
 from ..generators import IMPORTED, generator
@@ -131,8 +132,8 @@ class PlannedSplit:
             )
         if job.plan != split.plan():
             raise ComboError(
-                f"the clips of {split} have changed; run: combo preprocess {variant.stage} "
-                f"--overwrite --data {split.data_set} --split {split.split}"
+                f"the clips of {split} have changed; "
+                f"run: {remedies.make_anew(variant.stage, split.data_set, split.split)}"
             )
         return job
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .. import remedies
 from ..digests import file_digest
 from ..errors import MediaError
 from ..layouts import layout
@@ -38,8 +39,8 @@ def count_findings(split: SplitStore) -> Iterator[Finding]:
         yield Finding(
             str(split),
             f"{len(plan.clips)} clips, the published {plan.layout} has {expected}",
-            "complete the data set and run: combo preprocess all --overwrite "
-            f"--data {split.data_set} --split {split.split}",
+            "complete the data set and run: "
+            + remedies.make_anew(remedies.ALL, split.data_set, split.split),
         )
 
 
@@ -53,7 +54,7 @@ def verify_variant(
     plan = split.plan()
     where = f"{split}/{variant.key}"
     again = f"run: {remake(split, variant.stage, variant.settings)}"
-    mend = f"run: combo verify --repair --data {split.data_set} --split {split.split}"
+    mend = f"run: {remedies.repair(split.data_set, split.split)}"
     for unit in range(plan.units):
         record = records.read_record(split, variant, unit)
         if record is None and not records.has_record(split, variant, unit):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import durable
+from .. import durable, remedies
 from ..errors import ComboError
 
 
@@ -33,7 +33,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     except OSError as error:
         raise ComboError(
             f"cannot write {path}: {error.strerror or error}; "
-            f"free space and go on with: combo train --resume {path.parent}"
+            f"free space and go on with: {remedies.resume(path.parent)}"
         ) from error
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...model.maskige import colour
+from .. import remedies
 from ..errors import ComboError
 from ..source import Choice, Source, demand_usable
 from ..store import VALID, Plan
@@ -109,7 +110,7 @@ class ClipReader:
         if not len(self.rows):
             raise ComboError(
                 f"no clip of {split} came through all stages; see: "
-                f"combo status --data {split.data_set} --split {split.split}"
+                f"{remedies.show(split.data_set, split.split)}"
             )
         self._sound = torch.from_numpy(split.read_array(choice.audio, "embedding"))
         self._present = torch.from_numpy(split.read_array(choice.frames, "present").astype(bool))
