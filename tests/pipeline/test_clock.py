@@ -97,7 +97,12 @@ def recipes(draw: st.DrawFn) -> Recipe:
 
 
 @given(recipes(), st.sampled_from([1.0, 0.5, 0.2]))
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,  # by hand, with more of them, at random
+    suppress_health_check=list(HealthCheck),
+)
 def test_every_frame_has_its_number_its_orientation_and_its_sound_or_the_clip_has_a_reason(
     tmp_path_factory: pytest.TempPathFactory, recipe: Recipe, step: float
 ) -> None:
