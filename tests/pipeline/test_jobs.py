@@ -136,7 +136,10 @@ def wait_for_the_first_record(job: Job, process: subprocess.Popen) -> None:
     folder = job.split.records(job.variant)
     started = time.time()
     while process.poll() is None:
-        newest = max((path.stat().st_mtime for path in present(folder)), default=0)
+        newest = 0.0
+        for path in present(folder):
+            with contextlib.suppress(FileNotFoundError):  # withdrawn meanwhile
+                newest = max(newest, path.stat().st_mtime)
         if newest > started:
             return
         time.sleep(0.002)
