@@ -16,8 +16,10 @@ install: .venv/installed
 demo: install
 	$(BIN)/combo demo --out demo
 
-# One process a core with one thread each: two that want all cores slow each other down.
-TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+# One process a core with one thread each: two that want all cores slow each other down. The order
+# is another each time and its seed is printed; `make test SEED=123` takes that one again.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal \
+	$(if $(SEED),-p randomly --randomly-seed=$(SEED))
 
 test: install
 	$(TESTS)

@@ -43,12 +43,13 @@ def _main(
 
 def main() -> None:
     """Run the command line."""
-    from .pipeline.console import Output
+    from .pipeline.console import Output, streams
     from .pipeline.errors import ComboError
     from .pipeline.jobs.stopping import EXIT_CODE, Stopped
 
     try:
-        app()
+        with streams():
+            app()
     except ComboError as error:
         Output().warn(f"combo: {error}")
         sys.exit(1)

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from combo.model.mask_settings import GridSettings, SemanticSamSettings
 from combo.model.point_grid import PointGrid
 from combo.model.point_prompts import DecodedPoints, EncodedImage, PointPromptable
 from combo.model.semantic_sam import VARIANTS, SemanticSam
@@ -252,21 +253,22 @@ def ours(job: Job) -> Cost:
     images = pictures(job)
     if job.model in VARIANTS:
         net: Any = seeded_semantic_sam(job.model).to(job.device)
-        settings: dict[str, Any] = {"levels": (3,)}
+        settings, levels = SemanticSamSettings(points_per_side=job.points_per_side), (3,)
     else:
         from combo.model.sam_points import SamPoints
 
-        net, settings = SamPoints(seeded_sam(job)), {}
+        net = SamPoints(seeded_sam(job))
+        settings, levels = GridSettings(points_per_side=job.points_per_side), ()
     cost = Cost()
     device = torch.device(job.device)
     memory = Memory(device)
     timed: Any = Timed(net, cost, memory)
     grid = PointGrid(
         timed,
-        replace(net.settings, points_per_side=job.points_per_side),
+        settings,
+        levels=levels,
         autocast=AUTOCAST[job.autocast],
         compile=job.compile,
-        **settings,
     )
     if job.compile:
         for size in {image.shape: image for image in images}.values():

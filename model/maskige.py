@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MOST_MASKS = 255
-"""Masks that fit into one label map beside the 0 of uncovered pixels."""
+from .mask_settings import MOST_MASKS
 
 _PAIRS = 1 << 14
 """Pairs of pixels that `colour` looks up at once; what that needs fits into a core's own cache."""

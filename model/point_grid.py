@@ -14,20 +14,17 @@ spares the image's own edge, has nothing to remove.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from .grid_settings import GridSettings
 from .mask_regions import logit_boxes, mask_boxes, remove_small_regions, stability
+from .mask_settings import GridSettings
 from .maskige import Merged, merge
 from .point_prompts import EncodedImage, PointPromptable, Upsampling
-
-if TYPE_CHECKING:
-    from segment_anything.modeling import Sam
 
 T = TypeVar("T")
 
@@ -76,43 +73,39 @@ class Masks:
 class PointGrid:
     """Automatic mask generator of one network.
 
-    Memory: `memory_limit`
-    bytes bound what is worked on at once (images, points, masks); running out of memory halves
-    that and goes on. Where points see each other (Semantic-SAM), `points_per_batch` is part of the
-    result and is never changed: running out of memory there is an error.
+    `memory_limit` bytes bound what is worked on at once (images, points, masks); running out of
+    memory halves that and goes on. Where points see each other (Semantic-SAM), `points_per_batch`
+    is part of the result and is never changed: running out of memory there is an error.
     """
 
     def __init__(
         self,
-        net: "PointPromptable | Sam",
-        settings: GridSettings | None = None,
+        net: PointPromptable,
+        settings: GridSettings,
         *,
-        levels: Sequence[int] | None = None,
+        levels: Sequence[int] = (),
         memory_limit: int | None = None,
         autocast: torch.dtype | None = None,
-        compile: bool | str = False,
+        compile: bool = False,
     ) -> None:
-        """net: a `SemanticSam`, segment-anything's `Sam`, or anything that is `PointPromptable`.
+        """net: a `SemanticSam`, a `SamPoints`, or anything else that is `PointPromptable`.
 
-        settings, levels: those of the network's own project, and all it has, when not given.
+        levels: granularities asked for, of a network that has them.
         autocast: torch.bfloat16 or torch.float16 for the network; float32 if None. Thresholds,
         mask logits and everything after them are float32 in any case.
-        compile: let torch.compile make the network's expensive parts, in place; or the name of one
-        of its backends. Changes results by float noise, and takes minutes for the first image of
-        every size.
+        compile: let torch.compile make the network's expensive parts, in place. Changes results by
+        float noise, and takes minutes for the first image of every size.
         Raises ValueError for a memory limit out of range and for levels that the network lacks.
         """
-        self.net = _point_promptable(net)
-        self.settings = settings or self.net.settings
-        self.levels = self.net.levels if levels is None else tuple(levels)
-        self.internal_levels = self.net.internal_levels(self.levels)
+        self.net, self.settings = net, settings
+        self.internal_levels = net.internal_levels(levels)
         if memory_limit is not None and memory_limit < 1:
             raise ValueError("memory_limit must be at least 1 byte")
         # Found once: later, memory that torch keeps for its next use would seem taken.
-        self.memory_limit = memory_limit or _memory_of(self.net.device)
+        self.memory_limit = memory_limit or _memory_of(net.device)
         self.autocast = autocast
         if compile:
-            self.net.compile_parts("inductor" if compile is True else compile)
+            net.compile_parts("inductor")
 
     def merged(self, images: Tensor) -> list[Merged]:
         """Label maps of several images of one size, which are encoded together.
@@ -162,7 +155,7 @@ class PointGrid:
         places: the points as reported, [P, 2 or 4].
         """
         with self._precision():
-            decoded = image.decode(points, self.levels)
+            decoded = image.decode(points, self.internal_levels)
         wanted = self.settings.pred_iou_thresh
         passing = (decoded.ious > wanted) | (self.net.zero_keeps_all and wanted <= 0)
         chosen = passing.nonzero()[:, 0]
@@ -239,15 +232,6 @@ class PointGrid:
         """Bytes that points and full-size masks may take at once."""
         on_cpu = self.net.device.type == "cpu"
         return min(self.memory_limit, CPU_WORKING_SET) if on_cpu else self.memory_limit // 4
-
-
-def _point_promptable(net: "PointPromptable | Sam") -> PointPromptable:
-    # By its parts and not by its class: segment-anything is imported only by those who use it.
-    if all(hasattr(net, part) for part in ("image_encoder", "prompt_encoder", "mask_decoder")):
-        from .sam_points import SamPoints
-
-        return SamPoints(cast("Sam", net))
-    return cast("PointPromptable", net)
 
 
 def _memory_of(device: torch.device) -> int:

@@ -1,8 +1,8 @@
 """What an automatic mask generator asks of a network that makes masks from points.
 
 `PointGrid` knows grids, filters and suppression; a network behind these protocols knows how points
-become queries, how mask logits come back to the image's own size, and which settings its
-project's generator uses. Semantic-SAM and SAM are the two there are.
+become queries, and how mask logits come back to the image's own size. Semantic-SAM and SAM are the
+two there are.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,6 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from .grid_settings import GridSettings
 
 
 class DecodedPoints(Protocol):
@@ -42,22 +40,12 @@ class EncodedImage(Protocol):
         ...
 
     def decode(self, points: Tensor, levels: Sequence[int]) -> DecodedPoints:
-        """Points [P, 2] float64, (x, y) in 0..1 of the image."""
+        """Points [P, 2] float64, (x, y) in 0..1 of the image.  levels: the network's own."""
         ...
 
 
 class PointPromptable(Protocol):
     """A network that `PointGrid` can drive."""
-
-    @property
-    def settings(self) -> GridSettings:
-        """The defaults of the network's own project."""
-        ...
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        """The granularities it can be asked for; none for a network that has no such thing."""
-        ...
 
     @property
     def zero_keeps_all(self) -> bool:
@@ -67,6 +55,10 @@ class PointPromptable(Protocol):
     @property
     def device(self) -> torch.device:
         """Where images and points have to be."""
+        ...
+
+    def to(self, device: str) -> "PointPromptable":
+        """The same network, moved there."""
         ...
 
     @property

@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .grid_settings import GridSettings
 from .point_prompts import Upsampling
 from .sam_encoder import encode_images
 
@@ -46,20 +45,16 @@ class SamPoints:
         self._decoder = PointDecoder(sam.mask_decoder)
 
     @property
-    def settings(self) -> GridSettings:
-        return GridSettings()
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        return ()
-
-    @property
     def zero_keeps_all(self) -> bool:
         return True
 
     @property
     def device(self) -> torch.device:
         return self.sam.device
+
+    def to(self, device: str) -> "SamPoints":
+        self.sam.to(device)
+        return self
 
     @property
     def points_interact(self) -> bool:

@@ -1,16 +1,26 @@
-"""The one module that prints: results on standard output, progress and notes on standard error."""
+"""The one module that prints: results on standard output, progress and notes on standard error.
 
+What is printed is shown as it is: `[x]` and `:dog:` in a path are no markup. Notes that nobody can
+receive are dropped, since work must not end for them; results that cannot be written are an error.
+"""
+
+import contextlib
+import errno
+import io
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from .errors import ComboError
 
 PLAIN_WIDTH = 160
 """Columns of a table that goes into a file or a pipe."""
@@ -24,22 +34,22 @@ class Output:
 
     def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
         self.quiet, self.as_json = quiet, as_json
-        self.out = Console(
-            soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH
-        )
-        self.err = Console(stderr=True, soft_wrap=True, highlight=False)
+        width = None if sys.stdout.isatty() else PLAIN_WIDTH
+        self.out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, width=width)
+        self.err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
     def note(self, text: str) -> None:
         """A line for people."""
         if not self.quiet:
-            self.err.print(text, markup=False)
+            self.warn(text)
 
     def warn(self, text: str) -> None:
         """A line that people must see, also with --quiet."""
-        self.err.print(text, markup=False)
+        with contextlib.suppress(OSError):
+            self.err.print(text)
 
     def result(self, text: str) -> None:
-        self.out.print(text, markup=False)
+        self.out.print(text)
 
     def json(self, value: Any) -> None:
         sys.stdout.write(json.dumps(value, indent=2) + "\n")
@@ -93,11 +103,11 @@ class Bar(AbstractContextManager["Bar"]):
         self._told = time.monotonic()
         if not output.quiet and output.err.is_terminal:
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.fields[note]}", markup=False),
                 console=output.err,
             )
 
@@ -123,6 +133,54 @@ class Bar(AbstractContextManager["Bar"]):
     ) -> None:
         if self._progress:
             self._progress.stop()
+
+
+@contextmanager
+def streams() -> Generator[None]:
+    """Standard streams that a command may print to, whatever it was started with.
+
+    Closed ones are as /dev/null: else the next file opened would take their place and receive what
+    libraries print. Text that the terminal's encoding lacks is shown escaped. Raises ComboError
+    when results cannot be written; a pipe that nobody reads any more ends the command with 1.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.fstat(number)
+                continue
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # here, where a failure can still be told
+    except OSError as error:
+        if _is_writable(sys.stdout, probe="\n"):
+            raise
+        if error.errno == errno.EPIPE:
+            sys.exit(1)
+        reason = error.strerror or error
+        raise ComboError(f"results cannot be written to standard output ({reason})") from None
+    finally:
+        _is_writable(sys.stderr)
+
+
+def _is_writable(stream: TextIO, probe: str = "") -> bool:
+    """Whether what is printed has somewhere to go; else it is dropped, or the end would fail too.
+
+    probe: printed to find out, since after an error nothing may be waiting to be written.
+    """
+    try:
+        stream.write(probe)
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return False
+    return True
 
 
 def duration(seconds: float | None) -> str:

@@ -30,6 +30,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from pydantic import TypeAdapter
 
+from . import remedies
 from .errors import ComboError
 from .memory_file import MemoryFile
 from .store import ArraySpec, Finished, Plan, StoreDamaged, Variant
@@ -103,7 +104,7 @@ class PackedSplit:
             there = ", ".join(f"{e.data_set}/{e.split}" for e in entries)
             raise ComboError(
                 f"{self.store} holds no {data_set}/{split}, only {there}; "
-                f"pack it too: combo pack STORE --to FILE --overwrite"
+                f"pack it too: {remedies.pack('FILE')}"
             )
         self._entry = found[0]
 
@@ -180,11 +181,11 @@ class PackedRows:
         return found
 
 
-Units = Mapping[str, Iterable[Mapping[str, np.ndarray]]]
+UnitArrays = Mapping[str, Iterable[Mapping[str, np.ndarray]]]
 """Stage -> the arrays of each unit in order, padding cut off."""
 
 
-def write(file: BinaryIO, version: str, splits: Sequence[tuple[Entry, Units]]) -> None:
+def write(file: BinaryIO, version: str, splits: Sequence[tuple[Entry, UnitArrays]]) -> None:
     """Write a packed file into one that is open and empty.
 
     All of it is reserved before the first unit is asked for, where the file system can do that.
@@ -293,7 +294,7 @@ def damaged(path: Path, what: str, reason: object) -> StoreDamaged:
     line = " ".join(str(reason).split())[:200]
     return StoreDamaged(
         f"{path} is damaged ({what}: {line}); copy it here once more, "
-        f"or pack it anew: combo pack STORE --to {path} --overwrite"
+        f"or pack it anew: {remedies.pack(path)}"
     )
 
 
@@ -302,7 +303,8 @@ def _open(path: Path) -> BinaryIO:
         return path.open("rb")
     except OSError as error:
         raise ComboError(
-            f"{path}: {error.strerror}; pack a store into a file: combo pack STORE --to {path}"
+            f"{path}: {error.strerror}; pack a store into a file: "
+            f"{remedies.pack(path, overwrite=False)}"
         ) from None
 
 
@@ -324,7 +326,7 @@ def _read_index(file: BinaryIO, path: Path) -> Index:
     if found["format"] != FORMAT:
         raise ComboError(
             f"{path} was packed by combo {found['version']} in a form that this one does not know; "
-            f"pack it anew: combo pack STORE --to {path} --overwrite"
+            f"pack it anew: {remedies.pack(path)}"
         )
     return TypeAdapter(Index).validate_python(found)
 

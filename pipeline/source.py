@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from . import remedies
 from .errors import ComboError
 from .packed import PackedSplit, is_packed, splits_in_packed
 from .store import Finished, Plan, SplitStore, Variant, splits_in
@@ -46,6 +47,8 @@ class Source(Protocol):
 
 def open_source(store: Path, data_set: str, split: str) -> Source:
     """A split of a store, or of a packed file where the path is one. Raises ComboError."""
+    if not store.exists():
+        raise ComboError(f"the store {store} is not there; --store says where it lies now")
     kind = PackedSplit if is_packed(store) else SplitStore
     return kind(store, data_set, split)
 
@@ -76,13 +79,20 @@ def demand_usable(source: Source, variant: Variant) -> Finished:
     return finished
 
 
+def annotated_frames(source: Source, frames: Variant) -> tuple[int, int]:
+    """How many frames of a split have labels, and how many frames there are."""
+    rows = np.arange(len(source.plan().clips))
+    asked = [source.reader(frames, name).ask(rows) for name in ("annotated", "present")]
+    annotated, present = (int(np.count_nonzero(each.result())) for each in asked)
+    return annotated, present
+
+
 def remake(source: Source, stage: str, settings: Mapping[str, Any]) -> str:
     """The command that makes a stage of a split, as it stands in errors."""
     if is_packed(source.store):
-        return f"combo pack STORE --to {source.store} --overwrite"
+        return remedies.pack(source.store)
     imported = "imported" in (settings.get("generator"), settings.get("source"))
-    verb = f"import-{stage} DIR" if imported else f"preprocess {stage}"
-    return f"combo {verb} --data {source.data_set} --split {source.split}"
+    return remedies.make(stage, source.data_set, source.split, imported)
 
 
 @dataclass(frozen=True)

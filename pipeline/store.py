@@ -28,7 +28,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from . import durable
+from . import durable, remedies
 from .errors import ComboError
 from .identity import Later, fingerprint, recorded
 
@@ -36,8 +36,6 @@ STAGES = ("frames", "audio", "maskige")
 
 VALID = "valid"
 """The array every variant has: one byte a clip, 1 where the clip counts."""
-
-LABEL_IGNORED = 255
 
 CREATE_ATTEMPTS = 50
 """How often the arrays of a variant are looked at while others make them too."""
@@ -167,7 +165,7 @@ class SplitStore:
         if plan is None:
             raise ComboError(
                 f"nothing is preprocessed for {self} in {self.store}; run: "
-                f"combo preprocess all --data {self.data_set} --split {self.split}"
+                f"{remedies.make(remedies.ALL, self.data_set, self.split)}"
             )
         return plan
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from . import durable
-from .download import Progress, download
+from . import durable, remedies
+from .digests import file_digest
+from .download import OnBytes, download
 from .errors import ComboError
-from .regular_files import digest as file_digest
 from .state_files import load_state as load_state  # re-exported: weights are read through here
 from .weights_catalogue import CATALOGUE, Weights
 
@@ -94,10 +94,10 @@ def locate(name: str, paths: Paths | None = None) -> Path:
             f"weights {name}: no file {found.path}, which data_manifest.yaml gives; correct "
             f"weights.{name}.path there ({weights.file} is published at {weights.source})"
         )
-    fetch_it = f"run: combo weights fetch {name}; or " if weights.url else ""
+    fetch_it = f"run: {remedies.fetch(name)}; or " if weights.url else ""
     raise ComboError(
         f"weights {name} are missing: {weights.file}, published at {weights.source}; {fetch_it}"
-        f"run: combo weights add {name} FILE; or set weights.{name}.path in data_manifest.yaml"
+        f"run: {remedies.add(name)}; or set weights.{name}.path in data_manifest.yaml"
     )
 
 
@@ -136,7 +136,7 @@ def digest(path: Path) -> str:
 
 
 def fetch(
-    name: str, progress: Progress | None = None, url: str | None = None, pause: float = 2.0
+    name: str, progress: OnBytes | None = None, url: str | None = None, pause: float = 2.0
 ) -> Path:
     """Download published weights into the weights folder, unless they are there.
 
@@ -153,13 +153,13 @@ def fetch(
     if source is None:
         raise ComboError(
             f"{name}: only its page is known, {weights.page}; download the file there and run: "
-            f"combo weights add {name} FILE"
+            f"{remedies.add(name)}"
         )
 
     def accept(part: Path) -> None:
         _check(weights, part, f"{source}: ")
 
-    again = f"combo weights fetch {name}"
+    again = remedies.fetch(name)
     download(source, target, accept, weights.size, progress, again, pause)
     return target
 
@@ -172,7 +172,7 @@ def add(name: str, file: Path) -> Path:
     weights = entry(name)
     target = weights_folder() / weights.file
     if not file.is_file():
-        raise ComboError(f"{file}: no such file; run: combo weights add {name} FILE")
+        raise ComboError(f"{file}: no such file; run: {remedies.add(name)}")
     _check(weights, file, "")
     if target.exists() and target.samefile(file):
         return target

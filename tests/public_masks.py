@@ -1,12 +1,14 @@
 """`PointGrid` as the public generators are called, and their way to describe a mask."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from segment_anything.modeling import Sam
 from torch import Tensor
 
+from combo.model.mask_settings import GridSettings, SemanticSamSettings
 from combo.model.maskige import mask_areas
 from combo.model.point_grid import Masks, PointGrid
 from combo.model.sam_points import SamPoints
@@ -41,7 +43,8 @@ class MaskRecord(Mapping[str, Any]):
 
 
 class PublicGrid(PointGrid):
-    """A grid whose settings are keywords; those that are not given are the network's project's."""
+    """A grid whose settings are keywords; those that are not given are the network's project's, and
+    all the levels that it has."""
 
     def __init__(
         self,
@@ -50,17 +53,15 @@ class PublicGrid(PointGrid):
         levels: Sequence[int] | None = None,
         memory_limit: int | None = None,
         autocast: torch.dtype | None = None,
-        compile: bool | str = False,
         **settings: Any,
     ) -> None:
-        own = net if hasattr(net, "settings") else SamPoints(net)
+        is_sam = isinstance(net, Sam)
         super().__init__(
-            net,
-            replace(own.settings, **settings),
-            levels=levels,
+            SamPoints(net) if is_sam else net,
+            GridSettings(**settings) if is_sam else SemanticSamSettings(**settings),
+            levels=(() if is_sam else (1, 2, 3, 4, 5, 6)) if levels is None else levels,
             memory_limit=memory_limit,
             autocast=autocast,
-            compile=compile,
         )
 
     def records(self, image: Tensor) -> list[MaskRecord]:

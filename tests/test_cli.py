@@ -188,3 +188,59 @@ def test_results_go_to_stdout_and_notes_to_stderr(manifest_file) -> None:
     )
     assert quiet.stderr == ""
     assert "\x1b" not in done.stdout + done.stderr
+
+
+# what is printed, and where
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["--help", "weights list"])
+def test_output_that_nobody_can_receive_is_no_traceback(words: str, unbuffered: str) -> None:
+    command = f"PYTHONUNBUFFERED={unbuffered} {shlex.quote(sys.executable)} -m combo {words}"
+    for redirection, codes in (
+        (">/dev/full", (1,)),
+        (">&-", (0,)),
+        (">/dev/null 2>/dev/full", (0,)),
+        (">/dev/null 2>&-", (0,)),
+        ("<&- >/dev/null", (0,)),
+    ):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f"{command} {redirection}"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode in codes
+        assert "Traceback" not in done.stderr
+        assert "Exception ignored" not in done.stderr
+        if redirection == ">/dev/full":
+            assert done.stderr.count("\n") == 1
+            assert "results cannot be written to standard output" in done.stderr
+
+
+def test_a_pipe_that_is_closed_early_is_no_traceback() -> None:
+    command = f"{shlex.quote(sys.executable)} -m combo weights list --json | head -c 1"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[", "")
+
+
+def test_paths_are_printed_as_they_are(tmp_path: Path) -> None:
+    folder = tmp_path / "a :dog: [red]"
+    folder.mkdir()
+    missing = combo("doctor", "--manifest", str(folder / "[b].yaml")).stderr
+    assert f"{folder}/[b].yaml" in missing
+    (folder / "m.yaml").write_text(
+        'store: "s [b] :cat:"\ndata_sets: {"x[y] :dog:": {layout: folders, root: "r[z] :cat:"}}\n'
+    )
+    shown = " ".join(combo("doctor", "--manifest", str(folder / "m.yaml")).stdout.split())
+    for text in ("x[y] :dog:", "s [b] :cat:", "r[z] :cat:"):
+        assert text in shown
+
+
+def test_a_name_that_is_no_utf_8_can_be_printed(tmp_path: Path) -> None:
+    import os
+
+    name = os.fsdecode(b"caf\xe9.yaml")
+    said = combo("status", "--manifest", str(tmp_path / name))
+    assert said.returncode == 1
+    assert "caf\\udce9.yaml" in said.stderr

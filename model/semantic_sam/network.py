@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..granularity import TOKEN_OF_LEVEL
-from ..grid_settings import SemanticSamGrid
+from ..mask_settings import SEMANTIC_SAM_STRIDE as STRIDE
+from ..mask_settings import TOKEN_OF_LEVEL
 from ..point_prompts import Upsampling
 from .checkpoint import matching_entries
 from .pixel_decoder import PixelDecoder
@@ -27,9 +27,6 @@ VARIANTS = {
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 """RGB, 0..255; not in the checkpoints."""
-
-STRIDE = 32
-"""Images are padded to multiples of this at the right and at the bottom."""
 
 MASK_STRIDE = 4
 
@@ -78,14 +75,6 @@ class SemanticSam(nn.Module):
         entries, left_out = matching_entries(self.state_dict(), state_dict)
         self.load_state_dict(entries)
         return left_out
-
-    @property
-    def settings(self) -> SemanticSamGrid:
-        return SemanticSamGrid()
-
-    @property
-    def levels(self) -> tuple[int, ...]:
-        return tuple(TOKEN_OF_LEVEL)
 
     @property
     def zero_keeps_all(self) -> bool:
@@ -171,13 +160,12 @@ class EncodedByBackbone:
         return F.pad(points, (0, 2), value=CLICK)
 
     def decode(self, points: Tensor, levels: Sequence[int]) -> "PointQueries":
-        tokens = [TOKEN_OF_LEVEL[level] for level in levels]
         (height, width), (padded_height, padded_width) = self.size, self.padded
         scale = (width / padded_width, height / padded_height) * 2
         # In float32 from here on, as the published generator.
         prompts = self.coordinates(points).float() * torch.tensor(scale, device=points.device)
         with torch.autocast(points.device.type, enabled=False):
-            queries, ious = self.predictor(prompts[None], self.memory, tokens)
+            queries, ious = self.predictor(prompts[None], self.memory, levels)
         return PointQueries(self, queries[0], ious[0])
 
 

@@ -40,7 +40,7 @@ def preprocess(
 
     Example: combo preprocess all --data s4 --workers 4
     """
-    from ..jobs import slurm
+    from ..jobs import scheduler
     from ..jobs.stopping import Stopped, listening
 
     manifest, output = selection.open(), printing.output
@@ -49,8 +49,8 @@ def preprocess(
         try:
             good = run_jobs(output, manifest, jobs, work.options, computers, stop, work.dry_run)
         except Stopped:
-            if requeue:
-                slurm.requeue(stop.warned, lambda said: output.warn(f"combo: {said}"))
+            if requeue and (here := scheduler.here()):
+                here.requeue(stop.warned, lambda said: output.warn(f"combo: {said}"))
             if work.overwrite:
                 output.warn("combo: to go on, leave out --overwrite, which begins from the start")
             raise
@@ -75,10 +75,14 @@ def run_jobs(
             _foretell(output, job, options, computers)
         return True
     summaries: list[Summary] = []
+    named: set[str] = set()
     started = time.monotonic()
     with computers.runner(output, manifest) as runner:
         for job in found:
             settle_plan(job.split, job.plan, options)
+            if str(job.split) not in named and (unread := job.clips.named_unread()):
+                output.warn(f"{job.split}: not read: {unread}")
+            named.add(str(job.split))
             summaries.append(_run(output, job, options, runner, stop))
     _report(output, summaries, time.monotonic() - started)
     return not any(s.failed or s.lost for s in summaries)
@@ -130,7 +134,15 @@ def _run(
 def _report(output: Output, summaries: "Sequence[Summary]", seconds: float) -> None:
     if output.as_json:
         output.json(
-            [{**as_json(s), "units_computed": s.computed, "units_lost": s.lost} for s in summaries]
+            [
+                {
+                    **as_json(s),
+                    "units_computed": s.computed,
+                    "units_lost": s.lost,
+                    "annotated": _annotated(s),
+                }
+                for s in summaries
+            ]
         )
         return
     for s in summaries:
@@ -138,6 +150,8 @@ def _report(output: Output, summaries: "Sequence[Summary]", seconds: float) -> N
         state = "finished" if s.finished else "not finished: other parts are still to do"
         if s.lost:
             state = f"NOT finished: units {s.lost} killed their process every time they were tried"
+        if annotated := _annotated(s):
+            state += "; {:,} of {:,} frames annotated".format(*annotated)
         output.result(
             f"{s.split} {s.variant.key}: {s.computed} of {s.units} units computed{failed}; {state}"
         )
@@ -149,6 +163,15 @@ def _report(output: Output, summaries: "Sequence[Summary]", seconds: float) -> N
     if any(s.failed for s in summaries):
         output.warn("mend these files, then run the same command with --retry-failed")
     output.note(f"took {duration(seconds)}")
+
+
+def _annotated(summary: "Summary") -> tuple[int, int] | None:
+    """Frames with labels, and frames, of a split whose frames are all there."""
+    from ..source import annotated_frames
+
+    if summary.variant.stage != "frames" or summary.finished is None:
+        return None
+    return annotated_frames(summary.split, summary.variant)
 
 
 def as_json(summary: "Summary") -> dict[str, object]:

@@ -82,7 +82,9 @@ def run_trainer(output: Output, trainer: "Trainer") -> None:
     keep_freed_memory()
     for split, reader in trainer.readers.items():
         left_out = f", {len(reader.left_out)} left out" if reader.left_out else ""
-        output.note(f"{split}: {len(reader)} clips{left_out}")
+        without = len(reader) - len(reader.labelled)
+        labels = f", {without} of them without a label" if without else ""
+        output.note(f"{split}: {len(reader)} clips{labels}{left_out}")
     settings, root = trainer.settings, trainer.run.root
     output.note(f"{root}: {settings.iterations} iterations on {trainer.device}")
     done = trainer.iteration
@@ -126,7 +128,7 @@ def evaluate(
     settings = folder.settings()
     reader = open_split(folder, split, store, one_variant_each(variant))
     where = choose_device(device)
-    with output.bar(f"{split}, {sound} sound", len(reader)) as bar:
+    with output.bar(f"{split}, {sound} sound", len(reader.labelled)) as bar:
         network = open_run(folder, where)
         result = measure(
             network, reader, where, sound=sound.value, on_clip=lambda *_: bar.advance()
@@ -152,7 +154,9 @@ def evaluate(
             (name, f"{100 * j:.2f}", "" if f is None else f"{100 * f:.2f}")
             for name, (j, f) in result.protocols.items()
         ),
-        title=f"{reader.split}, {sound} sound, {len(reader)} clips",
+        title=f"{reader.split}, {sound} sound, {len(reader.labelled)} clips",
     )
+    if result.without_labels:
+        output.warn(f"{result.without_labels} clips left out: no frame of theirs has a label")
     if reader.left_out:
         output.warn(f"{len(reader.left_out)} clips left out: they failed in preprocessing")

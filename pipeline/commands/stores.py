@@ -31,10 +31,10 @@ def status(splits: Splits, printing: Printing) -> None:
 
     Example: combo status --data s4
     """
-    from ..jobs.status import progress
+    from ..jobs.status import stage_statuses
 
     output, store = printing.output, splits.open().store_path
-    states = progress(store, splits.data or None, splits.split or None)
+    states = stage_statuses(store, splits.data or None, splits.split or None)
     if not states and not output.as_json:
         output.note(f"nothing in {store} yet; run: combo preprocess all")
         return
@@ -47,6 +47,11 @@ def status(splits: Splits, printing: Printing) -> None:
             "done": "done",
             "failed": "failed",
             "to do": "to_do",
+            "annotated": lambda row: (
+                "{:,} of {:,} frames".format(*row["annotated"] or (0, 0))
+                if row["annotated"]
+                else ""
+            ),
             "clips/s": "clips_per_second",
             "left": lambda row: duration(row["seconds_left"]),
             "state": lambda row: "finished" if row["finished"] else "open",

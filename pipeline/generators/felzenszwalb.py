@@ -1,27 +1,26 @@
 """Felzenszwalb and Huttenlocher's graph segmentation: segments instead of masks, no weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
-from pydantic import ConfigDict, Field
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
+from ...model.mask_settings import CONFIG, MOST_MASKS
 from ..devices import Place
-from ..images import Pixels
+from ..media.images import Pixels
 from .generator import Arithmetic, Generate, Generator, LabelMap
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CONFIG)
 class FelzenszwalbSettings:
     """scikit-image's parameters."""
 
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
-
     scale: Annotated[float, Field(gt=0, le=1e9)] = 200.0
     sigma: Annotated[float, Field(ge=0, le=1000)] = 0.8
-    min_size: Annotated[int, Field(ge=1, le=10**9)] = 60
+    min_size: Annotated[int, Field(ge=1, le=2**31 - 1)] = 60
     """Smallest segment, in pixels."""
 
 
@@ -31,8 +30,6 @@ def merge_segments(segments: np.ndarray) -> LabelMap:
     segments: [H,W] integers from 0, each value one segment. Gives what
     `combo.model.maskige.merge` gives for the segments' masks, without making them.
     """
-    from ...model.maskige import MOST_MASKS
-
     areas = np.bincount(segments.ravel())
     kept = areas.argsort(kind="stable")[:MOST_MASKS]
     ranks = np.zeros(len(areas), np.uint8)

@@ -6,23 +6,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import remedies
 from ..devices import Place
 from ..errors import ComboError
-from ..images import Pixels
+from ..media.images import Pixels
 from .generator import Arithmetic, Generate, Generator, LabelMap
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MakeNetwork = Callable[[Mapping[str, "Tensor"]], Any]
-"""The network with these weights. Raises RuntimeError, ValueError for others."""
+    from ...model.point_prompts import PointPromptable
+
+    MakeNetwork = Callable[[Mapping[str, Tensor]], PointPromptable]
+    """The network with these weights. Raises RuntimeError, ValueError for others."""
 
 
 def point_grid(
     name: str,
     section: str,
     settings: type[Any],
-    network: MakeNetwork,
+    network: "MakeNetwork",
     facts: Callable[[Any], Mapping[str, Any]],
     levels: Callable[[Any], tuple[int, ...]],
 ) -> Generator:
@@ -48,7 +51,7 @@ def point_grid(
         from ..state_files import load_state
 
         if weights is None:
-            raise ComboError(f"{name} needs weights; run: combo weights fetch {name}")
+            raise ComboError(f"{name} needs weights; run: {remedies.fetch(name)}")
         torch.set_num_threads(place.threads)
         precisions = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
         precision = precisions[arithmetic.precision]
@@ -63,7 +66,7 @@ def point_grid(
         if arithmetic.compile:
             _check_compiler(place.device)
         grid = PointGrid(
-            net.to(place.device).eval(),
+            net.to(place.device),
             own,
             levels=levels(own),
             memory_limit=arithmetic.memory_limit,

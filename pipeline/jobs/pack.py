@@ -6,7 +6,6 @@ checked from end to end without the store.
 """
 
 import errno
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import durable
+from .. import durable, remedies
 from ..errors import ComboError
 from ..identity import fingerprint
 from ..packed import (
@@ -76,7 +75,7 @@ def pack(
 
 def verify_packed(path: Path, on_unit: OnUnit = lambda: None) -> Iterator[Finding | int]:
     """Check a packed file: yields the number of each good unit, and a Finding for all else."""
-    mend = f"copy it here once more, or run: combo pack STORE --to {path} --overwrite"
+    mend = f"copy it here once more, or run: {remedies.pack(path)}"
     for split in splits_in_packed(path):
         for variant in split.variants():
             outputs: list[dict[str, str]] = []
@@ -110,10 +109,7 @@ def _check_space(target: Path, entries: Sequence[Entry]) -> None:
         for each in entry.packed
         for spec in each.variant.all_arrays
     )
-    home = target.absolute().parent
-    while not home.exists():
-        home = home.parent
-    free = shutil.disk_usage(home).free
+    free = durable.free_bytes(target.parent)
     if free < needed:
         raise ComboError(
             f"{target} needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free there; "
@@ -142,7 +138,7 @@ def _checked(
         if problem:
             raise ComboError(
                 f"{split}/{variant.key} unit {unit} is damaged ({problem}), so nothing was packed; "
-                f"run: combo verify --repair --data {split.data_set} --split {split.split}, "
+                f"run: {remedies.repair(split.data_set, split.split)}, "
                 f"then {remake(split, variant.stage, variant.settings)}"
             )
         yield {name: array[: len(plan.members(unit))] for name, array in arrays.items()}

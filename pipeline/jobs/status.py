@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..packed import PackedSplit, is_packed, splits_in_packed
-from ..source import usable
+from ..source import Source, annotated_frames, usable
 from ..store import SplitStore, Variant, splits_in
 from . import records
 from .parts import Part, read_parts
 
 
 @dataclass(frozen=True)
-class Progress:
+class StageStatus:
     """One stage of one split."""
 
     data_set: str
@@ -34,13 +34,15 @@ class Progress:
     finished: bool
     failures: dict[str, str]
     """Clip name -> reason."""
+    annotated: tuple[int, int] | None
+    """Of the stage `frames`: frames with labels, and frames, so far."""
     parts: tuple[Part, ...]
     """Who works, or worked, on it."""
 
 
-def progress(
+def stage_statuses(
     store: Path, data_sets: Sequence[str] | None = None, splits: Sequence[str] | None = None
-) -> list[Progress]:
+) -> list[StageStatus]:
     """The state of every variant in a store or a packed file, by data set, split and stage."""
     if is_packed(store):
         return [
@@ -50,17 +52,17 @@ def progress(
             for variant in split.variants()
         ]
     return [
-        _progress(split, variant)
+        _stage_status(split, variant)
         for split in splits_in(store, data_sets)
         if not splits or split.split in splits
         for variant in split.variants()
     ]
 
 
-def _packed(split: PackedSplit, variant: Variant) -> Progress:
+def _packed(split: PackedSplit, variant: Variant) -> StageStatus:
     """What is packed is finished."""
     plan, failures = split.plan(), dict(split.finished(variant).failed)
-    return Progress(
+    return StageStatus(
         data_set=split.data_set,
         split=split.split,
         stage=variant.stage,
@@ -75,11 +77,12 @@ def _packed(split: PackedSplit, variant: Variant) -> Progress:
         seconds_left=None,
         finished=True,
         failures=failures,
+        annotated=_annotated(split, variant),
         parts=(),
     )
 
 
-def _progress(split: SplitStore, variant: Variant) -> Progress:
+def _stage_status(split: SplitStore, variant: Variant) -> StageStatus:
     plan = split.plan()
     there = {
         unit: bad for unit, bad in records.listing(split, variant).items() if unit < plan.units
@@ -96,7 +99,7 @@ def _progress(split: SplitStore, variant: Variant) -> Progress:
     rates = [part.clips_per_second or 0.0 for part in running or parts]
     rate = round(sum(rates), 3) or None
     to_do = len(plan.clips) - clips
-    return Progress(
+    return StageStatus(
         data_set=split.data_set,
         split=split.split,
         stage=variant.stage,
@@ -111,5 +114,15 @@ def _progress(split: SplitStore, variant: Variant) -> Progress:
         seconds_left=round(to_do / rate, 1) if rate and to_do and running else None,
         finished=to_do == 0 and usable(split, variant) is not None,
         failures=failures,
+        annotated=_annotated(split, variant),
         parts=tuple(parts),
     )
+
+
+def _annotated(split: Source, variant: Variant) -> tuple[int, int] | None:
+    if variant.stage != "frames":
+        return None
+    try:
+        return annotated_frames(split, variant)
+    except Exception:
+        return None  # what is damaged, `combo verify` says

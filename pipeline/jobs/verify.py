@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .. import remedies
+from ..digests import file_digest
 from ..errors import MediaError
 from ..layouts import layout
 from ..preprocess.stage import combined_digest
-from ..regular_files import digest
 from ..source import remake, usable
 from ..store import VALID, Plan, SplitStore, StoreDamaged, Variant, array_digest
 from . import records
@@ -38,8 +39,8 @@ def count_findings(split: SplitStore) -> Iterator[Finding]:
         yield Finding(
             str(split),
             f"{len(plan.clips)} clips, the published {plan.layout} has {expected}",
-            "complete the data set and run: combo preprocess all --overwrite "
-            f"--data {split.data_set} --split {split.split}",
+            "complete the data set and run: "
+            + remedies.make_anew(remedies.ALL, split.data_set, split.split),
         )
 
 
@@ -53,7 +54,7 @@ def verify_variant(
     plan = split.plan()
     where = f"{split}/{variant.key}"
     again = f"run: {remake(split, variant.stage, variant.settings)}"
-    mend = f"run: combo verify --repair --data {split.data_set} --split {split.split}"
+    mend = f"run: {remedies.repair(split.data_set, split.split)}"
     for unit in range(plan.units):
         record = records.read_record(split, variant, unit)
         if record is None and not records.has_record(split, variant, unit):
@@ -108,13 +109,13 @@ def _changed_input(job: Job | None, record: UnitRecord) -> str | None:
     """A clip whose files are not those it was made from. Failed clips have no digest."""
     if job is None:
         return None
-    clips = {clip.name: clip for clip in job.clips}
+    clips = {clip.name: clip for clip in (job.clips[i] for i in job.plan.members(record.unit))}
     for made in record.clips:
         if made.failed:
             continue
         try:
             files = job.stage.inputs(clips[made.name])
-            now = combined_digest([digest(file) for file in files])
+            now = combined_digest([file_digest(file) for file in files])
         except MediaError as error:
             return f"an input of clip {made.name} is gone ({error})"
         if now != made.inputs:

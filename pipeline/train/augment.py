@@ -1,4 +1,4 @@
-"""Training augmentation on the device, a batch at a time (public COMBO settings, SPEC section 9).
+"""Training augmentation on the device, a batch at a time (public COMBO settings).
 
 Size, crop and flip are drawn once a clip; colours once a frame and once a Maskige, which is how the
 public code behaves: its Maskiges go the images' way, so palette colours blend and shift.
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..store import LABEL_IGNORED
+from ..media.labels import LABEL_IGNORED
 from .loader import Batch
 
 Recipe = Literal["none", "colour-flip", "resize-crop-colour-flip"]

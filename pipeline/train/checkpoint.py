@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import durable
+from .. import durable, remedies
 from ..errors import ComboError
 
 
@@ -33,19 +33,26 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     except OSError as error:
         raise ComboError(
             f"cannot write {path}: {error.strerror or error}; "
-            f"free space and go on with: combo train --resume {path.parent}"
+            f"free space and go on with: {remedies.resume(path.parent)}"
         ) from error
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint to the CPU. Raises ComboError for a file that is missing or not one."""
+    """Read a checkpoint to the CPU.
+
+    Raises ComboError for a file that is missing or not one; it names the run's other checkpoint.
+    """
+    other = path.with_name("best.pt" if path.name == "last.pt" else "last.pt")
+    mend = "train one with combo train"
+    if other != path and other.exists():
+        mend = f"{other} is there, and can take its place: cp {other} {path}"
     try:
         return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
-        raise ComboError(f"no checkpoint {path}; train one with combo train") from None
+        raise ComboError(f"no checkpoint {path}; {mend}") from None
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise ComboError(f"{path} is no checkpoint of combo train ({reason})") from error
+        raise ComboError(f"{path} is cut short or no checkpoint ({reason}); {mend}") from error
 
 
 def random_states(augment: torch.Generator) -> dict[str, Tensor]:

@@ -18,8 +18,8 @@ from . import checkpoint
 from .loader import ClipReader, StoredBatch
 from .run_folder import RunFolder
 
-Sound = Literal["right", "swapped", "silent", "noise"]
-SOUNDS: tuple[Sound, ...] = ("right", "swapped", "silent", "noise")
+SoundCondition = Literal["right", "swapped", "silent", "noise"]
+SOUNDS: tuple[SoundCondition, ...] = ("right", "swapped", "silent", "noise")
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,18 @@ class Evaluation:
 
     m_j, m_f: 0..1, by the AVSBench protocol.  protocols: every protocol by name -> M_J, M_F.
     false_positive_rate: share of the clips where something is segmented although nothing audible
-    is visible; None without such clips.  clips: name -> (M_J, M_F).
+    is visible; None without such clips.  clips: name -> (M_J, M_F).  left_out: clips that failed in
+    preprocessing.  without_labels: clips that say nothing of a network.
     """
 
-    sound: Sound
+    sound: SoundCondition
     m_j: float
     m_f: float
     protocols: dict[str, tuple[float, float | None]]
     false_positive_rate: float | None
     clips: dict[str, tuple[float, float | None]]
     left_out: int
+    without_labels: int
 
 
 @torch.inference_mode()
@@ -46,21 +48,26 @@ def measure(
     reader: ClipReader,
     device: torch.device,
     dtype: torch.dtype | None = None,
-    sound: Sound = "right",
+    sound: SoundCondition = "right",
     on_clip: Callable[[StoredBatch, Tensor], None] = lambda *_: None,
 ) -> Evaluation:
     """Run a network over a split, one clip at a time (results may depend on the batch).
 
+    Clips without a label on any frame say nothing and are left out.
     dtype: autocast to it; None computes in float32.  on_clip: gets each clip (on the CPU) and its
     scores [T,K,H,W].
+    Raises ComboError for a split without any label.
     """
+    if not reader.labelled:
+        raise ComboError(f"no frame of {reader.split} has a label; see combo status")
     network.eval()
     classes = len(reader.plan.classes)
     metrics = ObjectMetrics() if classes == 2 else SemanticMetrics(classes)
     heard = other_clips(len(reader)) if sound == "swapped" else None
     names: list[str] = []
     noise = torch.Generator().manual_seed(0)
-    for position, clip in enumerate(reader.batches([i] for i in range(len(reader)))):
+    batches = reader.batches([place] for place in reader.labelled)
+    for position, clip in zip(reader.labelled, batches, strict=True):
         if heard is not None:
             clip = dataclasses.replace(clip, sound=reader.sound([heard[position]]))
         elif sound == "silent":
@@ -90,6 +97,7 @@ def measure(
         false_positive_rate=result.false_positive_rate,
         clips={n: (s.M_J, s.M_F) for n, s in zip(names, result.clips, strict=True)},
         left_out=len(reader.left_out),
+        without_labels=len(reader) - len(reader.labelled),
     )
 
 
@@ -152,4 +160,5 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         },
         "clips": len(evaluation.clips),
         "clips_left_out": evaluation.left_out,
+        "clips_without_labels": evaluation.without_labels,
     }

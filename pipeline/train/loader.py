@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ...model.maskige import colour
+from .. import remedies
 from ..errors import ComboError
 from ..source import Choice, Source, demand_usable
 from ..store import VALID, Plan
@@ -87,7 +88,8 @@ class _Pending:
 class ClipReader:
     """The clips of one finished split that every stage of a choice could make.
 
-    left_out: names of clips that failed in a stage, with the reason.  outputs: digest of all that
+    left_out: names of clips that failed in a stage, with the reason.  labelled: places in `rows`
+    of the clips with a label on some frame.  outputs: digest of all that
     each stage wrote, stage -> SHA-256.
     Raises ComboError when a variant is not finished or belongs to another list of clips.
     """
@@ -108,13 +110,16 @@ class ClipReader:
         if not len(self.rows):
             raise ComboError(
                 f"no clip of {split} came through all stages; see: "
-                f"combo status --data {split.data_set} --split {split.split}"
+                f"{remedies.show(split.data_set, split.split)}"
             )
         self._sound = torch.from_numpy(split.read_array(choice.audio, "embedding"))
         self._present = torch.from_numpy(split.read_array(choice.frames, "present").astype(bool))
         self._annotated = torch.from_numpy(
             split.read_array(choice.frames, "annotated").astype(bool)
         )
+        self.labelled = [
+            place for place, row in enumerate(self.rows) if bool(self._annotated[int(row)].any())
+        ]
         self._pictures = [split.reader(choice.frames, name) for name in ("frames", "labels")]
         self._palette = None
         if choice.maskige is not None:

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .. import durable
+from .. import durable, remedies
 from ..errors import ComboError
 from .presets import RunSettings, restore
 
@@ -36,7 +36,7 @@ class RunFolder:
         """A new run. Raises ComboError when the folder holds something."""
         if root.exists() and any(root.iterdir()):
             raise ComboError(
-                f"{root} is not empty; go on with it: combo train --resume {root}, "
+                f"{root} is not empty; go on with it: {remedies.resume(root)}, "
                 f"or give another folder with --out"
             )
         run = cls(root)

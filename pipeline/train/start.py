@@ -52,6 +52,7 @@ def start(
     store = manifest.store_path
     sources = {each.split: each for each in sources_in(store, [data_set])}
     if "train" not in sources:
+        _refuse_undivided(manifest, data_set, list(sources))
         command = "pack STORE --to FILE --data" if store.is_file() else "preprocess all --data"
         raise ComboError(
             f"{store} holds no split 'train' of data set {data_set!r}; "
@@ -65,6 +66,12 @@ def start(
     wanted = {split: _like(choice, asked["train"], own) for split, own in asked.items()}
     weights = {v.stage: dict(v.weights) for v in choice.variants}
     readers = {"train": ClipReader(sources["train"], choice)}
+    if not readers["train"].labelled:
+        raise ComboError(
+            f"no frame of {sources['train']} has a label, so there is nothing to learn; put label "
+            f"images where docs/data.md says and run: combo preprocess frames --overwrite --data "
+            f"{data_set}"
+        )
     if val := sources.get("val"):
         readers["val"] = ClipReader(val, choose_variants(val, wanted["val"], weights=weights))
     settings = _fit_to_data(settings, readers["train"])
@@ -106,6 +113,17 @@ def resume(folder: Path, store: Path | None = None) -> Trainer:
     trainer = Trainer(run, settings, settings.build(), readers)
     trainer.resume()
     return trainer
+
+
+def _refuse_undivided(manifest: Manifest, data_set: str, splits: Sequence[str]) -> None:
+    """Raise ComboError for a data set of clips straight in the root, which are no train split."""
+    entry = manifest.data_sets[data_set]
+    if entry.layout == "folders" and not entry.split and "all" in splits:
+        raise ComboError(
+            f"{manifest.store_path} holds data set {data_set!r} as one split, 'all', and training "
+            f"needs 'train'; write `split: {{train: 0.8, val: 0.1, test: 0.1}}` into its entry in "
+            f"{manifest.file} and run: combo preprocess all --data {data_set}"
+        )
 
 
 def _like(

@@ -32,7 +32,7 @@ class Step:
 
 
 def learning_rate_factor(settings: TrainSettings, iteration: int) -> float:
-    """Polynomial decay to 0, after a linear warm-up (SPEC section 8 has none)."""
+    """Polynomial decay to 0, after a linear warm-up (the public code has none)."""
     factor = (1 - iteration / settings.iterations) ** settings.power
     return factor * min(1.0, (iteration + 1) / max(1, settings.warmup))
 
@@ -160,7 +160,7 @@ class Trainer:
         }
 
     def _evaluate(self, board: Any) -> None:
-        if "val" in self.readers:
+        if "val" in self.readers and self.readers["val"].labelled:
             result = measure(self.network, self.readers["val"], self.device, self.dtype)
             self._log(board, "val", {"M_J": result.m_j, "M_F": result.m_f})
             self.network.train()

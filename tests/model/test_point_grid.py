@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ from segment_anything.modeling import (
 )
 from torch import Tensor
 
-from combo.model.grid_settings import GridSettings, SemanticSamGrid
 from combo.model.mask_regions import logit_boxes, mask_boxes, remove_small_regions, stability
+from combo.model.mask_settings import GridSettings, SemanticSamSettings
 from combo.model.maskige import label_map, merge
 from combo.model.point_prompts import (
     DecodedPoints,
@@ -292,7 +293,8 @@ def test_a_compiled_network_gives_the_same_masks() -> None:
         images = [picture(120, 90), picture(64, 100)]
         expected = [PublicGrid(net, **settings).label_map(image) for image in images]
         assert all(labels.any() for labels in expected)
-        grid = PublicGrid(net, **settings, compile="eager")
+        grid = PublicGrid(net, **settings)
+        grid.net.compile_parts("eager")
         for image, labels in zip(images, expected, strict=True):
             assert (grid.label_map(image) != labels).float().mean() < 1e-3
 
@@ -312,17 +314,30 @@ def test_the_label_map_is_the_merged_records(sam: Sam, semantic: SemanticSam) ->
         assert (maps[0] != grid.label_map(image)).float().mean() < 1e-3
 
 
-def test_both_projects_defaults_come_by_themselves(sam: Sam, semantic: SemanticSam) -> None:
-    assert PublicGrid(sam).settings == GridSettings()
-    assert PublicGrid(semantic).settings == SemanticSamGrid()
-    assert (GridSettings().points_per_batch, GridSettings().stability_score_thresh) == (64, 0.95)
-    assert PublicGrid(semantic, pred_iou_thresh=0.0).settings.pred_iou_thresh == 0
-    assert PublicGrid(sam).internal_levels == ()
-    for wrong in ({"points_per_side": 0}, {"min_mask_region_area": -1}, {"memory_limit": 0}):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            PublicGrid(sam, **wrong)
-    with pytest.raises(ValueError, match="no levels"):
-        PublicGrid(sam, levels=(3,))
+def test_the_defaults_are_those_of_the_two_projects() -> None:
+    projects = signature(SamAutomaticMaskGenerator).parameters
+    for name, value in vars(GridSettings()).items():
+        assert value == projects[name].default, name
+    published = json.loads((HERE / "generator_configs.json").read_text())["postprocess_only.npz"]
+    ours = vars(SemanticSamSettings(points_per_side=7))
+    assert ours == {name: published["default"][name] for name in ours} | {"level": 3}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"points_per_side": 0},
+        {"points_per_batch": 0},
+        {"min_mask_region_area": -1},
+        {"pred_iou_thresh": float("nan")},
+        {"box_nms_thresh": float("inf")},
+        {"memory_limit": 0},
+        {"levels": (3,)},
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name(sam: Sam, wrong: Settings) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PublicGrid(sam, **wrong)
 
 
 def test_a_record_is_read_by_attribute_and_by_key(sam: Sam) -> None:
@@ -474,8 +489,6 @@ class Crafted:
     size: tuple[int, int]
     most_points: int = 10**9
     points_interact: bool = True
-    settings: GridSettings = field(default_factory=SemanticSamGrid)
-    levels: tuple[int, ...] = (3,)
     zero_keeps_all: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     mask_threshold: float = 0.0

@@ -29,8 +29,7 @@ REPOSITORY = Path(__file__).parents[2]
 HERE = REPOSITORY / "tests" / "data" / "semantic_sam"
 SHARED = REPOSITORY.parent / "shared" / "golden" / "semantic_sam"
 
-ALL_LEVELS = (3, 5, 2, 1, 4, 6)
-"""The levels whose tokens are 0 to 5 in order."""
+ALL_TOKENS = range(6)
 
 CORRECTIONS = (
     (r"decoder\.bbox_embed\.0\.layers\.2\.weight$", 0.1, 0.0),
@@ -150,7 +149,7 @@ def test_sixteen_points_see_each_other_and_make_the_published_masks(
     image, _ = encoded[name]
     points = torch.from_numpy(golden["points16"]).double()
     with torch.no_grad():
-        decoded = image.decode(points, ALL_LEVELS)
+        decoded = image.decode(points, ALL_TOKENS)
         logits = decoded.logits(torch.arange(96))
         full = image.upsampling(logits)
     expected = {key: golden[f"{name}.p16.{key}"] for key in ("pred_ious", "full_masks_area")}
@@ -163,7 +162,7 @@ def test_sixteen_points_see_each_other_and_make_the_published_masks(
     assert (np.abs(areas.numpy() - expected["full_masks_area"]) <= allowed).all()
     # Alone, a point sees no other: another result, as the published code has it.
     with torch.no_grad():
-        alone = image.decode(points[:1], ALL_LEVELS)
+        alone = image.decode(points[:1], ALL_TOKENS)
     close(alone.ious, golden[f"{name}.p1.ious"][0], 5e-5)
 
 
@@ -204,7 +203,7 @@ def test_every_step_of_the_decoder_is_the_published_one(
     hooks += [layer.register_forward_hook(keep(i)) for i, layer in enumerate(decoder.layers)]
     with torch.no_grad():
         points = torch.from_numpy(golden["points16"]).double()
-        decoded = image.decode(points, ALL_LEVELS)
+        decoded = image.decode(points, ALL_TOKENS)
         logits = decoded.logits(torch.arange(96))
         full = image.upsampling(logits)
         box_network, norm = decoder.bbox_embed[0], predictor.decoder_norm

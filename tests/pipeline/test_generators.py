@@ -1,5 +1,6 @@
 """Maskige generators that need weights, from the manifest to the store, with seeded weights."""
 
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +13,14 @@ from PIL import Image
 from public_masks import PublicGrid
 
 from combo.model.semantic_sam import SemanticSam
-from combo.model.semantic_sam.network import STRIDE
 from combo.pipeline.devices import Place
+from combo.pipeline.digests import file_digest
 from combo.pipeline.errors import ComboError
 from combo.pipeline.generators.felzenszwalb import FelzenszwalbSettings
-from combo.pipeline.generators.semantic_sam import STRIDE as RECORDED_STRIDE
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.manifest import Manifest, MaskigeSettings, load_manifest
-from combo.pipeline.media import digest
 from combo.pipeline.preprocess.maskige import MaskigeStage
 from combo.pipeline.store import Variant
 
@@ -54,7 +53,7 @@ def frame(tmp_path: Path) -> np.ndarray:
 
 def manifest(folder: Path, generator: str) -> Manifest:
     path = folder / "data_manifest.yaml"
-    sha256 = digest(folder / "weights.pth")
+    sha256 = file_digest(folder / "weights.pth")
     path.write_text(MANIFEST.format(generator=generator, sha256=f"'{sha256}'"))
     return load_manifest(path)
 
@@ -79,7 +78,7 @@ def test_semantic_sam_goes_from_published_weights_to_label_maps(
     settings = dict(job.variant.settings)
     assert (settings["level"], settings["internal_level"]) == (3, 0)
     assert (settings["points_per_batch"], settings["precision"]) == (200, "fp32")
-    assert job.variant.weights == {"semantic-sam-t": digest(tmp_path / "weights.pth")}
+    assert job.variant.weights == {"semantic-sam-t": file_digest(tmp_path / "weights.pth")}
     grid = PublicGrid(
         net, points_per_side=2, levels=(3,), pred_iou_thresh=-9, stability_score_thresh=0.0
     )
@@ -133,8 +132,18 @@ def test_whatever_can_change_a_mask_makes_another_variant(generator: str) -> Non
     assert variant(other).fingerprint == tried[0].fingerprint
 
 
-def test_the_numbers_that_the_store_records_are_the_networks() -> None:
-    assert RECORDED_STRIDE == STRIDE
+def test_a_worker_without_a_network_goes_without_pytorch() -> None:
+    program = (
+        "import sys, numpy as np\n"
+        "from combo.pipeline.devices import Place\n"
+        "from combo.pipeline.generators import generator\n"
+        "from combo.pipeline.manifest import MaskigeSettings\n"
+        "settings, made = MaskigeSettings(), generator('felzenszwalb')\n"
+        "run = made.open(settings.own(made.section), settings, None, Place())\n"
+        "run([np.zeros((9, 9, 3), np.uint8)])\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory as Linux does it")
@@ -190,10 +199,12 @@ def test_sam_goes_from_its_checkpoint_to_label_maps(tmp_path: Path, frame: np.nd
 
     del frame
     torch.manual_seed(0)
-    torch.save(sam_model_registry["vit_b"]().state_dict(), tmp_path / "weights.pth")
+    sam = sam_model_registry["vit_b"]()
+    torch.save(sam.state_dict(), tmp_path / "weights.pth")
     job = make_job(manifest(tmp_path, "sam-vit-b"), "mine", "all", "maskige")
     label_map = run(job)
     masks = int(job.split.read_array(job.variant, "masks")[0, 0])
     assert 1 <= len(np.unique(label_map[label_map > 0])) <= masks
     assert job.variant.settings["points_per_batch"] == 64
-    assert job.variant.weights == {"sam-vit-b": digest(tmp_path / "weights.pth")}
+    assert job.variant.settings["long_side"] == sam.image_encoder.img_size
+    assert job.variant.weights == {"sam-vit-b": file_digest(tmp_path / "weights.pth")}
