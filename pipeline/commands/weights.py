@@ -31,6 +31,7 @@ def show(printing: Printing, manifest: Manifest = None) -> None:
         [
             {
                 **dataclasses.asdict(held.weights),
+                "source": held.weights.source,
                 "sha256": held.weights.digest_start,
                 "path": str(held.path),
                 "there": held.there,
@@ -47,7 +48,8 @@ def show(printing: Printing, manifest: Manifest = None) -> None:
             "licence": "licence",
         },
     )
-    output.note(f"weights folder: {weights.weights_folder()}")
+    if not output.as_json:
+        output.note(f"weights folder: {weights.weights_folder()}")
 
 
 @command(app, "fetch")

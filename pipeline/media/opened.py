@@ -62,10 +62,11 @@ class OpenFile:
         To be asked for when the file has been decoded: if the bytes are others than when it was
         opened, there is no digest. Raises MediaError.
         """
-        self._file.seek(0)
-        found = hashlib.sha256()
-        while block := self._file.read(1 << 20):
+        found, at = hashlib.sha256(), 0
+        # Decoders move the system's position in the file, and the buffer would not know.
+        while block := os.pread(self._file.fileno(), 1 << 20, at):
             found.update(block)
+            at += len(block)
         if self._now() != self._stamp:
             raise MediaError(self.path, "changed while it was read; run again with --retry-failed")
         return found.hexdigest()

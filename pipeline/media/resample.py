@@ -27,17 +27,22 @@ TABLE = 8192
 """Entries of resampy's filter table from one zero crossing to the next."""
 
 _OUTPUTS_AT_ONCE = 64
+_LARGEST_BANK, _LARGEST_KEPT = 256 << 20, 64 << 20
+"""Bytes of filters for rates that have no common divisor to speak of: made at all, and kept."""
 
 
 class KaiserBest:
     """A stream from one rate to another that gives resampy's numbers to float noise.
 
     Beyond its ends the sound is taken as zero, and N samples become floor(N * rate / rate_in), as
-    in the reference.
+    in the reference. Raises ValueError for rates that would take too many filters.
     """
 
     def __init__(self, rate_in: int, rate: int) -> None:
-        self._bank = _bank(rate_in, rate)
+        size = _bank_bytes(rate_in, rate)
+        if size > _LARGEST_BANK:
+            raise ValueError(f"{rate_in} samples a second cannot be resampled to {rate}")
+        self._bank = (_kept_bank if size <= _LARGEST_KEPT else _bank)(rate_in, rate)
         self._ratio = rate, rate_in
         self._taken = self._given = 0
         # The first output reaches back before the first sample.
@@ -106,7 +111,7 @@ class Resampler(Protocol):
 
 
 def resampler(kind: Resampling, rate_in: int, rate: int) -> Resampler:
-    """The stream of this name from one rate (samples per second) to another."""
+    """The stream of this name from one rate (samples per second) to another. Raises ValueError."""
     if rate_in == rate:
         return Unchanged()
     return {"kaiser_best": KaiserBest, "soxr": Soxr}[kind](rate_in, rate)
@@ -135,13 +140,23 @@ class _Bank:
     parts: tuple[_Part, ...]
 
 
-@lru_cache(maxsize=4)
-def _bank(rate_in: int, rate: int) -> _Bank:
+def _period(rate_in: int, rate: int) -> tuple[int, int]:
+    """Samples in and out after which everything repeats."""
     common = gcd(rate_in, rate)
     inputs, outputs = rate_in // common, rate // common
     # Short periods are taken several times, so that a product has some width.
     several = -(-_OUTPUTS_AT_ONCE // outputs)
-    inputs, outputs = inputs * several, outputs * several
+    return inputs * several, outputs * several
+
+
+def _bank_bytes(rate_in: int, rate: int) -> int:
+    inputs, outputs = _period(rate_in, rate)
+    reach = ZEROS * max(1.0, rate_in / rate)
+    return int(8 * outputs * (_OUTPUTS_AT_ONCE * inputs / outputs + 2 * reach))
+
+
+def _bank(rate_in: int, rate: int) -> _Bank:
+    inputs, outputs = _period(rate_in, rate)
     scale = min(1.0, rate / rate_in)
     # Quirk: the reference walks through its table in whole steps, which bends the filter a little
     # differently for each output; worth a hundredth in the log-mels of quiet bands.
@@ -150,7 +165,7 @@ def _bank(rate_in: int, rate: int) -> _Bank:
     reach = length // step
 
     ticks = np.arange(outputs) * inputs
-    before, fraction = ticks // outputs, (ticks % outputs / outputs)[:, None]
+    before, fractions = ticks // outputs, (ticks % outputs / outputs)[:, None]
     steps = np.arange(reach) * step
 
     def wing(distance: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -159,16 +174,20 @@ def _bank(rate_in: int, rate: int) -> _Bank:
         weights = _filter((places + steps) / TABLE) * scale
         return np.where(np.arange(reach) < taps, weights, 0.0)
 
-    filters = np.concatenate([wing(fraction)[:, ::-1], wing(1 - fraction)], axis=1)
     parts: list[_Part] = []
     for some in np.array_split(np.arange(outputs), -(-outputs // _OUTPUTS_AT_ONCE)):
+        fraction = fractions[some]
+        filters = np.concatenate([wing(fraction)[:, ::-1], wing(1 - fraction)], axis=1)
         begin = int(before[some[0]])
         weights = np.zeros((int(before[some[-1]]) - begin + 2 * reach, len(some)))
         for column, output in enumerate(some):
             at = int(before[output]) - begin
-            weights[at : at + 2 * reach, column] = filters[output]
+            weights[at : at + 2 * reach, column] = filters[column]
         parts.append(_Part(begin, slice(int(some[0]), int(some[-1]) + 1), weights))
     return _Bank(inputs, outputs, reach, int(before[-1]) + 2 * reach, tuple(parts))
+
+
+_kept_bank = lru_cache(maxsize=4)(_bank)
 
 
 def _filter(crossings: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -142,18 +142,17 @@ def _limited(path: Path, source: SoundBlocks, limits: Limits) -> Iterator[Sample
     for block in source.blocks:
         count += len(block)
         if count > limits.seconds * source.rate:
-            raise MediaError(
-                path,
-                "sound that is longer than limits.seconds in data_manifest.yaml allows "
-                f"({limits.seconds:g})",
-            )
+            raise MediaError(path, f"the sound is longer than limits.seconds ({limits.seconds:g})")
         yield block
 
 
 def _resampled(
     path: Path, source: SoundBlocks, blocks: Iterator[Samples], rate: int, resampling: Resampling
 ) -> Iterator[Samples]:
-    stream = resampler(resampling, source.rate, rate)
+    try:
+        stream = resampler(resampling, source.rate, rate)
+    except ValueError as error:
+        raise MediaError(path, str(error)) from error
     position = given = 0
     for block in blocks:
         if not np.isfinite(block).all():
@@ -187,8 +186,8 @@ def _open(file: OpenFile, stream: int | None, limits: Limits) -> Generator[Sound
         if not LOWEST_RATE <= source.rate <= limits.rate:
             raise MediaError(
                 path,
-                f"{source.rate} samples a second are not between {LOWEST_RATE} and limits.rate in "
-                f"data_manifest.yaml ({limits.rate})",
+                f"{source.rate} samples a second are not between {LOWEST_RATE} and limits.rate "
+                f"({limits.rate})",
             )
         yield replace(source, blocks=_guarded(path, source.blocks))
 

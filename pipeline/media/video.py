@@ -26,7 +26,7 @@ from .clock import (
     stated_end,
     zero,
 )
-from .images import Pixels
+from .images import MAX_ASPECT, Pixels
 from .limits import USUAL, Limits
 from .opened import OpenFile, container_of, opened
 
@@ -82,8 +82,7 @@ def video_span(path: Path, limits: Limits = USUAL) -> Span:
     if end - start > limits.seconds:
         raise MediaError(
             path,
-            f"video of {end - start:.0f} s, more than limits.seconds in data_manifest.yaml allows "
-            f"({limits.seconds:g})",
+            f"video of {end - start:.0f} s, more than limits.seconds ({limits.seconds:g})",
         )
     return Span(start - begin, end - begin)
 
@@ -106,9 +105,8 @@ def read_video(
             begin = zero(container, start or 0.0)
         with container_of(file, limits) as container:
             stream = _stream(path, container, limits)
-            pictures = [
-                _upright(p, path) for p in _Shown(path, container, stream, begin).at(seconds)
-            ]
+            shown = _Shown(path, container, stream, begin)
+            pictures = [_upright(picture, path, limits) for picture in shown.at(seconds)]
         if digests is not None:
             digests[path] = file.digest()
     return pictures
@@ -133,15 +131,18 @@ def _stream(path: Path, container: "InputContainer", limits: Limits) -> "VideoSt
     codec = stream.codec_context
     if codec is None:  # pyright: ignore[reportUnnecessaryComparison] - without a decoder
         raise MediaError(path, "video of a kind that cannot be decoded")
-    if codec.width * codec.height > limits.video_pixels:
-        raise MediaError(
-            path,
-            f"video of {codec.width}x{codec.height} pixels, more than limits.video_pixels in "
-            f"data_manifest.yaml allows ({limits.video_pixels})",
-        )
+    _demand_usable(path, codec.width, codec.height, limits)
     codec.options = {"max_pixels": str(limits.video_pixels)}
     codec.thread_type, codec.thread_count = "AUTO", _THREADS
     return stream
+
+
+def _demand_usable(path: Path, width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.video_pixels:
+        allowed = f"limits.video_pixels ({limits.video_pixels})"
+        raise MediaError(path, f"video of {width}x{height} pixels, more than {allowed}")
+    if max(width, height) > MAX_ASPECT * max(1, min(width, height)):
+        raise MediaError(path, f"video of {width}x{height} pixels is too narrow to be one")
 
 
 def _end_by_reading(file: OpenFile, start: float, limits: Limits) -> float:
@@ -259,8 +260,9 @@ class _Shown:
         return self._zero if before is None else before + self._period
 
 
-def _upright(picture: "DecodedFrame", path: Path) -> Pixels:
+def _upright(picture: "DecodedFrame", path: Path, limits: Limits) -> Pixels:
     """A picture as it is to be shown, [H,W,3] uint8 RGB."""
+    _demand_usable(path, picture.width, picture.height, limits)  # it may change within the stream
     pixels = picture.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
     matrix = picture.side_data.get("DISPLAYMATRIX")
     if matrix is not None:

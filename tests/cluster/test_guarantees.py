@@ -233,7 +233,7 @@ def test_a_variant_is_not_finished_when_a_unit_is_withdrawn_while_it_is_closed(
 ) -> None:
     job = cheap.cheap_job(tmp_path, 3)
     cheap.run_cheap(job)
-    (job.split.records(job.variant) / records.FINISHED).unlink()
+    job.split.finished_path(job.variant).unlink()
     before = records.leftovers
 
     def and_meanwhile(split: SplitStore, variant: Variant) -> Iterator[Path]:

@@ -17,7 +17,6 @@ from combo.pipeline.jobs import records, scheduler
 from combo.pipeline.jobs.parts import read_parts
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
-from combo.pipeline.jobs.slurm import largest_array
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.jobs.verify import Finding, verify_variant
 from combo.pipeline.manifest import load_manifest
@@ -364,29 +363,3 @@ def test_failed_clips_are_made_again_by_an_array_on_request(tmp_path: Path, clip
     assert finished.failed == {}
     now = {unit: records.read_record(job.split, job.variant, unit) for unit in range(CLIPS)}
     assert [unit for unit in now if now[unit] != before[unit]] == [3]
-
-
-def test_an_array_larger_than_the_cluster_has_is_found_out_before_it_is_handed_in(
-    tmp_path: Path,
-) -> None:
-    """The cluster says how large: `scontrol show config`."""
-    most = largest_array(slurm("scontrol", "show", "config"))
-    if most is None or most > 5000:
-        pytest.skip("this cluster's arrays are larger than a test can fill")
-    rows = "".join(f"c{n},train\n" for n in range(most + 1))
-    (tmp_path / "clips").mkdir()
-    (tmp_path / "clips" / "ms3_meta_data.csv").write_text(f"video_id,split\n{rows}")
-    manifest = manifest_at(tmp_path, tmp_path / "clips")
-    manifest.write_text(
-        manifest.read_text()
-        .replace("avsbench-s4", "avsbench-ms3")
-        .replace("/AVSBench_object/Single-source", "")
-    )
-    command = [sys.executable, "-m", "combo", "submit", "frames", "--slurm", "-m", str(manifest)]
-    command += ["--split", "train", "--tasks", str(most + 1), "--force"]
-    refused = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert refused.returncode == 1
-    assert (
-        f"{most} tasks at most (MaxArraySize), not {most + 1}; give --tasks {most}"
-        in refused.stderr
-    )

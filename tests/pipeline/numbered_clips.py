@@ -114,6 +114,8 @@ def make(path: Path, recipe: Recipe) -> Made:
         pictures: list[av.Packet] = []
         if isinstance(sound, av.AudioStream):
             sound.layout = "mono"
+            if recipe.sound == "wmav2":
+                sound.bit_rate = 64_000
             packets += _sound_packets(sound, recipe)
         for n in recipe.kept:
             image = stored_for(picture(n), recipe.orientation)

@@ -56,7 +56,7 @@ def _loudness() -> Encoder:
 
     def front_end(windows: Tensor, at_once: int) -> Tensor:
         del at_once
-        return windows.reshape(len(windows), 8, -1)
+        return windows.float().reshape(len(windows), 8, -1)
 
     def open_it(*_: object) -> object:
         return lambda patches: patches.square().mean(-1).sqrt().float()

@@ -1,18 +1,19 @@
-"""Lines of a job script as sbatch reads them, and what a cluster's own settings say."""
+"""Lines of a job script as sbatch reads them."""
 
 from pathlib import Path
 
 import pytest
 
 from combo.pipeline.errors import ComboError
-from combo.pipeline.jobs.slurm import JobArray, directive, largest_array
+from combo.pipeline.jobs import slurm
+from combo.pipeline.jobs.job_array import JobArray
 from combo.pipeline.manifest import ClusterSettings
 
-CONFIG = """\
-Configuration data as of 2025-11-26T00:00:00
-MaxArraySize            = 1001
-MaxJobCount             = 10000
-"""
+
+def array_with(option: str) -> JobArray:
+    cluster = ClusterSettings(arguments=(option,))
+    what = (["maskige"], ["maskige"], cluster, {})
+    return JobArray("combo-maskige", Path("/jobs"), 3, 3, None, *what)
 
 
 @pytest.mark.parametrize(
@@ -29,18 +30,11 @@ MaxJobCount             = 10000
     ],
 )
 def test_a_value_with_spaces_is_quoted(option: str, line: str) -> None:
-    assert directive(option) == line
-    cluster = ClusterSettings(sbatch=(option,))
-    array = JobArray("combo-maskige", Path("/jobs"), 3, None, ["maskige"], ["maskige"], cluster, {})
-    for script in (array.script, array.closing_script):
+    array = array_with(option)
+    for script in (slurm.script(array), slurm.closing_script(array)):
         assert f"#SBATCH {line}\n" in script
 
 
 def test_an_option_of_two_lines_is_refused() -> None:
     with pytest.raises(ComboError, match="holds a line break"):
-        directive("--comment=a\nrm -rf .")
-
-
-def test_an_array_counted_from_one_has_room_for_one_task_less_than_its_size() -> None:
-    assert largest_array(CONFIG) == 1000
-    assert largest_array("") is None
+        slurm.script(array_with("--comment=a\nrm -rf ."))

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from combo.pipeline.errors import ComboError
-from combo.pipeline.evaluate import as_json, measure, open_run, open_split
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.train import checkpoint
+from combo.pipeline.train.evaluate import as_json, measure, open_run, open_split
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import resume, start
 

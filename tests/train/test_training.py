@@ -408,7 +408,7 @@ def test_a_damaged_checkpoint_and_a_full_disk_are_one_line(
     path = tmp_path / "last.pt"
     data = trained.last.read_bytes()
     path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(ComboError, match="is no checkpoint of combo train"):
+    with pytest.raises(ComboError, match="is cut short or no checkpoint"):
         checkpoint.load(path)
     with pytest.raises(ComboError, match="no checkpoint"):
         checkpoint.load(tmp_path / "none.pt")
