@@ -40,8 +40,8 @@ from combo.model.vggish import (
     consecutive,
     embed,
 )
-from combo.pipeline.resample import KaiserBest
-from combo.pipeline.sound_files import read_sound
+from combo.pipeline.media.resample import KaiserBest
+from combo.pipeline.media.sound_files import read_sound
 
 SECONDS = 5
 ALL_CLIPS, ALL_SECONDS = 11_356, 10

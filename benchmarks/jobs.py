@@ -31,7 +31,7 @@ from combo.pipeline.jobs.local import LocalRunner
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.records import ClipRecord, UnitRecord
 from combo.pipeline.jobs.run import Options, run_job, settle_plan, units_to_do
-from combo.pipeline.jobs.status import progress
+from combo.pipeline.jobs.status import stage_statuses
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.layouts import Clip
 from combo.pipeline.manifest import load_manifest
@@ -125,7 +125,7 @@ def many(root: Path, units: int) -> None:
         durable.write_json(path, asdict(record), lasting=False)
     for name in ("first", "again"):
         started = time.perf_counter()
-        (state,) = progress(job.split.store)
+        (state,) = stage_statuses(job.split.store)
         print(
             f"  status of {state.units_done} units, {name}: {time.perf_counter() - started:.2f} s "
             "(goal at 100,000: 2)"

@@ -1,8 +1,8 @@
 """Image encoders through timm: features at strides 4, 8, 16 and 32 (paper, section 4.2).
 
 Batch norm is frozen as in the public code: with two frames a step its statistics would be noise.
-Where a convolution stands directly before it, as everywhere in a ResNet, both are one
-convolution with scaled weights: the same function, without a second feature map in memory.
+Where a convolution stands directly before it, as everywhere in a ResNet, the two are one module,
+which scales the weights or the map, whichever has fewer numbers: the same function.
 """
 
 from typing import Any
@@ -62,6 +62,12 @@ class FrozenNormConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         scale, shift = self.norm.scale_and_shift()
+        pixels = input.numel() // self.in_channels // (self.stride[0] * self.stride[1])
+        if pixels < self.weight[0].numel():
+            # Scaled weights would be kept for the backward direction: 0.2 GB of two ResNet-50.
+            out = super().forward(input)
+            scale, shift = scale.to(out.dtype)[:, None, None], shift.to(out.dtype)[:, None, None]
+            return torch.addcmul(shift, out, scale)
         weight = self.weight * scale[:, None, None, None]
         return F.conv2d(input, weight, shift, self.stride, self.padding, self.dilation, self.groups)
 

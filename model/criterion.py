@@ -20,7 +20,7 @@ from .settings import ComboSettings
 
 
 @dataclass(frozen=True)
-class Annotated:
+class LabelledFrames:
     """Predictions and targets of the frames that have labels."""
 
     class_logits: Tensor
@@ -88,7 +88,7 @@ class Criterion(nn.Module):
             losses.update(self.consistency_losses(out))
         return Losses(losses, self.weights)
 
-    def select(self, out: ComboOutput, labels: Tensor, annotated: Tensor | None) -> Annotated:
+    def select(self, out: ComboOutput, labels: Tensor, annotated: Tensor | None) -> LabelledFrames:
         """Stacks what the annotated frames' predictions are."""
         clips, frames, _, h, w = out.mask_logits.shape
         if labels.dim() != 4 or labels.shape[0] != clips or labels.shape[1] > frames:
@@ -116,7 +116,7 @@ class Criterion(nn.Module):
         targets = Targets.of(
             labels.flatten(0, 1)[where.to(labels.device)], self.settings.classes, device
         )
-        return Annotated(classes.float(), masks, index, targets, chosen)
+        return LabelledFrames(classes.float(), masks, index, targets, chosen)
 
     def _annotated(self, out: ComboOutput, labels: Tensor, given: Tensor | None) -> Tensor:
         if given is None:
@@ -126,7 +126,7 @@ class Criterion(nn.Module):
         given = given.cpu()
         return given if out.valid is None else given & out.valid.cpu()
 
-    def match(self, selected: Annotated, points: Tensor | None) -> Tensor:
+    def match(self, selected: LabelledFrames, points: Tensor | None) -> Tensor:
         """[L, M] int64 on the device: the query of every target, -1 for none."""
         settings = self.settings
         device = selected.index.device
@@ -139,7 +139,7 @@ class Criterion(nn.Module):
         matched = match(selected.class_logits, masks, selected.targets, points, weights)
         return torch.from_numpy(matched).to(device, non_blocking=True)
 
-    def class_losses(self, selected: Annotated, matched: Tensor) -> dict[str, Tensor]:
+    def class_losses(self, selected: LabelledFrames, matched: Tensor) -> dict[str, Tensor]:
         """L_cls: cross entropy over all queries, "no object" for those without a target."""
         logits = selected.class_logits
         layers, n, queries, outputs = logits.shape
@@ -157,7 +157,7 @@ class Criterion(nn.Module):
         return _by_layer("loss_ce", of_layers / share.clamp(min=torch.finfo(share.dtype).tiny))
 
     def mask_losses(
-        self, selected: Annotated, matched: Tensor, points: Tensor | None
+        self, selected: LabelledFrames, matched: Tensor, points: Tensor | None
     ) -> dict[str, Tensor]:
         """L_mask: binary cross entropy and dice of the matched masks, on points.
 

@@ -31,14 +31,17 @@ _MAPS_KEPT = 16
 """Patches whose maps wait for the linear layers, for each patch that is convolved at once."""
 
 
-def consecutive(waveform: Tensor) -> Tensor:
+def consecutive(
+    waveform: Tensor, rate: int = RATE, window: int = WINDOW, stride: int = STRIDE
+) -> Tensor:
     """Windows one after the other as the published front-end takes them; the rest is dropped.
 
-    waveform: [N] floating point, 16 kHz, range -1..1.  Returns [P, 15600], P >= 1, a view.
-    Raises ValueError when the sound is shorter than one window (0.975 s).
+    waveform: [N] floating point, range -1..1.  rate: its samples per second.  window, stride: in
+    samples.  Returns [P, window], P >= 1, a view.
+    Raises ValueError when the sound is shorter than one window.
     """
-    _check(waveform)
-    return waveform.unfold(0, WINDOW, STRIDE)
+    _check(waveform, rate, window)
+    return waveform.unfold(0, window, stride)
 
 
 def centred(waveform: Tensor, seconds: Sequence[float] | Tensor) -> Tensor:
@@ -59,7 +62,9 @@ def centred(waveform: Tensor, seconds: Sequence[float] | Tensor) -> Tensor:
     return padded.unfold(0, WINDOW, 1)[(starts + WINDOW).to(waveform.device)]
 
 
-def window_starts(seconds: Sequence[float] | Tensor) -> Tensor:
+def window_starts(
+    seconds: Sequence[float] | Tensor, rate: int = RATE, window: int = WINDOW
+) -> Tensor:
     """First sample of the window around each timestamp, negative where it reaches over the start.
 
     seconds: [T] finite.  Returns [T] int64 on the CPU.  Raises ValueError.
@@ -67,7 +72,7 @@ def window_starts(seconds: Sequence[float] | Tensor) -> Tensor:
     times = torch.as_tensor(seconds, dtype=torch.float64).cpu()
     if times.ndim != 1 or not bool(times.isfinite().all()):
         raise ValueError("timestamps must be a list of finite seconds")
-    return (times * RATE).round().long() - WINDOW // 2
+    return (times * rate).round().long() - window // 2
 
 
 def pad_avsbench(patches: Tensor, count: int = 5) -> Tensor:
@@ -307,13 +312,15 @@ def _convolution(inputs: int, outputs: int) -> tuple[nn.Module, nn.Module]:
     return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1), nn.ReLU(inplace=True)
 
 
-def _check(waveform: Tensor) -> None:
+def _check(waveform: Tensor, rate: int = RATE, window: int = WINDOW) -> None:
     if waveform.ndim != 1 or not waveform.is_floating_point():
         shape = list(waveform.shape)
         raise ValueError(f"a waveform is [N] floating point, not {shape} {waveform.dtype}")
-    if len(waveform) < WINDOW:
-        seconds = len(waveform) / RATE
-        raise ValueError(f"the sound lasts {seconds:.3f} s, shorter than one window of 0.975 s")
+    if len(waveform) < window:
+        seconds = len(waveform) / rate
+        raise ValueError(
+            f"the sound lasts {seconds:.3f} s, shorter than one window of {window / rate:.3f} s"
+        )
 
 
 def _missing(patches: Tensor, count: int) -> int:

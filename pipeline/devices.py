@@ -1,8 +1,13 @@
 """Which devices and cores there are for a process that computes."""
 
 import ctypes
+import errno
 import os
+import socket
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 from .errors import ComboError
@@ -49,6 +54,51 @@ def devices(wanted: str) -> list[str]:
     return [str(device)]
 
 
+@contextmanager
+def claimed_device(wanted: str) -> Generator[str]:
+    """Of `devices(wanted)` one that the fewest processes of this host have claimed, while the block
+    runs; for processes that come and go and do not know of each other.  Raises ComboError.
+    """
+    import torch
+
+    there = devices(wanted)
+    if len(there) == 1:
+        yield there[0]
+        return
+    # Jobs on one host may see other devices under the same number.
+    names = [str(torch.cuda.get_device_properties(device).uuid) for device in there]
+    with claimed(names) as position:
+        yield there[position]
+
+
+@contextmanager
+def claimed(names: Sequence[str]) -> Generator[int]:
+    """The position of a name that the fewest processes of this host have claimed, the first of
+    such, claimed while the block runs.
+
+    A claim is a bound name in the kernel's table of sockets (Linux): whoever runs on the host sees
+    the same table, whatever its temporary folder is, and a name is free again when its holder dies.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as claim:
+        yield next(
+            position
+            for turn in count()
+            for position, name in enumerate(names)
+            if _bound(claim, f"\0combo-device-{name}-{turn}")
+        )
+
+
+def _bound(claim: socket.socket, name: str) -> bool:
+    """Whether the name was free, and is now the socket's."""
+    try:
+        claim.bind(name)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        return False
+    return True
+
+
 def keep_freed_memory() -> None:
     """Lets this process keep what it frees, for as long as it lives; for training and evaluation.
 
@@ -67,10 +117,7 @@ def keep_freed_memory() -> None:
 
 
 def cores() -> int:
-    """CPU cores that this process may use: on a cluster those of its allocation."""
+    """CPU cores that the system lets this process use."""
     if hasattr(os, "sched_getaffinity"):
-        allowed = len(os.sched_getaffinity(0))
-    else:
-        allowed = os.cpu_count() or 1
-    asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return min(allowed, int(asked)) if asked.isdigit() and int(asked) > 0 else allowed
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -4,10 +4,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from . import durable
 from .errors import ComboError
 from .jobs.plan import describe, layout_of, splits_of
-from .jobs.status import progress
-from .layouts import named_unread
+from .jobs.status import stage_statuses
 from .manifest import Manifest
 from .packed import is_packed
 from .store import STAGES
@@ -15,7 +15,7 @@ from .weights import locate
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One thing looked at. mend: what makes it good; empty when it is."""
 
     what: str
@@ -24,10 +24,10 @@ class Finding:
     mend: str = ""
 
 
-def examine(manifest: Manifest) -> list[Finding]:
+def examine(manifest: Manifest) -> list[Check]:
     """Look at manifest, data sets, weights and store; opens no media."""
     return [
-        Finding("manifest", True, str(manifest.file)),
+        Check("manifest", True, str(manifest.file)),
         *_device(),
         *_store(manifest),
         *_weights(manifest),
@@ -35,61 +35,57 @@ def examine(manifest: Manifest) -> list[Finding]:
     ]
 
 
-def _device() -> Iterator[Finding]:
+def _device() -> Iterator[Check]:
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     state = ", ".join(gpus) or f"no GPU; {os.cpu_count()} CPU cores"
-    yield Finding("device", True, f"{state}; torch {torch.__version__}")
+    yield Check("device", True, f"{state}; torch {torch.__version__}")
 
 
-def _store(manifest: Manifest) -> Iterator[Finding]:
+def _store(manifest: Manifest) -> Iterator[Check]:
     try:
         store = manifest.store_path
     except ComboError as error:
-        yield Finding("store", False, "not set", str(error))
+        yield Check("store", False, "not set", str(error))
         return
     if is_packed(store):
         mend = "" if store.exists() else f"combo pack STORE --to {store}"
-        yield Finding("store", store.exists(), f"{store}, a packed file", mend)
+        yield Check("store", store.exists(), f"{store}, a packed file", mend)
         return
-    home = store
-    while not home.exists() and home != home.parent:
-        home = home.parent
-    disk = os.statvfs(home)
-    free = f"{disk.f_bavail * disk.f_frsize / 1e9:.1f} GB free"
-    if os.access(home, os.W_OK):
-        yield Finding("store", True, f"{store}, {free}")
+    if os.access(durable.existing(store), os.W_OK):
+        free = f"{durable.free_bytes(store) / 1e9:.1f} GB free"
+        yield Check("store", True, f"{store}, {free}")
     else:
-        yield Finding(
+        yield Check(
             "store", False, f"{store} cannot be written", "give another: export COMBO_STORE=FOLDER"
         )
 
 
-def _weights(manifest: Manifest) -> Iterator[Finding]:
+def _weights(manifest: Manifest) -> Iterator[Check]:
     data_sets = [describe(manifest, name, "train") for name in manifest.data_sets]
     described = [each for stages in data_sets for each in stages.values()]
     for name in dict.fromkeys(name for each in described for name in each.weights):
         try:
             path = locate(name, manifest.weight_paths())
-            yield Finding(f"weights {name}", True, str(path))
+            yield Check(f"weights {name}", True, str(path))
         except ComboError as error:
-            yield Finding(f"weights {name}", False, "missing", str(error))
+            yield Check(f"weights {name}", False, "missing", str(error))
 
 
-def _data_set(manifest: Manifest, name: str) -> Iterator[Finding]:
+def _data_set(manifest: Manifest, name: str) -> Iterator[Check]:
     try:
         root, splits = manifest.root(name), splits_of(manifest, name)
         rules = layout_of(manifest, name)
         clips = {split: rules.clips(root, split) for split in splits}
     except ComboError as error:
-        yield Finding(f"data set {name}", False, "not found", str(error))
+        yield Check(f"data set {name}", False, "not found", str(error))
         return
     for split, count in ((split, len(found)) for split, found in clips.items()):
         expected = rules.expected.get(split)
         published = f" of the {expected:,} published" if expected else ""
         store = manifest.store_path
-        states = progress(store, [name], [split]) if store.exists() else []
+        states = stage_statuses(store, [name], [split]) if store.exists() else []
         finished = {s.stage: s for s in states if s.finished}
         missing = [stage for stage in STAGES if stage not in finished]
         state = f"{count:,} clips{published}; " + (
@@ -97,7 +93,7 @@ def _data_set(manifest: Manifest, name: str) -> Iterator[Finding]:
         )
         if "frames" in finished and (annotated := finished["frames"].annotated):
             state += "; {:,} of {:,} frames annotated".format(*annotated)
-        if unread := named_unread(clips[split]):
+        if unread := clips[split].named_unread():
             state += f"; not read: {unread}"
         failed = {s.stage: s.failed for s in finished.values() if s.failed}
         if failed:
@@ -106,7 +102,7 @@ def _data_set(manifest: Manifest, name: str) -> Iterator[Finding]:
         mend = f"combo {verb} --data {name} --split {split}"
         if is_packed(store):
             mend = f"combo pack STORE --to {store} --overwrite"
-        yield Finding(f"{name}/{split}", not missing, state, mend if missing else "")
+        yield Check(f"{name}/{split}", not missing, state, mend if missing else "")
 
 
 def _verb(manifest: Manifest, stage: str) -> str:

@@ -12,6 +12,7 @@ import glob
 import json
 import os
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import Generator, Iterator
@@ -97,6 +98,19 @@ def leftovers(folder: Path, of: str | None = None) -> Iterator[Path]:
             dead = (age(path, now) or 0.0) > ABANDONED
         if dead:
             yield path
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that a user may still write where `path` lies, or would lie."""
+    return shutil.disk_usage(existing(path)).free
 
 
 def clock(folder: Path) -> float:

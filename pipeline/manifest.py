@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    AliasChoices,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -26,7 +27,7 @@ from pydantic import (
 from .errors import ComboError, readable
 from .generators import SECTIONS
 from .generators.generator import Precision
-from .limits import USUAL, Limits
+from .media.limits import USUAL, Limits
 
 FILE_NAME = "data_manifest.yaml"
 _INSTALLED = Path(__file__).parent.parent / FILE_NAME
@@ -103,7 +104,7 @@ class FramesSettings(Model):
 
 class AudioSettings(Model):
     encoder: str = "vggish"
-    """`vggish`, `vggish-pca` or `mel-stats`."""
+    """`vggish`, `vggish-pca`, `torchvggish` or `mel-stats`."""
     windows: Annotated[Literal["layout", "centred"], BeforeValidator(_old_word)] = "layout"
     """Which 0.96 s of sound belong to a frame: by the layout's own rule, or around its time."""
     source: Literal["sound", "log-mel"] = "sound"
@@ -154,7 +155,7 @@ class Stages(Model):
 
 
 class ClusterSettings(Model):
-    """What a job of `combo submit --slurm`, or a worker of `--dask slurm`, asks the cluster for."""
+    """What a task of `combo submit`, or a Dask worker that is a job, asks the cluster for."""
 
     cores: int | None = Field(default=None, ge=1)
     """CPU cores a task."""
@@ -165,8 +166,10 @@ class ClusterSettings(Model):
     warning: int = Field(default=120, ge=10)
     """Seconds before the time limit at which a task is told to finish its unit. A unit that takes
     longer is left undone, and the task is queued again all the same."""
-    sbatch: tuple[str, ...] = ()
-    """Options of sbatch, such as --partition=gpu or --gres=gpu:1."""
+    arguments: tuple[str, ...] = Field(
+        default=(), validation_alias=AliasChoices("arguments", "sbatch")
+    )
+    """More arguments for the scheduler, such as --partition=gpu or --gres=gpu:1."""
 
     @property
     def seconds(self) -> int | None:
@@ -182,9 +185,9 @@ class ClusterSettings(Model):
             seconds = 60 * seconds + part
         return seconds + 86400 * int(days or 0)
 
-    def with_sbatch(self, options: Sequence[str]) -> "ClusterSettings":
-        """A copy with more options of sbatch."""
-        return self.model_copy(update={"sbatch": (*self.sbatch, *options)})
+    def with_arguments(self, arguments: Sequence[str]) -> "ClusterSettings":
+        """A copy with more arguments for the scheduler."""
+        return self.model_copy(update={"arguments": (*self.arguments, *arguments)})
 
 
 class WeightFile(Model):

@@ -180,11 +180,11 @@ class PackedRows:
         return found
 
 
-Units = Mapping[str, Iterable[Mapping[str, np.ndarray]]]
+UnitArrays = Mapping[str, Iterable[Mapping[str, np.ndarray]]]
 """Stage -> the arrays of each unit in order, padding cut off."""
 
 
-def write(file: BinaryIO, version: str, splits: Sequence[tuple[Entry, Units]]) -> None:
+def write(file: BinaryIO, version: str, splits: Sequence[tuple[Entry, UnitArrays]]) -> None:
     """Write a packed file into one that is open and empty.
 
     All of it is reserved before the first unit is asked for, where the file system can do that.

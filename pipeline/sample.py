@@ -18,6 +18,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
+from . import durable
 from .errors import ComboError
 from .sample_scenes import KINDS, RATE, Pixels, Samples, Scene, film
 
@@ -37,7 +38,7 @@ _ORDER = 4
 _BYTES_PER_CLIP = 1_500_000
 
 Counts = tuple[int, int, int]
-Progress = Callable[[int, int], None]
+OnClip = Callable[[int, int], None]
 
 
 def write_sample(
@@ -46,7 +47,7 @@ def write_sample(
     ms3: Counts = (24, 6, 8),
     avss: Counts = (24, 6, 8),
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: OnClip | None = None,
 ) -> bool:
     """Write the sample below `root`; the same arguments give the same bytes.
 
@@ -124,7 +125,7 @@ def _contents(folder: Path) -> dict[str, int]:
 
 
 def _check_space(root: Path, needed: int) -> None:
-    free = shutil.disk_usage(root).free
+    free = durable.free_bytes(root)
     if free < needed:
         raise ComboError(
             f"{root}: the sample needs about {needed / 1e6:.0f} MB and {free / 1e6:.0f} MB are "
@@ -132,7 +133,7 @@ def _check_space(root: Path, needed: int) -> None:
         )
 
 
-def _counter(progress: Progress | None, total: int) -> Callable[[], None]:
+def _counter(progress: OnClip | None, total: int) -> Callable[[], None]:
     done = 0
 
     def one_more() -> None:

@@ -37,8 +37,6 @@ STAGES = ("frames", "audio", "maskige")
 VALID = "valid"
 """The array every variant has: one byte a clip, 1 where the clip counts."""
 
-LABEL_IGNORED = 255
-
 CREATE_ATTEMPTS = 50
 """How often the arrays of a variant are looked at while others make them too."""
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from . import durable
-from .download import Progress, download
+from .digests import file_digest
+from .download import OnBytes, download
 from .errors import ComboError
-from .regular_files import digest as file_digest
 from .state_files import load_state as load_state  # re-exported: weights are read through here
 from .weights_catalogue import CATALOGUE, Weights
 
@@ -136,7 +136,7 @@ def digest(path: Path) -> str:
 
 
 def fetch(
-    name: str, progress: Progress | None = None, url: str | None = None, pause: float = 2.0
+    name: str, progress: OnBytes | None = None, url: str | None = None, pause: float = 2.0
 ) -> Path:
     """Download published weights into the weights folder, unless they are there.
 

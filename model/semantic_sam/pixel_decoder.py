@@ -65,7 +65,7 @@ class EncoderLayer(nn.Module):
         return out
 
 
-class Encoder(nn.Module):
+class DeformableEncoder(nn.Module):
     """The layers under the name that the checkpoints give them."""
 
     def __init__(self, layers: int) -> None:
@@ -79,7 +79,7 @@ class MultiScaleTransformer(nn.Module):
     def __init__(self, layers: int) -> None:
         super().__init__()
         self.level_embed = nn.Parameter(torch.zeros(LEVELS, WIDTH))
-        self.encoder = Encoder(layers)
+        self.encoder = DeformableEncoder(layers)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps [B, 256, h, w] of any sizes, finest first -> maps of the same shapes."""

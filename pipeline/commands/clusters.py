@@ -14,7 +14,7 @@ from .options import (
     Overwrite,
     Printing,
     RetryFailed,
-    SbatchArg,
+    SchedulerArg,
     Selection,
     StageName,
     command,
@@ -39,13 +39,12 @@ def submit(
     selection: Selection,
     computers: Computers,
     printing: Printing,
-    slurm: Annotated[
-        bool, typer.Option("--slurm", help="As a Slurm job array, the one kind there is.")
-    ] = True,
+    scheduler: Annotated[str | None, typer.Option(help="The cluster's; default: slurm.")] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", hidden=True)] = False,
     at_once: Annotated[
         int | None, typer.Option(min=1, help="Most tasks that run at the same time.")
     ] = None,
-    sbatch_arg: SbatchArg = None,
+    scheduler_arg: SchedulerArg = None,
     overwrite: Overwrite = False,
     retry_failed: RetryFailed = False,
     force: Force = False,
@@ -57,21 +56,23 @@ def submit(
 
     The scripts and logs are in the store's folder `jobs`. A dependent job closes the split.
 
-    Example: combo submit maskige --slurm --tasks 64 --sbatch-arg=--gres=gpu:1
+    Example: combo submit maskige --tasks 64 --scheduler-arg=--gres=gpu:1
     """
+    from ..jobs import scheduler as schedulers
+    from ..jobs.job_array import JobArray
     from ..jobs.run import Options
-    from ..jobs.slurm import JobArray, check_ready, check_size
 
-    del slurm
+    del slurm  # until 0.1 it had to be given
+    batch = schedulers.named(scheduler)
     manifest, output = selection.open(), printing.output
-    cluster = manifest.cluster.with_sbatch(sbatch_arg or ())
+    cluster = manifest.cluster.with_arguments(scheduler_arg or ())
     if not print_only:
-        check_ready(cluster)
+        batch.check_ready(cluster)
     options = Options((1, 1), overwrite, retry_failed, force)
     at_work = tasks * (computers.workers or 1)
     most = _plan(output, manifest, selection, stage, options, at_work, print_only)
     if not most:
-        nothing = {"array": None, "finalise": None, "tasks": 0, "folder": None}
+        nothing = {"array": None, "arrays": [], "finalise": None, "tasks": 0, "folder": None}
         output.answer(nothing, "nothing to do: every unit is done; see combo status")
         return
     if tasks > most:
@@ -81,6 +82,7 @@ def submit(
     array = JobArray(
         name=f"combo-{stage}",
         folder=_folder(manifest, stage, print_only),
+        parts=min(tasks, most),
         tasks=min(tasks, most),
         at_once=at_once,
         arguments=[*which, *extra],
@@ -89,17 +91,18 @@ def submit(
         environment=manifest.environment(),
     )
     if print_only:
-        output.result(f"{array.script}\n{array.closing_script}")
+        scripts = [batch.script(each) for each in array.divided(batch.largest_array())]
+        output.result("\n".join([*scripts, batch.closing_script(array)]))
         return
-    check_size(array.tasks)
-    number, closing = array.submit()
+    numbers, closing = schedulers.submit(batch, array)
     if output.as_json:
-        told = {"array": number, "finalise": closing, "tasks": array.tasks}
+        told = {"array": numbers[0], "arrays": numbers, "finalise": closing, "tasks": array.tasks}
         output.json({**told, "folder": str(array.folder)})
         return
-    output.result(f"job array {number} of {array.tasks} tasks, then job {closing} to finalise")
+    arrays = f"array{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
+    output.result(f"job {arrays} of {array.tasks} tasks, then job {closing} to finalise")
     output.result(f"scripts and logs: {array.folder}")
-    output.note("watch it: combo status, squeue; stop it: scancel " + number)
+    output.note(batch.advice(numbers))
 
 
 @command(app)

@@ -16,9 +16,9 @@ from .runs import run_trainer
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..report import Panel
-    from ..train.evaluate import Evaluation, Sound
+    from ..train.evaluate import Evaluation, SoundCondition
     from ..train.loader import StoredBatch
+    from ..train.report import Panel
     from ..train.run_folder import RunFolder
 
 app = typer.Typer()
@@ -55,9 +55,9 @@ def demo(
     """
     from ..devices import keep_freed_memory
     from ..jobs.run import Options
-    from ..report import contact_sheet
     from ..sample import write_sample
     from ..train.evaluate import as_json
+    from ..train.report import contact_sheet
     from ..train.run_folder import RunFolder
     from ..train.start import resume, start
 
@@ -123,12 +123,12 @@ def demo(
 
 
 def _evaluate(
-    output: Output, run: "RunFolder", sound: "Sound", panels: "list[Panel]"
+    output: Output, run: "RunFolder", sound: "SoundCondition", panels: "list[Panel]"
 ) -> "Evaluation":
     """Scores on the test split; the first clips are added to `panels`."""
     from ..devices import choose_device
-    from ..report import panel
     from ..train.evaluate import measure, open_run, open_split
+    from ..train.report import panel
 
     reader = open_split(run, "test")
     device = choose_device("auto")

@@ -80,9 +80,13 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done and needed; write nothing.")
 ]
 Part = Annotated[str, typer.Option(help="I/N: only the I-th of N parts, for job arrays.")]
-SbatchArg = Annotated[
+SchedulerArg = Annotated[
     list[str] | None,
-    typer.Option(help="Option for sbatch, as --sbatch-arg=--partition=gpu; may be repeated."),
+    typer.Option(
+        "--scheduler-arg",
+        "--sbatch-arg",
+        help="For the scheduler, as --scheduler-arg=--partition=gpu; may be repeated.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
@@ -172,13 +176,13 @@ class DaskComputers(Computers):
 
     dask: Annotated[
         str | None,
-        typer.Option(help="Run on Dask: local, slurm, or a scheduler's address."),
+        typer.Option(help="Run on Dask: local, a cluster's scheduler (slurm), or an address."),
     ] = None
     lifetime: Annotated[
         str | None,
-        typer.Option(help="With --dask slurm: when a worker leaves, as 55m; default: in time."),
+        typer.Option(help="When a Dask worker that is a job leaves, as 55m; default: in time."),
     ] = None
-    sbatch_arg: SbatchArg = None
+    scheduler_arg: SchedulerArg = None
 
     def processes(self, job: "Job", units: int) -> int:
         return super().processes(job, units) if self.dask is None else self.workers or 1
@@ -194,7 +198,7 @@ class DaskComputers(Computers):
             self.dask,
             workers=self.workers,
             device=self.device,
-            cluster=manifest.cluster.with_sbatch(self.sbatch_arg or ()),
+            cluster=manifest.cluster.with_arguments(self.scheduler_arg or ()),
             lifetime=self.lifetime,
             logs=manifest.store_path / "jobs" / "dask",
         ) as (runner, dashboard):

@@ -40,7 +40,7 @@ def preprocess(
 
     Example: combo preprocess all --data s4 --workers 4
     """
-    from ..jobs import slurm
+    from ..jobs import scheduler
     from ..jobs.stopping import Stopped, listening
 
     manifest, output = selection.open(), printing.output
@@ -49,8 +49,8 @@ def preprocess(
         try:
             good = run_jobs(output, manifest, jobs, work.options, computers, stop, work.dry_run)
         except Stopped:
-            if requeue:
-                slurm.requeue(stop.warned, lambda said: output.warn(f"combo: {said}"))
+            if requeue and (here := scheduler.here()):
+                here.requeue(stop.warned, lambda said: output.warn(f"combo: {said}"))
             if work.overwrite:
                 output.warn("combo: to go on, leave out --overwrite, which begins from the start")
             raise
@@ -69,7 +69,6 @@ def run_jobs(
 ) -> bool:
     """Run jobs and print what came of it; False when a clip or a unit failed."""
     from ..jobs.run import settle_plan
-    from ..layouts import named_unread
 
     if dry_run:
         for job in found:
@@ -81,7 +80,7 @@ def run_jobs(
     with computers.runner(output, manifest) as runner:
         for job in found:
             settle_plan(job.split, job.plan, options)
-            if str(job.split) not in named and (unread := named_unread(job.clips)):
+            if str(job.split) not in named and (unread := job.clips.named_unread()):
                 output.warn(f"{job.split}: not read: {unread}")
             named.add(str(job.split))
             summaries.append(_run(output, job, options, runner, stop))

@@ -31,10 +31,10 @@ def status(splits: Splits, printing: Printing) -> None:
 
     Example: combo status --data s4
     """
-    from ..jobs.status import progress
+    from ..jobs.status import stage_statuses
 
     output, store = printing.output, splits.open().store_path
-    states = progress(store, splits.data or None, splits.split or None)
+    states = stage_statuses(store, splits.data or None, splits.split or None)
     if not states and not output.as_json:
         output.note(f"nothing in {store} yet; run: combo preprocess all")
         return

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 
 from ...model.mask_settings import CONFIG, MOST_MASKS
 from ..devices import Place
-from ..images import Pixels
+from ..media.images import Pixels
 from .generator import Arithmetic, Generate, Generator, LabelMap
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..devices import Place
-from ..images import Pixels
+from ..media.images import Pixels
 
 Precision = Literal["fp32", "bf16", "fp16"]
 

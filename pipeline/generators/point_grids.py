@@ -8,7 +8,7 @@ import numpy as np
 
 from ..devices import Place
 from ..errors import ComboError
-from ..images import Pixels
+from ..media.images import Pixels
 from .generator import Arithmetic, Generate, Generator, LabelMap
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Runs units on Dask workers: of this machine, of Slurm jobs, or of a cluster that is there.
+"""Runs units on Dask workers: here, as jobs of a scheduler, or of a cluster that is there.
 
 One task a unit, and a task answers with a number: arrays go from the worker to the store, never
 through the scheduler. A worker loads the stage once. Workers may come, go and be killed at any
@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -28,13 +29,14 @@ from distributed import (
 from distributed.client import ClosedClientError, FutureCancelledError
 from distributed.comm.core import CommClosedError
 
-from ..devices import Place, cores, devices
+from ..devices import Place, claimed_device, devices
 from ..errors import ComboError
 from ..manifest import ClusterSettings
-from . import records, slurm
+from . import records
 from .local import Lost
+from .scheduler import SCHEDULERS, cores
 from .stopping import Stop
-from .unit import BUSY_PAUSE, Busy, Done, Job, Units
+from .unit import BUSY_PAUSE, Busy, Done, Job, OpenJob
 
 AHEAD = 8
 """Units per worker that Dask is given before the first of them is done."""
@@ -44,9 +46,6 @@ FEWEST_AHEAD = 64
 
 ANSWER_PAUSE = 0.02
 """Seconds between two looks for answers."""
-
-LIFETIME_LEFT = 5 * 60
-"""Seconds before its job's time limit at which a worker leaves, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -170,12 +169,11 @@ def dask_runner(
     lifetime: str | None,
     logs: Path,
 ) -> Generator[tuple[DaskRunner, str]]:
-    """A runner on a Dask cluster, and the address of its dashboard, for as long as the block runs.
+    """A runner on a Dask cluster, and where its dashboard is, for as long as the block runs.
 
-    where: `local` starts workers on this machine, `slurm` as jobs of their own that come and go
-    with the work, anything else is the address of a scheduler. workers: how many, at most.
-    lifetime: after which a Slurm worker leaves in good order, such as `55m`; by default five
-    minutes before its time limit.  logs: folder for what Slurm workers print.
+    where: `local` starts workers on this machine, the name of a cluster's scheduler (`slurm`) as
+    jobs of their own that come and go with the work, anything else is the address of a Dask
+    scheduler.  workers: how many, at most.  cluster, lifetime, logs: of workers that are jobs.
     Raises ComboError.
     """
     from distributed import Client
@@ -189,9 +187,9 @@ def dask_runner(
                 n_workers=count, threads_per_worker=1, memory_limit=None, dashboard_address=":0"
             )
             stack.callback(made.close)
-        elif where == "slurm":
+        elif where in SCHEDULERS:
             count, threads = workers or 1, cluster.cores or 1
-            made = _slurm_cluster(cluster, lifetime, logs)
+            made = SCHEDULERS[where].dask_cluster(cluster, lifetime, logs)
             stack.callback(made.close)
             made.adapt(minimum_jobs=1, maximum_jobs=count)
         else:
@@ -200,47 +198,19 @@ def dask_runner(
             client = stack.enter_context(Client(made, timeout="30s"))
         except (OSError, ValueError) as error:
             raise ComboError(
-                f"--dask {where}: no scheduler answers there ({error}); give local, slurm, or an "
-                "address such as tcp://host:8786"
+                f"--dask {where}: no scheduler answers there ({error}); give local, "
+                f"{', '.join(SCHEDULERS)}, or an address such as tcp://host:8786"
             ) from None
         there: Any = client.nthreads()
-        yield (
-            DaskRunner(client, count or max(1, len(there)), device, threads),
-            str(client.dashboard_link),
-        )
+        shown = str(client.dashboard_link)
+        if made is not where and find_spec("bokeh") is None:
+            shown = "none without bokeh, which is in the extra combo-avs[cluster]"
+        yield DaskRunner(client, count or max(1, len(there)), device, threads), shown
 
 
 def _local_workers(device: str) -> int:
     on = devices(device)
     return len(on) if on != ["cpu"] else cores()
-
-
-def _slurm_cluster(cluster: ClusterSettings, lifetime: str | None, logs: Path) -> Any:
-    from dask_jobqueue.slurm import SLURMCluster
-
-    walltime = cluster.walltime or "01:00:00"
-    stays = lifetime or f"{max(60, (cluster.seconds or 3600) - LIFETIME_LEFT)}s"
-    logs.mkdir(parents=True, exist_ok=True)
-    made = SLURMCluster(
-        cores=1,  # units a worker computes at once
-        processes=1,
-        job_cpu=cluster.cores or 1,
-        memory=f"{cluster.memory or 4 * 2**30}B",
-        walltime=walltime,
-        worker_extra_args=["--lifetime", stays, "--lifetime-stagger", "60s"],
-        # A lost worker is replaced by a new job: the old one must not come back beside it.
-        job_extra_directives=["--no-requeue", *map(slurm.directive, cluster.sbatch)],
-        log_directory=str(logs),
-        scheduler_options={"dashboard_address": ":0"},
-        job_name="combo-dask",
-    )
-    try:
-        # Dask would ask for workers that sbatch refuses for ever.
-        slurm.examine(made.job_script())
-    except BaseException:
-        made.close()
-        raise
-    return made
 
 
 class _Loaded(WorkerPlugin):
@@ -250,17 +220,20 @@ class _Loaded(WorkerPlugin):
         self.name = f"combo-{job.split.data_set}-{job.split.split}-{job.variant.name}"
         self._job, self._again, self._device, self._threads = job, again, device, threads
         self._place = Place()
-        self._units: Units | None = None
+        self._units: OpenJob | None = None
         self._one_at_a_time: Lock | None = None
+        self._claim = contextlib.ExitStack()
 
     def setup(self, worker: Worker) -> None:
-        on = devices(self._device) if self._job.stage.has_network else ["cpu"]
-        number = int("".join(filter(str.isdigit, str(worker.name)))[-3:] or 0)
-        self._place = Place(self._threads or worker.state.nthreads, on[number % len(on)])
+        device = "cpu"
+        if self._job.stage.has_network:
+            device = self._claim.enter_context(claimed_device(self._device))
+        self._place = Place(self._threads or worker.state.nthreads, device)
         self._one_at_a_time = Lock()
 
     def teardown(self, worker: Worker) -> None:
         del worker
+        self._claim.close()
         if self._units is not None:
             self._units.close()
             self._units = None

@@ -1,6 +1,5 @@
 """What a job will need, before it starts: disk and time, from units that were measured."""
 
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import durable
 from ..errors import ComboError
 from ..store import SplitStore, Variant, splits_in
 from . import records
@@ -45,8 +45,7 @@ def estimate(job: Job, units: int, processes: int, new: int | None = None) -> Es
     Units of the same variant are measured wherever the store has some, in other splits too.
     """
     new = units if new is None else new
-    home = existing(job.split.store)
-    free = shutil.disk_usage(home).free
+    free = durable.free_bytes(job.split.store)
     measured = list(islice(_measured(job.split, job.variant), MEASURED_UNITS))
     if not measured:
         return Estimate(units, new * _uncompressed(job), free, None)
@@ -69,13 +68,6 @@ def check(job: Job, needed: Estimate, others: int = 0) -> None:
             f"{size_text(needed.bytes)}{with_others} but {size_text(needed.free)} are free for "
             f"{job.split.store}; free space, give another store, or go on with --force"
         )
-
-
-def existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    return path
 
 
 def size_text(size: float) -> str:

@@ -11,10 +11,11 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, NoReturn
 
-from ..devices import Place, cores, devices
+from ..devices import Place, devices
 from ..errors import ComboError
+from .scheduler import cores
 from .stopping import Stop
-from .unit import Busy, Done, Job, Patience, Units
+from .unit import Busy, Done, Job, OpenJob, Patience
 
 ATTEMPTS = 3
 """How often a unit may take its process down with it before it is given up."""
@@ -171,7 +172,7 @@ def _work(pipe: Any, job: Job, place: Place, again: bool) -> None:
     signal.signal(signal.SIGTERM, _stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    run: Units | None = None
+    run: OpenJob | None = None
     while True:
         try:
             unit = pipe.recv()

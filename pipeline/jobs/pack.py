@@ -6,7 +6,6 @@ checked from end to end without the store.
 """
 
 import errno
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -110,10 +109,7 @@ def _check_space(target: Path, entries: Sequence[Entry]) -> None:
         for each in entry.packed
         for spec in each.variant.all_arrays
     )
-    home = target.absolute().parent
-    while not home.exists():
-        home = home.parent
-    free = shutil.disk_usage(home).free
+    free = durable.free_bytes(target.parent)
     if free < needed:
         raise ComboError(
             f"{target} needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free there; "

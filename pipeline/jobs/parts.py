@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 
 from .. import durable
 from ..store import SplitStore, Variant
+from . import scheduler
 from .stopping import Stopped
 
 BEAT = 30.0
@@ -118,7 +119,7 @@ def telling(
             seconds=0.0,
             host=socket.gethostname(),
             pid=os.getpid(),
-            job=_scheduler_job(),
+            job=scheduler.job(),
         ),
     )
     teller.start()
@@ -165,11 +166,6 @@ def _folder(split: SplitStore, variant: Variant) -> Path:
 
 def _file(folder: Path, part: int, parts: int) -> Path:
     return folder / f"{part:04d}-of-{parts:04d}.json"
-
-
-def _scheduler_job() -> str:
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
 
 
 @cache

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..encoders import encoder
 from ..errors import ComboError
-from ..folders import Folders
 from ..generators import IMPORTED, generator
-from ..layouts import Clip, Layout, layout
-from ..limits import Limits
+from ..layouts import Layout, Listing, layout
+from ..layouts.folders import Folders
+from ..layouts.published import FRAMES, MASKIGES, Tree, find_tree
 from ..manifest import Manifest
-from ..media import Fit
+from ..media.limits import Limits
+from ..media.pictures import Fit
 from ..packed import refuse_packed
 from ..preprocess import audio, frames, imported, maskige
-from ..preprocess.encoders import encoder
 from ..preprocess.stage import Description, Stage
-from ..published import FRAMES, MASKIGES, Tree, find_tree
 from ..store import STAGES, UNASKED, Plan, SplitStore, Variant
 from ..weights import resolve
 from .unit import Job
@@ -96,7 +96,7 @@ class PlannedSplit:
     where: SplitStore
     rules: Layout
     plan: Plan
-    clips: tuple[Clip, ...]
+    clips: Listing
 
     def job(self, stage: str) -> Job:
         """The job that computes a stage. Opens no media. Raises ComboError for missing weights."""
@@ -110,11 +110,11 @@ class PlannedSplit:
         """
         found = find_tree(self._trees(stage, tree), folder, self.clips)
         if stage == "frames":
-            return self._job(self._frames((found.tree.name, note)), found.clips)
+            return self._job(self._frames((found.tree.name, note)), Listing.of(found.clips))
         fitted = (*self._fitted, self.plan.frames_per_clip)
         limits = self.manifest.limits
         made = imported.ImportedMaskigeStage(*fitted, found.tree.name, note, limits)
-        return self._job(made, found.clips)
+        return self._job(made, Listing.of(found.clips))
 
     def job_of(self, variant: Variant) -> Job:
         """The job that makes a variant which the store holds, with the manifest's settings.
@@ -147,7 +147,7 @@ class PlannedSplit:
         """How the split's files are read."""
         return self.manifest.limits, self.rules.reading
 
-    def _job(self, stage: Stage, clips: tuple[Clip, ...]) -> Job:
+    def _job(self, stage: Stage, clips: Listing) -> Job:
         return Job(self.where, stage, stage.variant(), self.plan, clips)
 
     def _stage(self, stage: str) -> Stage:
@@ -210,14 +210,14 @@ def planned(manifest: Manifest, data_set: str, split: str) -> PlannedSplit:
     manifest.choose([data_set])
     refuse_packed(manifest.store_path, "preprocessing")
     rules, root = layout_of(manifest, data_set), manifest.root(data_set)
-    clips = tuple(rules.clips(root, split))
+    clips = rules.clips(root, split)
     where = SplitStore(manifest.store_path, data_set, split)
     if not clips:
         raise ComboError(f"{where} has no clips; see data_sets.{data_set} in the manifest")
     plan = Plan(
         layout=rules.name,
-        clips=tuple(clip.name for clip in clips),
-        subsets=tuple(clip.subset for clip in clips),
+        clips=clips.names,
+        subsets=clips.subsets,
         frames_per_clip=rules.frames_per_clip,
         classes=tuple(rules.classes(root)),
         clips_per_unit=manifest.clips_per_unit,

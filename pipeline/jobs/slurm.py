@@ -1,154 +1,46 @@
-"""Job arrays on Slurm, with no live scheduler of ours: a script that a person can read, submitted.
+"""Slurm, with no live scheduler of ours: all that combo asks it, and the only file that knows it.
 
-Each task of the array runs `combo preprocess --part I/N`, which needs nothing from the others; a
-job that depends on the array closes it with `combo finalise`. A task that is told to go finishes or
-leaves its unit and queues itself again (see `stopping`); one that is killed loses its unit in hand
-and nothing else, and is queued again by Slurm, or by submitting once more.
+A task that is told to go finishes or leaves its unit and queues itself again (see `stopping`); one
+that is killed loses its unit in hand and nothing else, and is queued again by Slurm, or by
+submitting once more.
 """
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from .. import durable
 from ..errors import ComboError
 from ..manifest import ClusterSettings
+from .job_array import JobArray
 
 ATTEMPTS = 5
 PAUSE = 3.0
 """How often, and after how many seconds, a Slurm that is too busy to answer is asked again."""
 
-
-@dataclass(frozen=True)
-class JobArray:
-    """An array of tasks and the job that follows it.
-
-    folder: where scripts and logs go.  arguments: of `combo preprocess`, without --part.
-    finalise: of `combo finalise`.  environment: variables that the tasks need.
-    at_once: most tasks that run together, or None.
-    """
-
-    name: str
-    folder: Path
-    tasks: int
-    at_once: int | None
-    arguments: Sequence[str]
-    finalise: Sequence[str]
-    cluster: ClusterSettings
-    environment: Mapping[str, str]
-
-    @property
-    def script(self) -> str:
-        """The script of a task."""
-        limit = "" if self.at_once is None else f"%{self.at_once}"
-        directives = [
-            f"--array=1-{self.tasks}{limit}",
-            f"--output={self._log('part-%a.log')}",
-            "--open-mode=append",
-            "--requeue",
-            f"--signal=B:USR1@{self.cluster.warning}",
-            *self._resources(),
-        ]
-        part = f'"$SLURM_ARRAY_TASK_ID/{self.tasks}"'
-        command = f"{_combo('preprocess', *self.arguments)} --part {part} --requeue"
-        return self._text(
-            f"{self.name}, one of {self.tasks} parts. Submitted again, it goes on where it was.",
-            self.name,
-            directives,
-            (
-                "# Before the time limit Slurm sends USR1: the unit in hand is finished, the task",
-                "# queued again. The command replaces the shell, so that signals reach it.",
-            ),
-            command,
-        )
-
-    @property
-    def closing_script(self) -> str:
-        """The script of the job that follows when all tasks have ended, well or not."""
-        return self._text(
-            f"{self.name}: closes what the parts have done, or says which are missing.",
-            f"{self.name}-finalise",
-            [
-                f"--output={self._log('finalise.log')}",
-                "--open-mode=append",
-                *self._arguments(),
-            ],
-            (),
-            _combo("finalise", *self.finalise),
-        )
-
-    def submit(self) -> tuple[str, str]:
-        """Write both scripts and hand them to sbatch; the numbers of the two jobs.
-
-        Raises ComboError with what sbatch says.
-        """
-        array = self._hand_in("job.sh", self.script)
-        closing = self._hand_in(
-            "finalise.sh", self.closing_script, f"--dependency=afterany:{array}"
-        )
-        durable.write_json(
-            self.folder / "submitted.json",
-            {"array": array, "finalise": closing, "tasks": self.tasks, "stage": self.name},
-        )
-        return array, closing
-
-    def _hand_in(self, name: str, text: str, *options: str) -> str:
-        path = self.folder / name
-        durable.write_bytes(path, text.encode())
-        return _slurm("sbatch", "--parsable", *options, str(path)).split(";")[0]
-
-    def _log(self, name: str) -> str:
-        """Where a job's words go; a % in the folder's name is no pattern."""
-        return _quoted(str(self.folder).replace("%", "%%") + f"/{name}")
-
-    def _resources(self) -> list[str]:
-        cluster, found = self.cluster, list[str]()
-        if cluster.cores is not None:
-            found.append(f"--cpus-per-task={cluster.cores}")
-        if cluster.memory is not None:
-            found.append(f"--mem={-(-cluster.memory // 2**20)}M")
-        if cluster.walltime is not None:
-            found.append(f"--time={cluster.walltime}")
-        return [*found, *self._arguments()]
-
-    def _arguments(self) -> list[str]:
-        return [directive(option) for option in self.cluster.sbatch]
-
-    def _text(
-        self, about: str, name: str, directives: Sequence[str], comment: Sequence[str], command: str
-    ) -> str:
-        lines = [
-            "#!/usr/bin/env bash",
-            f"# {about}",
-            f"#SBATCH --job-name={name}",
-            f"#SBATCH --chdir={_quoted(str(Path.cwd()))}",
-            *(f"#SBATCH {directive}" for directive in directives),
-            "",
-            *(f"export {key}={shlex.quote(value)}" for key, value in self.environment.items()),
-            *comment,
-            f"exec {command}",
-            "",
-        ]
-        return "\n".join(lines)
+LIFETIME_LEFT = 5 * 60
+"""Seconds before its job's time limit at which a Dask worker leaves, unless told otherwise."""
 
 
 def check_ready(cluster: ClusterSettings) -> None:
     """Whether a job array can be handed in from here at all; asked before anything is touched.
 
-    Raises ComboError: no sbatch here, or a time limit too short to do anything before its warning.
+    Raises ComboError: no sbatch here, no arrays, or a time limit too short to do anything before
+    its warning.
     """
     if shutil.which("sbatch") is None:
         raise ComboError(
             "sbatch is not on this machine; run this on a Slurm login node, or see the script "
             "with --print"
+        )
+    if largest_array() == 0:
+        raise ComboError(
+            "this Slurm runs no job arrays (its MaxArraySize); use combo preprocess --dask slurm"
         )
     limit, warning = cluster.seconds, cluster.warning
     if limit is not None and limit < 2 * warning:
@@ -158,32 +50,82 @@ def check_ready(cluster: ClusterSettings) -> None:
         )
 
 
-def check_size(tasks: int) -> None:
-    """Raises ComboError for more tasks than an array of this cluster may have."""
-    most = largest_array(_slurm("scontrol", "show", "config"))
-    if most is not None and tasks > most:
-        raise ComboError(
-            f"an array of this cluster has {most} tasks at most (MaxArraySize), not {tasks}; give "
-            f"--tasks {most}: each does more units"
-        )
+def largest_array() -> int | None:
+    """Most tasks of an array; None where there is no Slurm to ask. Raises ComboError."""
+    if shutil.which("scontrol") is None:
+        return None
+    said = re.search(
+        r"^MaxArraySize\s*=\s*(\d+)", _slurm("scontrol", "show", "config"), re.MULTILINE
+    )
+    if said is None:
+        raise ComboError("scontrol show config tells no MaxArraySize; is this Slurm whole?")
+    return max(0, int(said[1]) - 1)  # it is the first number that a task must not have
 
 
-def largest_array(config: str) -> int | None:
-    """The tasks that an array counted from 1 may have, from what `scontrol show config` prints."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", config, re.MULTILINE)
-    return max(1, int(found.group(1)) - 1) if found else None
+def script(array: JobArray) -> str:
+    """The script of a task. Slurm sends USR1 `cluster.warning` seconds before the time limit."""
+    before = "" if array.first == 1 else f"{array.first - 1}+"
+    cluster, resources = array.cluster, list[str]()
+    if cluster.cores is not None:
+        resources.append(f"--cpus-per-task={cluster.cores}")
+    if cluster.memory is not None:
+        resources.append(f"--mem={-(-cluster.memory // 2**20)}M")
+    if cluster.walltime is not None:
+        resources.append(f"--time={cluster.walltime}")
+    directives = _directives(
+        array.name,
+        f"--array=1-{array.tasks}{'' if array.at_once is None else f'%{array.at_once}'}",
+        f"--output={_log(array.folder, f'part-{before}%a.log')}",
+        "--requeue",
+        f"--signal=B:USR1@{cluster.warning}",
+        *resources,
+        *map(_argument, cluster.arguments),
+    )
+    return array.script(directives, "SLURM_ARRAY_TASK_ID")
 
 
-def examine(script: str) -> None:
-    """Ask sbatch whether it would take a script, and submit nothing. Raises ComboError."""
-    with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
-        file.write(script)
-        file.flush()
-        _slurm("sbatch", "--test-only", file.name)
+def closing_script(array: JobArray) -> str:
+    """The script of the job that follows when all tasks have ended, well or not."""
+    output = f"--output={_log(array.folder, 'finalise.log')}"
+    return array.closing_script(
+        _directives(f"{array.name}-finalise", output, *map(_argument, array.cluster.arguments))
+    )
+
+
+def submit(script: Path, after: Sequence[str] = ()) -> str:
+    """Hand a script to sbatch: the job's number.
+
+    after: jobs and arrays that must have ended, well or not.  Raises ComboError with what sbatch
+    says.
+    """
+    wait = [f"--dependency=afterany:{':'.join(after)}"] if after else []
+    return _slurm("sbatch", "--parsable", *wait, str(script)).split(";")[0]
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """Take jobs back. Raises ComboError."""
+    _slurm("scancel", *jobs)
+
+
+def advice(jobs: Sequence[str]) -> str:
+    """How a person looks after jobs."""
+    return f"watch it: combo status, squeue; stop it: scancel {' '.join(jobs)}"
+
+
+def job() -> str:
+    """The number of the job, or of the array and its task, that this process is in, or ""."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+
+
+def cores() -> int | None:
+    """CPU cores that this process's job asked for; None where it does not say."""
+    asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return int(asked) if asked.isdigit() and int(asked) > 0 else None
 
 
 def requeue(warned: bool, say: Callable[[str], None]) -> None:
-    """Queue the Slurm job that this process is in again, if it is in one.
+    """Queue the job that this process is in again.
 
     warned: whether the time limit was announced. Then a job that is completing has reached it, and
     its unit took longer than was left. One that is completing without a warning was cancelled, and
@@ -191,27 +133,73 @@ def requeue(warned: bool, say: Callable[[str], None]) -> None:
     say: gets a sentence on what comes of it, before Slurm is asked: Slurm may end this process as
     soon as it has agreed.
     """
-    job = os.environ.get("SLURM_JOB_ID")
-    if not job:
-        return
+    number = os.environ["SLURM_JOB_ID"]
     announced = False
     for attempt in range(ATTEMPTS):
         try:
-            state = _slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T")
+            state = _slurm("squeue", "--noheader", f"--jobs={number}", "--format=%T")
             if state != "RUNNING" and not (warned and state == "COMPLETING"):
-                say(f"job {job} is {state.lower() or 'gone'} and not queued again")
+                say(f"job {number} is {state.lower() or 'gone'} and not queued again")
                 return
             if not announced:
-                say(f"job {job} is now queued again")
+                say(f"job {number} is now queued again")
                 announced = True
-            _slurm("scontrol", "requeue", job)
+            _slurm("scontrol", "requeue", number)
         except ComboError as error:
             if attempt == ATTEMPTS - 1:
-                say(f"job {job} could not be queued again ({error}); submit it again")
+                say(f"job {number} could not be queued again ({error}); submit it again")
                 return
             time.sleep(PAUSE)
         else:
             return
+
+
+def dask_cluster(cluster: ClusterSettings, lifetime: str | None, logs: Path) -> Any:
+    """A dask-jobqueue cluster whose workers are Slurm jobs; see `Scheduler`. Raises ComboError."""
+    try:
+        from dask_jobqueue.slurm import SLURMCluster
+    except ImportError as error:
+        raise ComboError(
+            f"--dask slurm needs the extra combo-avs[cluster] ({error}); "
+            "run: pip install 'combo-avs[cluster]', in a clone pip install '.[cluster]'"
+        ) from None
+
+    walltime = cluster.walltime or "01:00:00"
+    stays = lifetime or f"{max(60, (cluster.seconds or 3600) - LIFETIME_LEFT)}s"
+    logs.mkdir(parents=True, exist_ok=True)
+    made = SLURMCluster(
+        cores=1,  # units a worker computes at once
+        processes=1,
+        job_cpu=cluster.cores or 1,
+        memory=f"{cluster.memory or 4 * 2**30}B",
+        walltime=walltime,
+        worker_extra_args=["--lifetime", stays, "--lifetime-stagger", "60s"],
+        # A lost worker is replaced by a new job: the old one must not come back beside it.
+        job_extra_directives=["--no-requeue", *map(_argument, cluster.arguments)],
+        log_directory=str(logs),
+        scheduler_options={"dashboard_address": ":0"},
+        job_name="combo-dask",
+    )
+    try:
+        # Dask would ask for workers that sbatch refuses for ever.
+        with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
+            file.write(made.job_script())
+            file.flush()
+            _slurm("sbatch", "--test-only", file.name)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _directives(name: str, *arguments: str) -> list[str]:
+    found = [f"--job-name={name}", f"--chdir={_quoted(str(Path.cwd()))}", "--open-mode=append"]
+    return [f"#SBATCH {argument}" for argument in (*found, *arguments)]
+
+
+def _log(folder: Path, name: str) -> str:
+    """Where a job's words go; a % in the folder's name is no pattern."""
+    return _quoted(str(folder).replace("%", "%%") + f"/{name}")
 
 
 def _slurm(*command: str) -> str:
@@ -222,7 +210,7 @@ def _slurm(*command: str) -> str:
     except subprocess.CalledProcessError as error:
         reason = " ".join((error.stderr or error.stdout or "").split())
         raise ComboError(
-            f"{command[0]} said: {reason[:300]}; see cluster in the manifest and --sbatch-arg"
+            f"{command[0]} said: {reason[:300]}; see cluster in the manifest and --scheduler-arg"
         ) from None
     return done.stdout.strip()
 
@@ -235,19 +223,15 @@ def _quoted(path: str) -> str:
     return f'"{path}"'
 
 
-def directive(option: str) -> str:
+def _argument(option: str) -> str:
     """An option of sbatch as a script's line holds it: a value with spaces in double quotes.
 
     Raises ComboError for one that would be more than a line.
     """
     if not option.isprintable():
-        raise ComboError(f"sbatch option {option!r} holds a line break; see cluster.sbatch")
+        raise ComboError(f"sbatch option {option!r} holds a line break; see cluster.arguments")
     name, equals, value = option.partition("=")
     several = any(word.startswith("-") for word in option.split()[1:])
     if '"' in option or several or not equals or " " in name:
         return option  # quoted already, or several options in one text
     return f"{name}={_quoted(value)}"
-
-
-def _combo(*arguments: str) -> str:
-    return shlex.join([sys.executable, "-m", "combo", *arguments])

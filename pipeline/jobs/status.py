@@ -13,7 +13,7 @@ from .parts import Part, read_parts
 
 
 @dataclass(frozen=True)
-class Progress:
+class StageStatus:
     """One stage of one split."""
 
     data_set: str
@@ -40,9 +40,9 @@ class Progress:
     """Who works, or worked, on it."""
 
 
-def progress(
+def stage_statuses(
     store: Path, data_sets: Sequence[str] | None = None, splits: Sequence[str] | None = None
-) -> list[Progress]:
+) -> list[StageStatus]:
     """The state of every variant in a store or a packed file, by data set, split and stage."""
     if is_packed(store):
         return [
@@ -52,17 +52,17 @@ def progress(
             for variant in split.variants()
         ]
     return [
-        _progress(split, variant)
+        _stage_status(split, variant)
         for split in splits_in(store, data_sets)
         if not splits or split.split in splits
         for variant in split.variants()
     ]
 
 
-def _packed(split: PackedSplit, variant: Variant) -> Progress:
+def _packed(split: PackedSplit, variant: Variant) -> StageStatus:
     """What is packed is finished."""
     plan, failures = split.plan(), dict(split.finished(variant).failed)
-    return Progress(
+    return StageStatus(
         data_set=split.data_set,
         split=split.split,
         stage=variant.stage,
@@ -82,7 +82,7 @@ def _packed(split: PackedSplit, variant: Variant) -> Progress:
     )
 
 
-def _progress(split: SplitStore, variant: Variant) -> Progress:
+def _stage_status(split: SplitStore, variant: Variant) -> StageStatus:
     plan = split.plan()
     there = {
         unit: bad for unit, bad in records.listing(split, variant).items() if unit < plan.units
@@ -99,7 +99,7 @@ def _progress(split: SplitStore, variant: Variant) -> Progress:
     rates = [part.clips_per_second or 0.0 for part in running or parts]
     rate = round(sum(rates), 3) or None
     to_do = len(plan.clips) - clips
-    return Progress(
+    return StageStatus(
         data_set=split.data_set,
         split=split.split,
         stage=variant.stage,

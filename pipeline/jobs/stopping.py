@@ -1,8 +1,8 @@
 """What a job does when it is told to go.
 
-Schedulers send SIGUSR1 some time before the end (sbatch --signal), SIGTERM shortly before they
-kill. The first means: finish the units in hand, begin no other. The second: leave them, now; what
-they had written under temporary names is removed on the way out, and they are not done.
+Schedulers send SIGUSR1 some time before the end, SIGTERM shortly before they kill. The first means:
+finish the units in hand, begin no other. The second: leave them, now; what they had written under
+temporary names is removed on the way out, and they are not done.
 """
 
 import signal

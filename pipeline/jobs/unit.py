@@ -14,7 +14,7 @@ import numpy as np
 
 from ..devices import Place
 from ..errors import ComboError
-from ..layouts import Clip
+from ..layouts import Listing
 from ..preprocess.stage import Outcome, Stage, Worker
 from ..store import VALID, Plan, SplitStore, Variant
 from . import records
@@ -33,11 +33,11 @@ class Job:
     stage: Stage
     variant: Variant
     plan: Plan
-    clips: tuple[Clip, ...]
+    clips: Listing
 
-    def open(self, place: Place, again: bool = False) -> "Units":
+    def open(self, place: Place, again: bool = False) -> "OpenJob":
         """Load the stage in this process. again: compute units that have a record, too."""
-        return Units(self, place, again)
+        return OpenJob(self, place, again)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Patience:
             time.sleep(BUSY_PAUSE)
 
 
-class Units:
+class OpenJob:
     """Computes and commits units of a job, one call a unit, in the process that opened it.
 
     Raises ComboError: the store cannot be written, or the plan was replaced by another.

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..digests import file_digest
 from ..errors import MediaError
 from ..layouts import layout
 from ..preprocess.stage import combined_digest
-from ..regular_files import digest
 from ..source import remake, usable
 from ..store import VALID, Plan, SplitStore, StoreDamaged, Variant, array_digest
 from . import records
@@ -108,13 +108,13 @@ def _changed_input(job: Job | None, record: UnitRecord) -> str | None:
     """A clip whose files are not those it was made from. Failed clips have no digest."""
     if job is None:
         return None
-    clips = {clip.name: clip for clip in job.clips}
+    clips = {clip.name: clip for clip in (job.clips[i] for i in job.plan.members(record.unit))}
     for made in record.clips:
         if made.failed:
             continue
         try:
             files = job.stage.inputs(clips[made.name])
-            now = combined_digest([digest(file) for file in files])
+            now = combined_digest([file_digest(file) for file in files])
         except MediaError as error:
             return f"an input of clip {made.name} is gone ({error})"
         if now != made.inputs:

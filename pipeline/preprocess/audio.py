@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..devices import Place
+from ..encoders import encoder
+from ..encoders.encoder import LOG_MEL, Encoder
 from ..errors import ComboError, MediaError
 from ..identity import recorded
 from ..layouts import Clip, SoundRule
-from ..limits import USUAL, Limits
-from ..log_mel_files import read_log_mel_pickle
 from ..manifest import AudioSettings
-from ..sound_files import open_sound, read_sound
+from ..media.limits import USUAL, Limits
+from ..media.log_mel_files import read_log_mel_pickle
+from ..media.sound_files import open_sound, read_sound
 from ..store import ArraySpec, Variant
-from .encoders import encoder
 from .stage import Description, Outcome, Worker, combined_digest, read_as
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .encoders import Encode
+    from ..encoders.encoder import Encode
 
 VERSION = 2
-EMBEDDING = 128
 _WINDOWS_HELD = 64
-"""Windows of a sound that wait for the front-end, 125 kB each."""
+"""Windows of a sound that wait for the front-end, 125 kB each as VGGish cuts them."""
 
 
 def describe(
@@ -39,7 +39,12 @@ def describe(
 
     rule: the layout's; the setting `windows: centred` goes before it. Raises ComboError.
     """
-    rule = rule_of(settings, rule)
+    rule, made = rule_of(settings, rule), encoder(settings.encoder)
+    if settings.source == "log-mel" and made.patch != LOG_MEL:
+        raise ComboError(
+            f"stages.audio: {settings.encoder} takes no log-mel patches; "
+            "leave out `source: log-mel`"
+        )
     values = recorded(settings)
     del values["memory_limit"]
     return Description(
@@ -47,8 +52,8 @@ def describe(
         f"{settings.encoder}-{rule}",
         VERSION,
         {**values, "windows": rule, **read_as(reading)},
-        (ArraySpec("embedding", (frames_per_clip, EMBEDDING), "float32"),),
-        weights=encoder(settings.encoder).weights,
+        (ArraySpec("embedding", (frames_per_clip, made.width), "float32"),),
+        weights=made.weights,
     )
 
 
@@ -66,10 +71,10 @@ def rule_of(settings: AudioSettings, rule: SoundRule) -> SoundRule:
 
 @dataclass(frozen=True)
 class AudioStage:
-    """Sound -> windows -> log-mel patches -> embeddings, the embeddings of a unit together.
+    """Sound -> windows -> patches -> embeddings, the embeddings of a unit together.
 
     rule: `avsbench` (consecutive windows, the last repeated), `zeros` (AVSS: zeros to the end) or
-    `centred` (one window around each frame's time). Arrays a clip: embedding [T,128] float32.
+    `centred` (one window around each frame's time). Arrays a clip: embedding [T,D] float32.
     weights: file and digest by catalogue name.
     """
 
@@ -85,8 +90,12 @@ class AudioStage:
         return described.variant({name: digest for name, (_, digest) in self.weights.items()})
 
     @property
+    def _encoder(self) -> Encoder:
+        return encoder(self.settings.encoder)
+
+    @property
     def has_network(self) -> bool:
-        return bool(encoder(self.settings.encoder).weights)
+        return bool(self._encoder.weights)
 
     def inputs(self, clip: Clip) -> list[Path]:
         file = self._file(clip)
@@ -98,18 +107,17 @@ class AudioStage:
     def open(self, place: Place) -> Worker:
         import torch
 
-        from ...model.vggish import WINDOW_BYTES, LogMel
-
         threads = place.threads
         torch.set_num_threads(threads)
-        limit, usual, front_end = self.settings.memory_limit, 4, LogMel()
+        made, limit, usual = self._encoder, self.settings.memory_limit, 4
+        front_end = made.front_end()
         # Pickles are only read, by code that changes what warnings Python shows.
         readers, at_once = threads if self.settings.source == "sound" else 1, usual
         if limit is not None:
-            readers = min(readers, limit // WINDOW_BYTES)
-            at_once = min(usual, limit // WINDOW_BYTES // readers)
+            readers = max(1, min(readers, limit // made.window_bytes))
+            at_once = max(1, min(usual, limit // made.window_bytes // readers))
         files = {name: path for name, (path, _) in self.weights.items()}
-        encode = encoder(self.settings.encoder).open(files, place.device, limit)
+        encode = made.open(files, place.device, limit)
 
         def patches(clip: Clip) -> "tuple[Tensor, str] | Outcome":
             try:
@@ -145,8 +153,8 @@ class AudioStage:
             for each in found
         ]
 
-    def _patches(self, clip: Clip, log_mel: "Encode") -> "tuple[Tensor, str]":
-        """Log-mel patches of a clip, padded to [T, 96, 64], and the digest of what was read."""
+    def _patches(self, clip: Clip, front_end: "Encode") -> "tuple[Tensor, str]":
+        """Patches of a clip, padded to [T, ...], and the digest of what was read."""
         from ...model.vggish import PADDINGS, pad_zeros
 
         file = self._file(clip)
@@ -158,9 +166,9 @@ class AudioStage:
             if self.settings.source == "log-mel":
                 patches = read_log_mel_pickle(file, self.limits, digests)[:, 0]
             elif self.rule == "centred":
-                patches = self._centred(file, clip.times, log_mel, digests)
+                patches = self._centred(file, clip, front_end, digests)
             else:
-                patches = log_mel(self._consecutive(file, digests))
+                patches = front_end(self._consecutive(file, digests))
             # A centred clip has a patch for each of its frames; those it does not have get zeros.
             pad = PADDINGS.get(self.rule, pad_zeros)
             return pad(patches, self.frames_per_clip), combined_digest(digests.values())
@@ -168,40 +176,45 @@ class AudioStage:
             raise MediaError(file, str(error)) from None
 
     def _consecutive(self, file: Path, digests: dict[Path, str]) -> "Tensor":
-        """Windows by the benchmark's rule, [P, 15600]. Raises MediaError, ValueError."""
+        """Windows by the benchmark's rule, [P, samples]. Raises MediaError, ValueError."""
         import torch
 
         from ...model.vggish import consecutive
 
         sound = read_sound(
             file,
+            self._encoder.rate,
             stream=self.settings.stream,
             longest=self.frames_per_clip + 1.0,  # reading stops there, and an hour costs nothing
             resampling=self.settings.resampling,
             limits=self.limits,
             digests=digests,
         )
-        return consecutive(torch.from_numpy(sound.waveform))
+        made = self._encoder
+        return consecutive(torch.from_numpy(sound.waveform), made.rate, made.window, made.stride)
 
     def _centred(
-        self, file: Path, times: Sequence[float], log_mel: "Encode", digests: dict[Path, str]
+        self, file: Path, clip: Clip, front_end: "Encode", digests: dict[Path, str]
     ) -> "Tensor":
-        """Log-mel patches around each time, [T, 96, 64]; never holds the sound as a whole."""
+        """Patches around each frame, [T, ...]; never holds the sound as a whole."""
         import torch
 
-        from ...model.vggish import BANDS, COLUMNS
-        from ..sound_windows import centred_windows
+        from ..media.sound_windows import centred_windows
 
-        patches = torch.empty(len(times), COLUMNS, BANDS)
+        made = self._encoder
+        patches = torch.empty(len(clip.times), *made.patch)
         with open_sound(
             file,
+            made.rate,
             stream=self.settings.stream,
             resampling=self.settings.resampling,
             limits=self.limits,
             digests=digests,
         ) as sound:
-            windows = centred_windows(sound.blocks, times, sound.start)
+            windows = centred_windows(
+                sound.blocks, clip.times, sound.start, clip.span, made.rate, made.window
+            )
             while some := list(islice(windows, _WINDOWS_HELD)):
                 together = torch.from_numpy(np.stack([window for _, window in some]))
-                patches[[t for t, _ in some]] = log_mel(together)
+                patches[[t for t, _ in some]] = front_end(together)
         return patches

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 
 from ..devices import Place
-from ..labels import LabelRule, read_label
 from ..layouts import Clip
-from ..limits import USUAL, Limits
-from ..media import (
+from ..media.labels import LABEL_IGNORED, LabelRule, read_label
+from ..media.limits import USUAL, Limits
+from ..media.pictures import (
     Fit,
     fit_frame,
     fit_label,
     frame_files,
     read_frames,
 )
-from ..store import LABEL_IGNORED, ArraySpec, Variant
+from ..store import ArraySpec, Variant
 from .stage import Description, Outcome, Worker, attempt, combined_digest, read_as
 
 VERSION = 1

@@ -14,10 +14,10 @@ import numpy as np
 from ..devices import Place
 from ..errors import MediaError
 from ..generators import IMPORTED
-from ..labels import read_painted
 from ..layouts import Clip
-from ..limits import USUAL, Limits
-from ..media import Fit, fit_label, frame_files
+from ..media.labels import read_painted
+from ..media.limits import USUAL, Limits
+from ..media.pictures import Fit, fit_label, frame_files
 from ..store import ArraySpec, Variant
 from .stage import Description, Outcome, Worker, attempt, combined_digest
 

@@ -12,9 +12,9 @@ from ..generators import generator
 from ..generators.generator import Generate
 from ..identity import recorded
 from ..layouts import Clip
-from ..limits import USUAL, Limits
 from ..manifest import MaskigeSettings
-from ..media import Fit, fit_frame, fit_label, frame_files, read_frames
+from ..media.limits import USUAL, Limits
+from ..media.pictures import Fit, fit_frame, fit_label, frame_files, read_frames
 from ..store import ArraySpec, Variant
 from .stage import Description, Outcome, Worker, attempt, combined_digest, read_as
 

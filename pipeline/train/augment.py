@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..store import LABEL_IGNORED
+from ..media.labels import LABEL_IGNORED
 from .loader import Batch
 
 Recipe = Literal["none", "colour-flip", "resize-crop-colour-flip"]

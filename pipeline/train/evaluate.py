@@ -18,8 +18,8 @@ from . import checkpoint
 from .loader import ClipReader, StoredBatch
 from .run_folder import RunFolder
 
-Sound = Literal["right", "swapped", "silent", "noise"]
-SOUNDS: tuple[Sound, ...] = ("right", "swapped", "silent", "noise")
+SoundCondition = Literal["right", "swapped", "silent", "noise"]
+SOUNDS: tuple[SoundCondition, ...] = ("right", "swapped", "silent", "noise")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Evaluation:
     preprocessing.  without_labels: clips that say nothing of a network.
     """
 
-    sound: Sound
+    sound: SoundCondition
     m_j: float
     m_f: float
     protocols: dict[str, tuple[float, float | None]]
@@ -48,7 +48,7 @@ def measure(
     reader: ClipReader,
     device: torch.device,
     dtype: torch.dtype | None = None,
-    sound: Sound = "right",
+    sound: SoundCondition = "right",
     on_clip: Callable[[StoredBatch, Tensor], None] = lambda *_: None,
 ) -> Evaluation:
     """Run a network over a split, one clip at a time (results may depend on the batch).

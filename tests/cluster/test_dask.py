@@ -177,3 +177,35 @@ def test_a_scheduler_that_is_gone_is_one_line_and_what_is_done_stays(
         run_job(job, Options(), runner, on_unit=lambda _: runner.client.close())
     assert run_job(job, Options()).finished is not None
     assert is_good(job)
+
+
+HIDDEN = """
+import sys
+sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(",")))  # as if they were not installed
+from combo.cli import main
+main()
+"""
+
+
+def without(modules: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """A command where these modules are not installed."""
+    command = [sys.executable, "-c", HIDDEN, modules, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_workers_as_jobs_without_the_extra_are_one_line_that_names_it(manifest_file) -> None:
+    words = ("preprocess", "frames", "--data", "s4", "--manifest", manifest_file())
+    done = without("dask_jobqueue", *words, "--dask", "slurm")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "--dask slurm needs the extra combo-avs[cluster]" in line
+    assert "run: pip install 'combo-avs[cluster]'" in line
+
+
+def test_without_the_extra_there_is_no_dashboard_and_all_else_works(manifest_file) -> None:
+    words = ("preprocess", "frames", "--data", "s4", "--split", "val")
+    dask = ("--manifest", manifest_file(), "--dask", "local", "--workers", "1")
+    done = without("bokeh,dask_jobqueue", *words, *dask)
+    assert done.returncode == 0, done.stderr
+    assert "finished" in done.stdout
+    assert "dashboard: none without bokeh, which is in the extra combo-avs[cluster]" in done.stderr

@@ -24,7 +24,7 @@ from combo.pipeline.jobs.local import LocalRunner
 from combo.pipeline.jobs.parts import read_parts
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan, units_to_do
-from combo.pipeline.jobs.status import progress
+from combo.pipeline.jobs.status import stage_statuses
 from combo.pipeline.jobs.stopping import Stop, Stopped
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.jobs.verify import Finding, verify_variant
@@ -251,7 +251,7 @@ def test_a_variant_is_not_finished_when_a_unit_is_withdrawn_while_it_is_closed(
 def test_a_part_that_died_is_told_from_one_that_runs(cheap: ModuleType, tmp_path: Path) -> None:
     job = cheap.cheap_job(tmp_path / "store", 50)
     process, _ = start_slow_units(tmp_path, 0.2)
-    (state,) = progress(tmp_path / "store")
+    (state,) = stage_statuses(tmp_path / "store")
     (part,) = state.parts
     assert (part.state, part.pid, part.units) == ("running", process.pid, 50)
     assert not state.finished
@@ -285,7 +285,7 @@ def test_a_clock_that_jumps_changes_nothing_that_counts(cheap: ModuleType, tmp_p
         record.write_text(record.read_text().replace('"finished_at": 1', '"finished_at": 9'))
         os.utime(record, (1e6, 1e6))
     assert units_to_do(job, Options()) == [1, 3, 5]
-    (state,) = progress(tmp_path)
+    (state,) = stage_statuses(tmp_path)
     assert (state.done, state.to_do, state.seconds_left) == (3, 3, None)
     assert cheap.run_cheap(job).finished is not None
     assert findings(job) == []

@@ -13,16 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from combo.pipeline.jobs import records
+from combo.pipeline.jobs import records, scheduler
 from combo.pipeline.jobs.parts import read_parts
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
+from combo.pipeline.jobs.slurm import largest_array
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.jobs.verify import Finding, verify_variant
 from combo.pipeline.manifest import load_manifest
 from combo.pipeline.sample import write_sample
 
 from .slurm_tools import alone, are_over, queue, slurm, wait_until, why_no_slurm
+from .test_job_arrays import array_of
 
 pytestmark = [
     pytest.mark.slurm,
@@ -206,6 +208,68 @@ def test_a_cancelled_task_is_not_queued_again_and_submitting_again_goes_on(
     assert is_good(job)
 
 
+def in_front(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, lines: str) -> None:
+    """Puts a shell script in front of one of Slurm's commands, which it may hand on to as $real."""
+    (folder / "bin").mkdir()
+    script = folder / "bin" / name
+    script.write_text(f"#!/bin/sh\nreal={shutil.which(name)}\n{lines}")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+
+
+def test_an_array_longer_than_slurm_takes_becomes_several(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = manifest_at(tmp_path, clips)
+    # The real Slurm in all but this number, which it would take a restart to change.
+    lines = '[ "$*" = "show config" ] && echo "MaxArraySize = 3" || exec "$real" "$@"\n'
+    in_front(tmp_path, monkeypatch, "scontrol", lines)
+    words = ("submit", "audio", "--data", "s4", "--split", "train", "--tasks", 5, "--at-once", 2)
+    submitted = json.loads(combo(*words, "--manifest", manifest, "--json", cwd=tmp_path))
+    assert len(submitted["arrays"]) == 3
+    assert submitted["arrays"][0] == submitted["array"]
+    # Two tasks may run, so two arrays with one each, and the third waits for the first.
+    waits = slurm("scontrol", "show", "job", submitted["arrays"][2])
+    assert f"afterany:{submitted['arrays'][0]}_" in waits
+    wait_until(lambda: are_over(*submitted["arrays"], submitted["finalise"]))
+    job = make_job(load_manifest(manifest), "s4", "train", "audio")
+    assert job.split.finished(job.variant) is not None
+    assert is_good(job)
+    parts = [(part.part, part.parts, part.state) for part in read_parts(job.split, job.variant)]
+    assert parts == [(number, 5, "done") for number in range(1, 6)]
+    logs = {path.name for path in Path(submitted["folder"]).glob("*.log")}
+    tasks = ("part-1", "part-1+1", "part-1+2", "part-3+1", "part-3+2")
+    assert logs == {"finalise.log", *(f"{task}.log" for task in tasks)}
+
+
+def test_slurm_takes_every_array_of_a_division_and_not_the_undivided_one(tmp_path: Path) -> None:
+    batch = scheduler.named("slurm")
+    largest = batch.largest_array()
+    assert largest is not None
+    script = tmp_path / "job.sh"
+    whole = array_of(2 * largest + 1)
+    for array, taken in [(whole, False), *((each, True) for each in whole.divided(largest))]:
+        script.write_text(batch.script(array))
+        done = subprocess.run(["sbatch", "--test-only", script], capture_output=True, check=False)
+        assert (done.returncode == 0) is taken, done.stderr
+
+
+def test_what_slurm_refuses_in_part_is_taken_back_whole(
+    tmp_path: Path, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = manifest_at(tmp_path, clips)
+    lines = 'case "$*" in *finalise*) echo "no more jobs for you" >&2; exit 1;; esac\n'
+    lines += '"$real" --hold "$@" | tee -a "$(dirname "$0")/numbers"\n'
+    in_front(tmp_path, monkeypatch, "sbatch", lines)
+    words = ["submit", *MASKIGES, "--tasks", "2", "--manifest", str(manifest)]
+    command = [sys.executable, "-m", "combo", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 1
+    assert "sbatch said: no more jobs for you" in done.stderr
+    (array,) = (tmp_path / "bin" / "numbers").read_text().split()
+    wait_until(lambda: are_over(array), 60)
+
+
 def test_folders_with_awkward_names_reach_the_tasks(tmp_path: Path, clips: Path) -> None:
     folder = tmp_path / 'it\'s 5% of "all"'
     folder.mkdir()
@@ -300,3 +364,29 @@ def test_failed_clips_are_made_again_by_an_array_on_request(tmp_path: Path, clip
     assert finished.failed == {}
     now = {unit: records.read_record(job.split, job.variant, unit) for unit in range(CLIPS)}
     assert [unit for unit in now if now[unit] != before[unit]] == [3]
+
+
+def test_an_array_larger_than_the_cluster_has_is_found_out_before_it_is_handed_in(
+    tmp_path: Path,
+) -> None:
+    """The cluster says how large: `scontrol show config`."""
+    most = largest_array(slurm("scontrol", "show", "config"))
+    if most is None or most > 5000:
+        pytest.skip("this cluster's arrays are larger than a test can fill")
+    rows = "".join(f"c{n},train\n" for n in range(most + 1))
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "ms3_meta_data.csv").write_text(f"video_id,split\n{rows}")
+    manifest = manifest_at(tmp_path, tmp_path / "clips")
+    manifest.write_text(
+        manifest.read_text()
+        .replace("avsbench-s4", "avsbench-ms3")
+        .replace("/AVSBench_object/Single-source", "")
+    )
+    command = [sys.executable, "-m", "combo", "submit", "frames", "--slurm", "-m", str(manifest)]
+    command += ["--split", "train", "--tasks", str(most + 1), "--force"]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert (
+        f"{most} tasks at most (MaxArraySize), not {most + 1}; give --tasks {most}"
+        in refused.stderr
+    )

@@ -44,10 +44,11 @@ def shifted_statistics(net: nn.Module) -> None:
                 buffer.data.uniform_(0.5, 1.5, generator=generator)
 
 
-def test_a_frozen_norm_in_its_convolution_is_the_same_function() -> None:
+@pytest.mark.parametrize("size", [9, 3])  # more, and fewer, pixels in a map than weights a channel
+def test_a_frozen_norm_in_its_convolution_is_the_same_function(size: int) -> None:
     conv, norm = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(6, eps=1e-3)
     shifted_statistics(norm)
-    x = torch.randn(2, 4, 9, 9, requires_grad=True)
+    x = torch.randn(2, 4, size, size, requires_grad=True)
     merged = FrozenNormConv2d(conv, norm)
     ours, expected = merged(x), norm.eval()(conv(x))
     torch.testing.assert_close(ours, expected)

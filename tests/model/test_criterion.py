@@ -16,21 +16,14 @@ from combo.model import Combo, ComboOutput, Criterion, Prediction, parameter_gro
 from combo.model.matching import Targets, match, sample_rows
 from combo.model.state_dicts import combo_key
 
+from .golden import golden_batch
+from .near_zero import NearZero, settled
+
 Arrays = dict[str, np.ndarray]
 OPTIM = Path(__file__).parent.parent / "data" / "network" / "r50_s4_optim.json"
 CASES = {"first_frame_only": "combo-r50-s4", "fully_annotated": "combo-r50-ms3"}
-
-
-def golden_batch(case: str, inputs: Arrays, labels: Tensor) -> tuple[list[Tensor], Tensor]:
-    """The batch of a golden case: one clip, or it and its mirror image in reversed order."""
-    images, maskige, sound = (
-        torch.from_numpy(inputs[name])[None] for name in ("images", "maskige_rgb", "vggish")
-    )
-    if case == "fully_annotated":
-        return [images, maskige, sound], labels[None]
-    mirrored = [images.flip(1).flip(-1), maskige.flip(1).flip(-1), sound.flip(1)]
-    pairs = zip((images, maskige, sound), mirrored, strict=True)
-    return [torch.cat(pair) for pair in pairs], labels[:, None]
+BITS = {"first_frame_only": "first_frame_only", "fully_annotated": "outputs"}
+"""Where masks are zero within float noise, the public side is taken: losses follow from masks."""
 
 
 @pytest.mark.slow
@@ -46,7 +39,8 @@ def test_losses_gradients_and_the_first_step_are_the_public_ones(
     batch, labels = golden_batch(case, network_golden("inputs"), labels)
     points = torch.from_numpy(golden["points"])
 
-    out = net(*batch)
+    with settled(net, NearZero.of(BITS[case]).logits):
+        out = net(*batch)
     losses = criterion(out, labels, points=points)
     names = golden[f"{case}.loss_names"].tolist()
     assert set(losses) == set(names)

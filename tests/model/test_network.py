@@ -1,15 +1,11 @@
-"""The network against the public implementation, number for number, and what it promises beside."""
+"""What the network promises beside the numbers of the public one (test_golden_network.py)."""
 
-from collections.abc import Callable, Iterator
-
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from combo.model import Combo, ComboOutput, preset
+from combo.model import Combo, preset
 
-Arrays = dict[str, np.ndarray]
 TINY = {
     "backbone": "test_convnext2", "image_size": 64, "width": 32, "heads": 4, "fusion_heads": 4,
     "pixel_layers": 1, "pixel_ffn": 32, "audio_dim": 8, "audio_hidden": 16, "query_count": 6,
@@ -35,98 +31,6 @@ def clips(batch: int, frames: int, size: tuple[int, int] = (64, 64), seed: int =
         for _ in range(2)
     ]
     return [*images, torch.randn(batch, frames, 8, generator=generator)]
-
-
-@pytest.fixture(scope="module")
-def golden_run(network_state: dict[str, Tensor], network_golden: Callable[[str], Arrays]) -> Arrays:
-    """Every array of r50_s4_outputs.npz, as our network makes it."""
-    net = Combo.from_preset("combo-r50-s4").eval()
-    net.load_state_dict(network_state)
-    inputs = {name: torch.from_numpy(a)[None] for name, a in network_golden("inputs").items()}
-    seen: dict[str, object] = {}
-
-    def watch(name: str, module: nn.Module) -> None:
-        module.register_forward_hook(lambda _m, _i, out: seen.__setitem__(name, out))
-
-    encoder = net.siam_encoder
-    watch("image", encoder.frames)
-    watch("maskige", encoder.maskiges)
-    watch("sem_fused", encoder)
-    for number, gate in enumerate(encoder.gates):
-        watch(f"sem_scale.res{number + 2}", gate)
-    watch("pixels", net.pixel_decoder)
-    watch("attention", net.bilateral_fusion.attention)
-    watch("bfm", net.bilateral_fusion)
-    watch("audio_query", net.audio_mlp)
-    with torch.inference_mode():
-        out = net(inputs["images"], inputs["maskige_rgb"], inputs["vggish"])
-        scores = net.scores(out)
-        return {name: a.numpy() for name, a in named_arrays(seen, out, scores)}
-
-
-def named_arrays(
-    seen: dict[str, object], out: ComboOutput, scores: Tensor
-) -> Iterator[tuple[str, Tensor]]:
-    for encoder in ("image", "maskige", "sem_fused"):
-        for number, feature in enumerate(seen[encoder]):
-            yield from mean_and_crop(f"{encoder}.res{number + 2}", feature)
-    for level in range(2, 6):
-        yield f"sem_scale.res{level}", seen[f"sem_scale.res{level}"]
-    mask_features, maps = seen["pixels"]
-    yield from mean_and_crop("pixel_decoder.mask_features", mask_features)
-    for number, level in enumerate(maps):
-        yield from mean_and_crop(f"pixel_decoder.multi_scale.{number}", level)
-    to_pixels, to_sound = seen["attention"]
-    yield "bfm.attn_out_visual.crop", to_pixels[:, ::64, :32]
-    yield "bfm.attn_out_audio", to_sound
-    visual, audio = seen["bfm"]
-    yield from mean_and_crop("bfm.visual", visual.transpose(1, 2).unflatten(2, (56, 56)))
-    yield "bfm.audio", audio
-    yield "audio_query", seen["audio_query"]
-    masks = torch.stack([layer.mask_logits[0] for layer in out.layers])
-    yield "pred_logits", torch.stack([layer.class_logits[0] for layer in out.layers])
-    yield "pred_masks.last", masks[-1]
-    yield "pred_masks.last.crop", masks[-1][:, ::10, 20:36, 20:36]
-    yield "pred_masks.aux.mean", masks[:-1].mean(dim=(3, 4))
-    yield "pred_masks.aux.crop", masks[:-1, :, ::10, 20:36, 20:36]
-    yield "sem_seg", scores[0]
-    yield "sem_seg.crop", scores[0, :, :, ::8, ::8]
-    for number, of_layer in enumerate(masks):
-        size = (7, 14, 28)[number % 3]
-        resized = nn.functional.interpolate(of_layer, size=(size, size), mode="bilinear")
-        packed = np.packbits(resized.flatten(2).numpy() < 0, axis=-1)
-        yield f"attn_mask_blocked_packed.{number}", torch.from_numpy(packed)
-
-
-def mean_and_crop(name: str, feature: Tensor) -> Iterator[tuple[str, Tensor]]:
-    yield f"{name}.mean", feature.mean(dim=(2, 3))
-    start = max((feature.shape[2] - 8) // 2, 0)
-    yield f"{name}.crop", feature[:, :16, start : start + 8, start : start + 8]
-
-
-def check_outputs(ours: Arrays, golden: Arrays) -> None:
-    """The README's strict tier: the attention masks agree, so everything else must."""
-    for name in [name for name in golden if name.startswith("attn_mask_blocked")]:
-        np.testing.assert_array_equal(ours[name], golden[name], err_msg=name)
-    for name, expected in golden.items():
-        if name in ("vggish", "attn_mask_margins") or "packed" in name:
-            continue
-        difference, scale = ours[name] - expected, expected.std()
-        assert np.abs(difference).max() <= 1e-4 * scale, name
-        assert np.sqrt((difference**2).mean()) <= 1e-5 * scale, name
-
-
-def test_the_network_gives_the_public_numbers(
-    golden_run: Arrays, network_golden: Callable[[str], Arrays]
-) -> None:
-    check_outputs(golden_run, network_golden("outputs"))
-
-
-def test_the_network_gives_all_the_public_numbers(
-    golden_run: Arrays, whole_outputs: Arrays
-) -> None:
-    assert set(whole_outputs) - set(golden_run) == {"vggish", "attn_mask_margins"}
-    check_outputs(golden_run, whole_outputs)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.layouts import Clip
 from combo.pipeline.manifest import AudioSettings, Manifest
+from combo.pipeline.media.sound_files import read_sound
 from combo.pipeline.preprocess.audio import AudioStage, describe
-from combo.pipeline.sound_files import read_sound
 
 VIDEO = Path(__file__).parents[3] / "shared" / "real" / "videos" / "nasa_13013.mp4"
 

@@ -2,15 +2,19 @@
 
 import ctypes
 import resource
+import subprocess
+import sys
+import uuid
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from combo.pipeline.devices import cores, devices, keep_freed_memory
+from combo.pipeline.devices import devices, keep_freed_memory
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs.local import LocalRunner
+from combo.pipeline.jobs.scheduler import cores
 
 
 @dataclass
@@ -58,6 +62,46 @@ def test_a_stage_without_a_network_asks_for_no_device() -> None:
     assert LocalRunner(1, "nonsense").places(NONE, 5)[0].device == "cpu"  # type: ignore[arg-type]
     with pytest.raises(ComboError, match=r"device nonsense cannot be used .*--device cpu"):
         devices("nonsense")
+
+
+CLAIMS = """
+import sys
+from combo.pipeline.devices import claimed
+with claimed(sys.argv[1:]) as position:
+    print(position, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="claims are names in Linux's table of sockets")
+def test_processes_that_come_and_go_spread_over_the_devices_of_their_host() -> None:
+    names = [f"{uuid.uuid4()}" for _ in range(2)]
+
+    def start() -> tuple[subprocess.Popen[str], int]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", CLAIMS, *names],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        return process, int(process.stdout.readline())
+
+    there = [start() for _ in range(4)]
+    try:
+        assert [position for _, position in there] == [0, 1, 0, 1]
+        # One is killed, whichever: the next gets its device, not the one that its number says.
+        there[1][0].kill()
+        there[1][0].wait()
+        there[1] = start()
+        assert there[1][1] == 1
+        # One leaves in good order.
+        there[2][0].communicate()
+        there[2] = start()
+        assert there[2][1] == 0
+    finally:
+        for process, _ in there:
+            process.communicate()
 
 
 @pytest.mark.own_process

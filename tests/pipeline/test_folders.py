@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from combo.pipeline.errors import ComboError, MediaError
-from combo.pipeline.folders import Folders
 from combo.pipeline.layouts import Clip
-from combo.pipeline.media import read_frames
-from combo.pipeline.video import VideoFrame
+from combo.pipeline.layouts.folders import Folders
+from combo.pipeline.media.pictures import read_frames
+from combo.pipeline.media.video import VideoFrame
 
 GREY = Image.fromarray(np.full((8, 8, 3), 90, np.uint8))
 

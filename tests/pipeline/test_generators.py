@@ -14,6 +14,7 @@ from public_masks import PublicGrid
 
 from combo.model.semantic_sam import SemanticSam
 from combo.pipeline.devices import Place
+from combo.pipeline.digests import file_digest
 from combo.pipeline.errors import ComboError
 from combo.pipeline.generators.felzenszwalb import FelzenszwalbSettings
 from combo.pipeline.jobs.plan import make_job
@@ -21,7 +22,6 @@ from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.manifest import Manifest, MaskigeSettings, load_manifest
 from combo.pipeline.preprocess.maskige import MaskigeStage
-from combo.pipeline.regular_files import digest
 from combo.pipeline.store import Variant
 
 MANIFEST = """\
@@ -53,7 +53,7 @@ def frame(tmp_path: Path) -> np.ndarray:
 
 def manifest(folder: Path, generator: str) -> Manifest:
     path = folder / "data_manifest.yaml"
-    sha256 = digest(folder / "weights.pth")
+    sha256 = file_digest(folder / "weights.pth")
     path.write_text(MANIFEST.format(generator=generator, sha256=f"'{sha256}'"))
     return load_manifest(path)
 
@@ -78,7 +78,7 @@ def test_semantic_sam_goes_from_published_weights_to_label_maps(
     settings = dict(job.variant.settings)
     assert (settings["level"], settings["internal_level"]) == (3, 0)
     assert (settings["points_per_batch"], settings["precision"]) == (200, "fp32")
-    assert job.variant.weights == {"semantic-sam-t": digest(tmp_path / "weights.pth")}
+    assert job.variant.weights == {"semantic-sam-t": file_digest(tmp_path / "weights.pth")}
     grid = PublicGrid(
         net, points_per_side=2, levels=(3,), pred_iou_thresh=-9, stability_score_thresh=0.0
     )
@@ -207,4 +207,4 @@ def test_sam_goes_from_its_checkpoint_to_label_maps(tmp_path: Path, frame: np.nd
     assert 1 <= len(np.unique(label_map[label_map > 0])) <= masks
     assert job.variant.settings["points_per_batch"] == 64
     assert job.variant.settings["long_side"] == sam.image_encoder.img_size
-    assert job.variant.weights == {"sam-vit-b": digest(tmp_path / "weights.pth")}
+    assert job.variant.weights == {"sam-vit-b": file_digest(tmp_path / "weights.pth")}

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import pytest
 
+from combo.pipeline.encoders import ENCODERS, encoder
 from combo.pipeline.generators import GENERATORS, generator
 from combo.pipeline.identity import Later, fingerprint, recorded
 from combo.pipeline.layouts import SoundRule
 from combo.pipeline.manifest import AudioSettings, MaskigeSettings, Model
 from combo.pipeline.preprocess import audio, frames, imported, maskige
-from combo.pipeline.preprocess.encoders import ENCODERS, encoder
 from combo.pipeline.preprocess.stage import Description
 from combo.pipeline.store import Plan
 

@@ -20,10 +20,10 @@ from combo.pipeline.jobs import records
 from combo.pipeline.jobs.plan import make_job, planned, stage_settings
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.jobs.verify import Finding, verify_variant
-from combo.pipeline.labels import read_painted
 from combo.pipeline.layouts import AVSS, MS3, S4, Clip, Layout
 from combo.pipeline.manifest import Manifest, load_manifest
-from combo.pipeline.media import fit_label
+from combo.pipeline.media.labels import read_painted
+from combo.pipeline.media.pictures import fit_label
 from combo.pipeline.source import choose_variants
 from combo.pipeline.store import SplitStore, Variant
 

@@ -20,7 +20,7 @@ from combo.pipeline.jobs import records
 from combo.pipeline.jobs.local import LocalRunner
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, Summary, run_job, settle_plan, units_to_do
-from combo.pipeline.jobs.status import progress
+from combo.pipeline.jobs.status import stage_statuses
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.jobs.verify import (
     Finding,
@@ -285,7 +285,7 @@ def test_a_full_disk_is_one_line_and_leaves_a_store_to_go_on_with(
 def test_a_store_half_way_tells_how_far_it_is(manifest: Manifest) -> None:
     job = make_job(manifest, "s4", "train", "frames")
     run(job, part=(1, 2))
-    (state,) = progress(manifest.store_path, ["s4"])
+    (state,) = stage_statuses(manifest.store_path, ["s4"])
     assert (state.done, state.failed, state.to_do, state.finished) == (8, 0, 8, False)
     assert state.clips_per_second is not None
     assert any("is not finished" in finding.problem for finding in findings(job))

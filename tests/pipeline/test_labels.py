@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from combo.pipeline.errors import MediaError
-from combo.pipeline.labels import read_label
 from combo.pipeline.layouts import Clip
-from combo.pipeline.media import read_frame
+from combo.pipeline.media.labels import read_label
+from combo.pipeline.media.pictures import read_frame
 from combo.pipeline.preprocess.frames import FramesStage
 
 RNG = np.random.default_rng(7)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -15,11 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from combo.pipeline.errors import ComboError
-from combo.pipeline.folders import Folders
-from combo.pipeline.labels import read_label
 from combo.pipeline.layouts import AVSS, MS3, S4, Clip, layout
-from combo.pipeline.media import read_frames
-from combo.pipeline.video import VideoFrame
+from combo.pipeline.layouts.folders import Folders
+from combo.pipeline.media.labels import read_label
+from combo.pipeline.media.pictures import read_frames
+from combo.pipeline.media.video import VideoFrame
 
 PHOTO_CLIPS = Path(__file__).parents[3] / "shared" / "tools" / "make_photo_clips.py"
 
@@ -99,10 +100,35 @@ def test_clips_come_in_the_order_of_the_csv_and_nothing_is_opened_for_them(tmp_p
     assert [clip.name for clip in MS3.clips(tmp_path, "val")] == names  # there are no files at all
 
 
+def test_clips_of_a_long_table_are_made_when_they_are_asked_for(tmp_path: Path):
+    rows = [f"c{n},{('train', 'val')[n % 2]}" for n in range(3000)]
+    table = write_csv(tmp_path / "ms3_meta_data.csv", "video_id,split", *rows)
+    clips = pickle.loads(pickle.dumps(MS3.clips(tmp_path, "val")))  # noqa: S301 - our own
+    assert clips.names == tuple(f"c{n}" for n in range(1, 3000, 2))
+    assert (len(clips), clips[-1].name, [c.name for c in clips[2:4]]) == (
+        1500,
+        "c2999",
+        ["c5", "c7"],
+    )
+    assert [clip.name for clip in clips] == list(clips.names)
+    with pytest.raises(IndexError):
+        clips[1500]
+    table.write_text("video_id,split\nother,val\n")  # a table that was replaced is read anew
+    assert MS3.clips(tmp_path, "val").names == ("other",)
+
+
+def test_a_listing_tells_the_subsets_and_names_of_rows_that_mean_no_clip(tmp_path: Path):
+    rows = ("v,u1,0,0,dog,train,v3", "v,u2,0,0,dog,train,v2", "v,a/b,0,0,dog,train,v1s", "v")
+    write_csv(tmp_path / "metadata.csv", "vid,uid,s_min,s_sec,a_obj,split,label", *rows)
+    clips = AVSS.clips(tmp_path, "train")
+    assert clips.subsets == tuple(clip.subset for clip in clips) == ("", "v2", "")
+    assert clips.names == tuple(clip.name for clip in clips)
+
+
 def test_the_root_may_be_named_anywhere_along_the_published_folders(tmp_path: Path):
     home = tmp_path / "AVSBench_object" / "Multi-sources"
     write_csv(home / "ms3_meta_data.csv", "video_id,split", "xyz,train")
-    listed = [MS3.clips(root, "train") for root in (tmp_path, home.parent, home)]
+    listed = [list(MS3.clips(root, "train")) for root in (tmp_path, home.parent, home)]
     assert listed[0] == listed[1] == listed[2]
 
 
@@ -133,7 +159,7 @@ def test_no_csv_text_whatever_makes_a_path_outside_the_root(name: str, category:
     rows = {"name": name, "category": category, "split": "train", "video_id": name}
     for each in (S4, MS3, AVSS):
         columns = {**rows, "uid": name, "label": label, "a_obj": category, "": ""}
-        clip = each._clip(root / each.table, 2, columns, "train")
+        clip = each.clip(root / each.table, 2, columns, "train")
         paths = [*clip.frames, *clip.labels, clip.sound]
         for path in paths:
             assert path is None or root in Path(*path.parts).parents

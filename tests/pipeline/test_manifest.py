@@ -115,7 +115,7 @@ def test_data_sets_that_this_machine_does_not_have_are_left_aside(
         (SMALL + "stages: {frames: {size: 1000000}}", "stages.frames.size"),
         (SMALL + "stages: {frames: {size: true}}", "stages.frames.size"),
         (SMALL + "stages: {maskige: {felzenszwalb: {sigma: .inf}}}", "felzenszwalb.sigma"),
-        (SMALL + "stages: {maskige: {sam: {pred_iou_thresh: .nan}}}", "sam.pred_iou_thresh"),
+        (SMALL + "stages: {maskige: {sam: {pred_iou_thresh: .nan}}}", "pred_iou_thresh"),
         (SMALL.replace("root: clips", "root: a, seconds_per_frame: 1e-300"), "seconds_per_frame"),
         (SMALL + "stages: {}\ncluster: {}\nstages: {}", "line 6: stages is given twice"),
         (SMALL.replace("root: clips", "root: a, root: b"), "line 3: root is given twice"),
@@ -204,3 +204,11 @@ def test_a_manifest_does_not_change(folder: Path) -> None:
     manifest = written(folder, SMALL)
     with pytest.raises(ValidationError):
         manifest.store = "elsewhere"  # type: ignore[misc]
+
+
+def test_the_schedulers_arguments_are_read_by_their_old_name_too(folder: Path) -> None:
+    for name in ("arguments", "sbatch"):
+        cluster = written(folder, SMALL + f"cluster: {{{name}: [--partition=gpu]}}").cluster
+        assert cluster.arguments == ("--partition=gpu",)
+    both = "cluster: {arguments: [--partition=gpu], sbatch: [--gres=gpu:1]}"
+    assert "cluster.sbatch" in refused(folder, SMALL + both)

@@ -14,17 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from combo.pipeline.digests import file_digest
 from combo.pipeline.errors import ComboError, MediaError
-from combo.pipeline.labels import read_label
-from combo.pipeline.limits import Limits
-from combo.pipeline.media import (
+from combo.pipeline.media.labels import read_label
+from combo.pipeline.media.limits import Limits
+from combo.pipeline.media.pictures import (
     fit_frame,
     fit_label,
     read_frame,
     read_frames,
 )
-from combo.pipeline.regular_files import digest
-from combo.pipeline.video import Span, VideoFrame, video_span
+from combo.pipeline.media.video import Span, VideoFrame, video_span
 
 RNG = np.random.default_rng(7)
 PICTURE = RNG.integers(0, 256, (30, 40, 3), dtype=np.uint8)
@@ -124,7 +124,7 @@ def test_only_regular_files_of_a_bounded_size_are_opened(tmp_path: Path):
         with pytest.raises(MediaError, match=reason):
             read_label(tmp_path / name, "binary", 2)
     with pytest.raises(MediaError, match="pipe"):
-        digest(tmp_path / "pipe.png")
+        file_digest(tmp_path / "pipe.png")
     with pytest.raises(MediaError, match=r"40x30 pixels, more than limits.pixels \(100\):"):
         read_frame(tmp_path / "x.png", limits=Limits(pixels=100))
 
@@ -145,7 +145,11 @@ def test_digests_are_those_of_the_files_bytes(tmp_path: Path):
     path = save(tmp_path / "a.png", PICTURE)
     digests: dict[Path, str] = {}
     read_frames([path], digests)
-    assert digests == {path: hashlib.sha256(path.read_bytes()).hexdigest()} == {path: digest(path)}
+    assert (
+        digests
+        == {path: hashlib.sha256(path.read_bytes()).hexdigest()}
+        == {path: file_digest(path)}
+    )
 
 
 def broken_files(folder: Path) -> dict[str, Path]:

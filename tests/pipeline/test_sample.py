@@ -14,9 +14,9 @@ import pytest
 import soundfile
 
 from combo.pipeline.errors import ComboError
-from combo.pipeline.labels import read_label
 from combo.pipeline.layouts import AVSS, MS3, S4, Clip
-from combo.pipeline.media import read_frames
+from combo.pipeline.media.labels import read_label
+from combo.pipeline.media.pictures import read_frames
 from combo.pipeline.sample import AVSS_SIZES, MARK, _cast, _lead, write_sample
 from combo.pipeline.sample_scenes import KINDS, RATE, film
 

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from combo.model.vggish import LogMel, consecutive
 from combo.pipeline.errors import MediaError
-from combo.pipeline.log_mel_files import read_log_mel_pickle
-from combo.pipeline.resample import KaiserBest, resampler
-from combo.pipeline.sound_files import open_sound, read_sound
+from combo.pipeline.media.log_mel_files import read_log_mel_pickle
+from combo.pipeline.media.resample import KaiserBest, resampler
+from combo.pipeline.media.sound_files import open_sound, read_sound
 
 SOUND = Path(__file__).parents[1] / "data" / "sound"
 VIDEO = Path(__file__).parents[3] / "shared" / "real" / "videos" / "nasa_13013.mp4"

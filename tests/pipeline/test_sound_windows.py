@@ -16,10 +16,10 @@ from combo.model.vggish import RATE, WINDOW, LogMel, centred, mel_statistics
 from combo.pipeline.devices import Place
 from combo.pipeline.layouts import Clip
 from combo.pipeline.manifest import AudioSettings
+from combo.pipeline.media.sound_files import read_sound
+from combo.pipeline.media.sound_windows import centred_windows
 from combo.pipeline.preprocess.audio import AudioStage
 from combo.pipeline.preprocess.stage import Outcome
-from combo.pipeline.sound_files import read_sound
-from combo.pipeline.sound_windows import centred_windows
 
 HOURS = 10
 
@@ -78,9 +78,9 @@ def test_less_than_a_window_step_of_lacking_sound_is_silence_and_more_a_lost_cli
     for begins in (0.0, lack):  # it ends early, it begins late
         if lost:
             with pytest.raises(ValueError, match="no sound around the frame"):
-                list(centred_windows([early], times, begins))
+                list(centred_windows([early], times, begins, spacing))
         else:
-            found = dict(centred_windows([early], times, begins))
+            found = dict(centred_windows([early], times, begins, spacing))
             for t, time in enumerate(times):
                 heard = (time - begins, 6 - lack + begins - time)
                 expected = min(sum(min(max(side, 0), 0.4875) for side in heard), 0.975)

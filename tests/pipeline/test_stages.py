@@ -23,12 +23,12 @@ from combo.pipeline.errors import ComboError
 from combo.pipeline.generators.felzenszwalb import merge_segments
 from combo.pipeline.jobs.plan import make_job, splits_of, stage_settings
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
-from combo.pipeline.labels import read_label
 from combo.pipeline.layouts import AVSS, MS3, S4, Clip
 from combo.pipeline.manifest import Manifest, load_manifest
-from combo.pipeline.media import read_frames
+from combo.pipeline.media.labels import LABEL_IGNORED, read_label
+from combo.pipeline.media.pictures import read_frames
 from combo.pipeline.preprocess.stage import Outcome
-from combo.pipeline.store import LABEL_IGNORED, STAGES
+from combo.pipeline.store import STAGES
 
 RATE = 16_000
 

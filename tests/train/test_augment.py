@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from combo.pipeline.store import LABEL_IGNORED
+from combo.pipeline.media.labels import LABEL_IGNORED
 from combo.pipeline.train.augment import PADDING, SHORT_SIDES, Augment, Recipe, shift_colours
 from combo.pipeline.train.loader import Batch
 

@@ -18,9 +18,10 @@ from combo.pipeline.jobs.plan import make_job, stage_settings
 from combo.pipeline.jobs.run import Options, run_job
 from combo.pipeline.layouts import S4
 from combo.pipeline.manifest import Manifest, load_manifest
-from combo.pipeline.media import fit_frame, read_frames
+from combo.pipeline.media.labels import LABEL_IGNORED
+from combo.pipeline.media.pictures import fit_frame, read_frames
 from combo.pipeline.source import choose_variants
-from combo.pipeline.store import LABEL_IGNORED, SplitStore
+from combo.pipeline.store import SplitStore
 from combo.pipeline.train.loader import StoredBatch, shuffled
 
 

@@ -27,10 +27,10 @@ from combo.pipeline.jobs import records
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.manifest import Manifest, load_manifest
-from combo.pipeline.report import contact_sheet, panel
 from combo.pipeline.store import ArraySpec, SplitStore
 from combo.pipeline.train import checkpoint
 from combo.pipeline.train.evaluate import measure, open_run, open_split
+from combo.pipeline.train.report import contact_sheet, panel
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import resume, start
 

@@ -16,13 +16,13 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Literal
 
-from .errors import ComboError, MediaError, readable
-from .labels import LabelRule
-from .layouts import BINARY_CLASSES, Clip, Layout, SoundRule, read_classes
-from .limits import USUAL, Limits
-from .media import FrameSource
-from .regular_files import missing
-from .video import VideoFrame, video_span
+from ..errors import ComboError, MediaError, readable
+from ..media.labels import LabelRule
+from ..media.limits import USUAL, Limits
+from ..media.pictures import FrameSource
+from ..media.regular_files import missing
+from ..media.video import VideoFrame, video_span
+from .layout import BINARY_CLASSES, Clip, Layout, Listing, SoundRule, read_classes
 
 
 def _endings(text: str) -> frozenset[str]:
@@ -84,14 +84,14 @@ class Folders(Layout):
     def splits(self, root: Path) -> tuple[str, ...]:
         return tuple(self._homes(root))
 
-    def clips(self, root: Path, split: str) -> list[Clip]:
+    def clips(self, root: Path, split: str) -> Listing:
         homes = self._homes(root)
         if split not in homes:
             raise ComboError(
                 f"{root}: no split {split!r} in it, it has {', '.join(homes)}; correct this data "
                 "set's `splits` in data_manifest.yaml"
             )
-        return [self._clip(folder) for folder in homes[split]]
+        return Listing.of([self._clip(folder) for folder in homes[split]])
 
     def _homes(self, root: Path) -> dict[str, list[Path]]:
         """The clip folders of each split, links to nowhere that may stand for one among them."""
@@ -180,7 +180,8 @@ class Folders(Layout):
                 raise ComboError(f"{folder}: more than one {kind} file ({names}); leave one")
         frames: tuple[FrameSource, ...] = tuple(images)
         names = [f.stem for f in images]
-        times = self._moments(len(images), len(images) * self.seconds_per_frame)
+        length = len(images) * self.seconds_per_frame
+        times = self._moments(len(images), length)
         _demand_even_numbers(images)
         unread = [f"{f.name}/" for f in contents.folders if f.name != "labels"]
         if videos and images:
@@ -209,6 +210,7 @@ class Folders(Layout):
             sound=source[0] if source else None,
             labels=labels,
             times=times,
+            span=min(self.seconds_per_frame, length),
             unread=(*unread, *others),
         )
 

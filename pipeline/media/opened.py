@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import MediaError
+from ..errors import MediaError
 from .limits import Limits
 from .regular_files import open_regular
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import MediaError, reason_of
 from .clock import (
     LACK,
     end_of,
@@ -25,7 +26,6 @@ from .clock import (
     stated_end,
     zero,
 )
-from .errors import MediaError, reason_of
 from .images import Pixels
 from .limits import USUAL, Limits
 from .opened import OpenFile, container_of, opened
@@ -220,10 +220,14 @@ class _Shown:
     def _decoded(self) -> "Iterator[tuple[float, DecodedFrame]]":
         """Pictures from the first key frame on, each with its time on the file's own clock.
 
-        Without a key frame decoders give pictures all the same, made of nothing.
+        Without a key frame decoders give pictures all the same, made of nothing. Packets that are
+        said to hold one need not: a file without any says so of all.
         """
+        from av.video.frame import PictureType
+
         key: float | None = None
         now: float | None = None
+        whole = False
         for packet in self._container.demux(self._stream):
             shown = shown_at(packet)
             if shown is not None:
@@ -234,9 +238,11 @@ class _Shown:
                 if not packet.is_keyframe or not packet.size:
                     continue
                 key = shown if shown is not None else -np.inf
+                whole = packet.is_discard  # then the key frame is not to be seen
             for picture in packet.decode():
                 before, now = now, self._time(picture, now)
-                if now < key - _ROUNDING:
+                whole = whole or picture.key_frame or picture.pict_type == PictureType.I
+                if now < key - _ROUNDING or not whole:
                     continue
                 if before is not None and now < before - self._period:
                     raise MediaError(

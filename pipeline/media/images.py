@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from .errors import MediaError, reason_of
+from ..errors import MediaError, reason_of
 from .limits import Limits
 from .regular_files import read_whole
 

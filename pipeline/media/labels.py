@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .errors import MediaError
+from ..errors import MediaError
 from .images import (
     AS_STORED,
     IS_LOSSY,
@@ -26,8 +26,10 @@ from .images import (
     turned,
 )
 from .limits import USUAL, Limits
-from .media import FrameSource
-from .store import LABEL_IGNORED
+from .pictures import FrameSource
+
+LABEL_IGNORED = 255
+"""The label of pixels that count nowhere: marked so, or not annotated."""
 
 LabelRule = Literal["binary", "index"]
 

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from .errors import MediaError
+from ..errors import MediaError
 from .images import Pixels, open_image, orientation, rgb, size_of, turned
 from .limits import USUAL, Limits
 from .video import VideoFrame, read_video

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .errors import ComboError
-from .layouts import Clip
+from ..errors import ComboError
+from ..layouts import Clip
 
 
 @dataclass(frozen=True)

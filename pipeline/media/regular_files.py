@@ -1,12 +1,11 @@
 """Only regular files are opened: a pipe waits for ever, and a device has no end."""
 
-import hashlib
 import os
 import stat
 from io import BufferedReader
 from pathlib import Path
 
-from .errors import MediaError, readable
+from ..errors import MediaError, readable
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -24,15 +23,6 @@ def open_regular(path: Path) -> BufferedReader:
     os.close(descriptor)
     kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
     raise MediaError(path, f"cannot be read ({kind}, no regular file)")
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file's bytes in hex, read in blocks. Raises MediaError if it cannot be read."""
-    try:
-        with open_regular(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise unreadable(path, error) from error
 
 
 def read_whole(path: Path, limit: int) -> bytes:

@@ -10,11 +10,11 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..model.maskige import reference_palette
-from . import durable
-from .images import Pixels
-from .store import LABEL_IGNORED
-from .train.loader import StoredBatch
+from ...model.maskige import reference_palette
+from .. import durable
+from ..media.images import Pixels
+from ..media.labels import LABEL_IGNORED
+from .loader import StoredBatch
 
 TITLE, GAP = 16, 4
 

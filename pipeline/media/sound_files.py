@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import MediaError, reason_of
 from .clock import LACK, first_shown, picture_stream, stated_end, zero
-from .errors import MediaError, reason_of
 from .limits import USUAL, Limits
 from .opened import OpenFile, container_of, opened
 from .resample import Resampling, Samples, resampler

@@ -1,0 +1,1 @@
+"""Frames, labels and sound from disk, block by block; errors name the file."""
