@@ -1,7 +1,7 @@
 """Maskige generators by name.
 
-To add one, write a module that makes its `Generator` and name it in GENERATORS. The manifest takes
-its settings from there; modules import what is heavy where they compute.
+To add one, write a module that makes its `Generator`, import it here and name it in GENERATORS. The
+manifest takes its settings from there; modules import what is heavy where they compute.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,11 @@ from .generator import Generator
 from .sam import SAM
 from .semantic_sam import SEMANTIC_SAM
 
-GENERATORS: Mapping[str, Generator] = {"felzenszwalb": FELZENSZWALB, **SAM, **SEMANTIC_SAM}
+GENERATORS: Mapping[str, Generator] = {
+    "felzenszwalb": FELZENSZWALB,
+    **SAM,
+    **SEMANTIC_SAM,
+}
 
 SECTIONS: Mapping[str, type[Any]] = {each.section: each.settings for each in GENERATORS.values()}
 """Section of `stages.maskige` in the manifest -> the record of its settings."""
