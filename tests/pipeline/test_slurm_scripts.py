@@ -1,4 +1,4 @@
-"""Lines of a job script as sbatch reads them."""
+"""Lines of a job script as sbatch reads them, and what a cluster's own settings say."""
 
 from pathlib import Path
 
@@ -8,6 +8,12 @@ from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs import slurm
 from combo.pipeline.jobs.job_array import JobArray
 from combo.pipeline.manifest import ClusterSettings
+
+CONFIG = """\
+Configuration data as of 2025-11-26T00:00:00
+MaxArraySize            = 1001
+MaxJobCount             = 10000
+"""
 
 
 def array_with(option: str) -> JobArray:
@@ -38,3 +44,25 @@ def test_a_value_with_spaces_is_quoted(option: str, line: str) -> None:
 def test_an_option_of_two_lines_is_refused() -> None:
     with pytest.raises(ComboError, match="holds a line break"):
         slurm.script(array_with("--comment=a\nrm -rf ."))
+
+
+def test_an_array_counted_from_one_has_room_for_one_task_less_than_its_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}")
+    assert slurm.largest_array() is None, "nobody is there to ask"
+
+    def says(config: str) -> None:
+        for name in ("scontrol", "sbatch"):
+            (tmp_path / name).write_text(f"#!/bin/sh\necho '{config}'\n")
+            (tmp_path / name).chmod(0o755)
+
+    says(CONFIG)
+    assert slurm.largest_array() == 1000
+    slurm.check_ready(ClusterSettings())
+    says(CONFIG.replace("1001", "0"))
+    with pytest.raises(ComboError, match=r"runs no job arrays .*; use combo preprocess --dask"):
+        slurm.check_ready(ClusterSettings())
+    says("")
+    with pytest.raises(ComboError, match="tells no MaxArraySize"):
+        slurm.largest_array()
