@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from unchanged import pytest_collection_finish, unchanged  # noqa: F401 - for all tests
 
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.sample import write_sample
