@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format install clean
+.PHONY: demo test test-processors check format install clean
 
 install: .venv/installed
 
@@ -23,6 +23,10 @@ TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist wo
 
 test: install
 	$(TESTS)
+
+# As on older processors, one and two threads: an hour or two. SHORT=1: what CI runs.
+test-processors: install
+	$(BIN)/python tests/processors.py $(if $(SHORT),--short)
 
 format: install
 	$(BIN)/ruff check --fix .

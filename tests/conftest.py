@@ -3,11 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-from unchanged import pytest_collection_finish, unchanged  # noqa: F401 - for all tests
+from unchanged import settings_put_back
 
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.sample import write_sample
@@ -31,8 +31,8 @@ ALONE = "COMBO_TEST_ALONE"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Runs a test marked `own_process` in one: it measures or limits memory, and a process that
-    ran other tests has some to spare.
+    """Runs a test marked `own_process` in one: it measures, limits or sets how memory is used, and
+    a process that ran other tests, or runs some after, has some to spare.
     """
     if pyfuncitem.get_closest_marker("own_process") is None or ALONE in os.environ:
         return None
@@ -68,6 +68,13 @@ def manifest_file(tmp_path: Path, sample: Path) -> WriteManifest:
         return path
 
     return write
+
+
+@pytest.fixture
+def runs_stages() -> Iterator[None]:
+    """For tests that run stages or training in this process, which set its threads."""
+    with settings_put_back():
+        yield
 
 
 @pytest.fixture

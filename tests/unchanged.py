@@ -13,6 +13,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,7 @@ STATE: dict[str, Callable[[], object]] = {
     "default device": torch.get_default_device,
     "deterministic algorithms": torch.are_deterministic_algorithms_enabled,
     "cuDNN": lambda: (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark),
+    "TF32": lambda: torch.backends.cudnn.allow_tf32,
     "precision of products": torch.get_float32_matmul_precision,
     "autocast": _autocast,
     "environment": _environment,
@@ -120,3 +122,16 @@ def told(before: object, now: object) -> str:
         names = [n for n in before.keys() | now.keys() if before.get(n) != now.get(n)]
         return ", ".join(f"{n} {before.get(n)!r} -> {now.get(n)!r}" for n in sorted(names))
     return f"{before!r} -> {now!r}"
+
+
+@contextmanager
+def settings_put_back() -> Iterator[None]:
+    """Stages and training runs set threads and precision of their process, which is this one here:
+    they are put back.
+    """
+    threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32 = tf32

@@ -55,7 +55,7 @@ def bytes_of(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
-def wait_until(what: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(what: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it never came to that"
@@ -160,7 +160,7 @@ def test_told_that_time_is_short_a_task_finishes_its_unit_and_stops(
 ) -> None:
     process, log = start_slow_units(tmp_path, 0.4)
     process.send_signal(signal.SIGUSR1)
-    process.wait(30)
+    process.wait(300)
     job = cheap.cheap_job(tmp_path / "store", 50)
     begun = len(log.read_text().split())
     assert len(records.listing(job.split, job.variant)) == begun < 50
@@ -170,7 +170,7 @@ def test_told_that_time_is_short_a_task_finishes_its_unit_and_stops(
 def test_told_to_go_a_task_leaves_its_unit_at_once(cheap: ModuleType, tmp_path: Path) -> None:
     process, log = start_slow_units(tmp_path, 0.4)
     process.send_signal(signal.SIGTERM)
-    process.wait(30)
+    process.wait(300)
     job = cheap.cheap_job(tmp_path / "store", 50)
     begun = len(log.read_text().split())
     assert len(records.listing(job.split, job.variant)) in (begun - 1, begun)
@@ -225,7 +225,7 @@ def _hold(job: Job, units: Iterable[int], held: Path) -> None:
     claims = Claims(job.split.records(job.variant))
     assert all(claims.take(unit) for unit in units)
     held.touch()
-    time.sleep(60)
+    signal.pause()
 
 
 def test_a_variant_is_not_finished_when_a_unit_is_withdrawn_while_it_is_closed(

@@ -294,7 +294,7 @@ def test_dask_workers_in_slurm_jobs_may_be_killed(tmp_path: Path, clips: Path) -
     wait_until(lambda: "RUNNING" in workers().values())
     one = next(number for number, state in workers().items() if state == "RUNNING")
     slurm("scancel", "--full", "--signal=KILL", one)
-    said, notes = process.communicate(timeout=240)
+    said, notes = process.communicate(timeout=300)
     assert process.returncode == 0, notes
     assert "finished" in said
     assert "dashboard: http://" in notes
@@ -308,7 +308,7 @@ def test_workers_that_slurm_refuses_are_not_waited_for(tmp_path: Path, clips: Pa
     words = ["preprocess", *MASKIGES, "--dask", "slurm", "--sbatch-arg=--partition=nowhere"]
     command = [sys.executable, "-m", "combo", *words, "--manifest", str(manifest)]
     done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 1
     assert "sbatch said" in done.stderr
@@ -324,7 +324,7 @@ def test_ending_the_command_ends_its_slurm_workers(tmp_path: Path, clips: Path) 
     job = make_job(load_manifest(manifest), "s4", "train", "maskige")
     wait_until(lambda: len(records.listing(job.split, job.variant)) >= 1)
     os.kill(process.pid, signal.SIGTERM)
-    _, notes = process.communicate(timeout=60)
+    _, notes = process.communicate(timeout=300)
     assert process.returncode == 75
     assert "Traceback" not in notes
     wait_until(lambda: not workers())

@@ -26,6 +26,7 @@ BITS = {"first_frame_only": "first_frame_only", "fully_annotated": "outputs"}
 """Where masks are zero within float noise, the public side is taken: losses follow from masks."""
 
 
+@pytest.mark.golden
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_losses_gradients_and_the_first_step_are_the_public_ones(

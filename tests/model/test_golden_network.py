@@ -20,6 +20,8 @@ from combo.model.mask_decoder import OpenKeys
 from .golden import SETS, Arrays, golden_arrays, key_side
 from .near_zero import Bit, NearZero, settled
 
+pytestmark = pytest.mark.golden
+
 STRICT, STRICT_RMS = 1e-4, 1e-5
 """Largest and root mean square difference, in deviations of the golden array."""
 LOOSE, LOOSE_ROWS, LOOSE_SCORES, LOOSE_BITS = 5e-3, 0.95, 2e-3, 1e-3

@@ -52,6 +52,7 @@ small_masks = st.integers(0, 2**32 - 1).flatmap(
 )
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("name", [name for name in SETS if name not in (UNSTABLE, WRAPPED)])
 def test_merged_masks_are_the_published_label_maps_and_pictures(name: str) -> None:
     merged = merge(masks_of(name))

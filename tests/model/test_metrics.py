@@ -53,6 +53,7 @@ def f_by_255_comparisons(probability: Tensor, truth: Tensor) -> Tensor:
 # --- two classes ------------------------------------------------------------------------------
 
 
+@pytest.mark.golden
 def test_soft_masks_score_as_in_the_published_evaluator() -> None:
     golden = np.load(DATA / "soft.npz")
     counts = count_objects(torch.from_numpy(golden["pred"]), torch.from_numpy(golden["gt"]))
@@ -72,6 +73,7 @@ def test_soft_masks_score_as_in_the_published_evaluator() -> None:
     np.testing.assert_allclose(recall.numpy(), golden["recall_frames_0_5"], atol=1e-6)
 
 
+@pytest.mark.golden
 def test_a_clip_with_an_empty_frame_scores_as_in_the_published_evaluator() -> None:
     golden = np.load(DATA / "object_clip.npz")
     metrics = ObjectMetrics()
@@ -81,6 +83,7 @@ def test_a_clip_with_an_empty_frame_scores_as_in_the_published_evaluator() -> No
     assert metrics.result().clips == [score]
 
 
+@pytest.mark.golden
 def test_all_published_object_clips() -> None:
     if not SHARED.exists():
         pytest.skip("the golden data beside the repository is not there")
@@ -277,6 +280,7 @@ def golden_semantic(file: Path, prefix: str, scores: str, frames: str) -> Semant
     return metrics
 
 
+@pytest.mark.golden
 def test_semantic_clips_count_as_in_the_published_evaluator() -> None:
     golden = np.load(DATA / "semantic_clips.npz")
     metrics = golden_semantic(DATA / "semantic_clips.npz", "", "scores_times_16", "frames")
@@ -289,6 +293,7 @@ def test_semantic_clips_count_as_in_the_published_evaluator() -> None:
         np.testing.assert_allclose((f * count).numpy(), golden["fscore_sum"][index], rtol=1e-6)
 
 
+@pytest.mark.golden
 def test_all_published_semantic_clips() -> None:
     if not SHARED.exists():
         pytest.skip("the golden data beside the repository is not there")

@@ -553,6 +553,7 @@ def published_settings(run: str) -> Settings:
 RUNS = ["default", "batch9", "minarea0", "minarea200", "nms50", "loose", "offset3"]
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("run", RUNS)
 def test_post_processing_is_the_published_one(
     golden: dict[str, NDArray[np.float32]], run: str

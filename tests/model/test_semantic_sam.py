@@ -131,6 +131,7 @@ def test_the_weights_of_these_tests_are_those_of_the_golden_run(
             assert f"{zlib.crc32(tensor.tobytes()):08x}" == entry["crc32"], entry["key"]
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_every_feature_on_the_way_is_the_published_one(
     encoded: dict[str, Encoded], golden: Golden, name: str
@@ -142,6 +143,7 @@ def test_every_feature_on_the_way_is_the_published_one(
     assert compared >= 15
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_sixteen_points_see_each_other_and_make_the_published_masks(
     encoded: dict[str, Encoded], golden: Golden, name: str
@@ -166,6 +168,7 @@ def test_sixteen_points_see_each_other_and_make_the_published_masks(
     close(alone.ious, golden[f"{name}.p1.ious"][0], 5e-5)
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("name", ["a", "b"])
 @pytest.mark.skipif(not SHARED.exists(), reason="the whole golden set is not beside the repository")
 def test_every_step_of_the_decoder_is_the_published_one(
@@ -260,6 +263,7 @@ RUNS = [
 ]
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("run", RUNS)
 def test_the_generator_lists_the_published_masks_in_the_published_order(
     net: SemanticSam, golden: Golden, run: str

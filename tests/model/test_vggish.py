@@ -71,6 +71,7 @@ def state() -> dict[str, Tensor]:
 # --- log-mel ----------------------------------------------------------------------------------
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("name", ["test", "synth_16k_4s2"])
 def test_log_mel_patches_and_paddings_are_the_published_ones(name: str) -> None:
     patches = LogMel()(consecutive(waveform_of(name)))
@@ -201,6 +202,7 @@ def test_mel_statistics_are_means_then_population_deviations() -> None:
 # --- the network ------------------------------------------------------------------------------
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("name", ["test", "synth_44k1_stereo", "synth_16k_4s2"])
 def test_embeddings_are_the_published_networks(name: str, state: dict[str, Tensor]) -> None:
     expected = golden(f"{name}.vggish")

@@ -57,9 +57,7 @@ def test_threads_share_out_the_clips_and_change_nothing(manifest: Manifest) -> N
     clips = list(make_job(manifest, "ms3", "train", "audio").clips)
     clips.insert(1, Clip("mute"))
     stage = AudioStage(AudioSettings(encoder="mel-stats"), "avsbench", 5, {})
-    before = torch.get_num_threads()
     alone, shared = stage.open(Place(1))(clips), stage.open(Place(3))(clips)
-    torch.set_num_threads(before)
     assert len(alone) == len(shared) == len(clips) > 2
     for clip, one, other in zip(clips, alone, shared, strict=True):
         assert one.reason == other.reason

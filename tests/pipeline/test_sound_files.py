@@ -75,6 +75,7 @@ def cut(path: Path, share: float) -> Path:
 # --- the reference's samples ------------------------------------------------------------------
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("name", ["test", "synth_16k_4s2", "synth_44k1_stereo"])
 def test_a_file_gives_the_published_log_mels_whatever_its_rate(name: str) -> None:
     sound = read_sound(SOUND / f"{name}.wav")
@@ -83,6 +84,7 @@ def test_a_file_gives_the_published_log_mels_whatever_its_rate(name: str) -> Non
     torch.testing.assert_close(patches[:, None], expected, atol=5e-6, rtol=0)
 
 
+@pytest.mark.golden
 def test_the_references_resampler_is_matched_to_float_noise() -> None:
     sound = read_sound(SOUND / "synth_44k1_stereo.wav")
     expected = GOLDEN["synth_44k1_stereo.resampled_16k"]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from unchanged import settings_put_back
 
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
@@ -39,7 +40,8 @@ def prepared(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for stage in STAGES:
             job = make_job(manifest, data_set, split, stage)
             settle_plan(job.split, job.plan, Options())
-            assert run_job(job, Options()).finished is not None
+            with settings_put_back():
+                assert run_job(job, Options()).finished is not None
     return path
 
 

@@ -6,7 +6,6 @@ from coarse to fine, and a class for every pixel.
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typer.testing import CliRunner
+from unchanged import settings_put_back
 
 from combo.cli import app
 from combo.model import NETWORKS, Losses, Network, NetworkKind, NetworkSettings
@@ -110,13 +110,13 @@ TRAINING = {
 FILM = NetworkKind(FilmSettings, PRESETS, dict.fromkeys(PRESETS, TRAINING), Film, FilmCriterion)
 
 
+pytestmark = pytest.mark.usefixtures("runs_stages")
+
+
 @pytest.fixture(autouse=True)
-def film(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The entry that `model/networks.py` would have; and the number of threads as it was."""
-    threads = torch.get_num_threads()
+def film(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry that `model/networks.py` would have."""
     monkeypatch.setitem(NETWORKS, "film", FILM)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,8 @@ def unpainted(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for stage in ("frames", "audio"):
             job = make_job(manifest, "s4", split, stage)
             settle_plan(job.split, job.plan, Options())
-            assert run_job(job, Options()).finished is not None
+            with settings_put_back():
+                assert run_job(job, Options()).finished is not None
     return path
 
 
@@ -151,6 +152,7 @@ def log(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "clips_per_second"} for line in lines]
 
 
+@pytest.mark.own_process
 def test_it_is_trained_evaluated_and_drawn_from_a_store_without_maskiges(
     unpainted: Path, tmp_path: Path
 ) -> None:
@@ -213,6 +215,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(unpainted: Path, tmp_pat
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.own_process
 def test_it_is_trained_from_a_packed_file_without_maskiges(unpainted: Path, tmp_path: Path) -> None:
     file = tmp_path / "s4.h5"
     where = ("pack", "--to", file, "--manifest", unpainted)

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,12 +34,7 @@ TINY = (
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Runs set the number of threads of this process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("runs_stages")
 
 
 def choice_of(split: SplitStore | PackedSplit) -> Choice:
@@ -383,7 +377,7 @@ def test_a_forked_process_reads_too(finished: Manifest, tmp_path: Path) -> None:
     wanted = frames.ask(rows).result()  # threads are running now
     child = os.fork()
     if child == 0:
-        good = np.array_equal(frames.ask(rows).result(timeout=60), wanted)
+        good = np.array_equal(frames.ask(rows).result(timeout=300), wanted)
         os._exit(0 if good else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 

@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
+from unchanged import settings_put_back
 
 from combo.model import Combo
 from combo.pipeline import durable
@@ -53,12 +53,7 @@ CPU = torch.device("cpu")
 NO_TIME = ("clips_per_second",)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Runs set the number of threads of this process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("runs_stages")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +62,8 @@ def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFold
     from combo.pipeline.manifest import load_manifest
 
     folder = tmp_path_factory.mktemp("runs") / "run"
-    tiny(load_manifest(prepared), folder).train()
+    with settings_put_back():
+        tiny(load_manifest(prepared), folder).train()
     return RunFolder(folder)
 
 
