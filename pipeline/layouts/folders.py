@@ -91,7 +91,11 @@ class Folders(Layout):
                 f"{root}: no split {split!r} in it, it has {', '.join(homes)}; correct this data "
                 "set's `splits` in data_manifest.yaml"
             )
-        return Listing.of([self._clip(folder) for folder in homes[split]])
+        home = homes[split]
+        beside: set[str] = set()
+        if home[0].parent != root:  # the root has a folder for each split
+            beside = {readable(folder.name) for folder in _Contents.of(root).folders} - set(homes)
+        return Listing.of([self._clip(folder) for folder in home], sorted(beside))
 
     def _homes(self, root: Path) -> dict[str, list[Path]]:
         """The clip folders of each split, links to nowhere that may stand for one among them."""

@@ -55,21 +55,24 @@ class Listing(Sequence[Clip]):
     A million rows are listed in seconds, since nobody asks for a million clips at once.
     names, subsets: of every clip.  make: the clip at a place; can be sent to other processes.
     unread: how many clips have what that is not read.
+    beside: folders beside those of the splits that hold no clip.
     """
 
     names: tuple[str, ...]
     subsets: tuple[str, ...]
     make: Callable[[int], Clip]
     unread: Mapping[str, int] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, clips: Sequence[Clip]) -> "Listing":
+    def of(cls, clips: Sequence[Clip], beside: Sequence[str] = ()) -> "Listing":
         """A listing of clips that are there."""
         return cls(
             tuple(clip.name for clip in clips),
             tuple(clip.subset for clip in clips),
             clips.__getitem__,
             Counter(name for clip in clips for name in clip.unread),
+            tuple(beside),
         )
 
     def __len__(self) -> int:
@@ -84,10 +87,12 @@ class Listing(Sequence[Clip]):
         return self.make(places) if isinstance(places, int) else [self.make(p) for p in places]
 
     def named_unread(self, shown: int = 5) -> str:
-        """What lies in clips' folders and is not read, with the number of clips, or ""."""
+        """What lies in or beside clips' folders and is not read, or ""."""
         most = sorted(self.unread.items(), key=lambda each: -each[1])
-        named = [f"{name} in {count} clips" for name, count in most[:shown]]
-        more = len(most) - len(named)
+        found = [f"{name} in {count} clips" for name, count in most]
+        found += [f"{name}/ (no clip in it)" for name in self.beside]
+        named = found[:shown]
+        more = len(found) - len(named)
         return ", ".join(named) + (f" and {more} more" if more > 0 else "")
 
 

@@ -71,10 +71,9 @@ class OpenFile:
             raise MediaError(self.path, "changed while it was read; run again with --retry-failed")
         return found.hexdigest()
 
-    def _now(self) -> tuple[int, int, int]:
-        found = os.fstat(self._file.fileno())
-        # The last is set by the system at every change, and by nothing else.
-        return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    def _now(self) -> tuple[int, int]:
+        found = os.fstat(self._file.fileno())  # of this file, also when another has its name now
+        return found.st_size, found.st_mtime_ns
 
 
 @contextmanager

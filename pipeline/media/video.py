@@ -105,7 +105,7 @@ def read_video(
             begin = zero(container, start or 0.0)
         with container_of(file, limits) as container:
             stream = _stream(path, container, limits)
-            shown = _Shown(path, container, stream, begin)
+            shown = _Shown(path, container, stream, begin, limits)
             pictures = [_upright(picture, path, limits) for picture in shown.at(seconds)]
         if digests is not None:
             digests[path] = file.digest()
@@ -171,9 +171,15 @@ class _Shown:
     """Decoded pictures in the order of time, held against what the packets promised."""
 
     def __init__(
-        self, path: Path, container: "InputContainer", stream: "VideoStream", zero: float
+        self,
+        path: Path,
+        container: "InputContainer",
+        stream: "VideoStream",
+        zero: float,
+        limits: Limits,
     ) -> None:
         self._path, self._container, self._stream, self._zero = path, container, stream, zero
+        self._limits = limits
         self._period = _period(stream)
         self._promised: list[float] = []
         """When the pictures in the packets so far are to be shown, ascending."""
@@ -240,7 +246,7 @@ class _Shown:
                     continue
                 key = shown if shown is not None else -np.inf
                 whole = packet.is_discard  # then the key frame is not to be seen
-            for picture in packet.decode():
+            for picture in self._pictures(packet):
                 before, now = now, self._time(picture, now)
                 whole = whole or picture.key_frame or picture.pict_type == PictureType.I
                 if now < key - _ROUNDING or not whole:
@@ -252,6 +258,21 @@ class _Shown:
                         f"{now - self._zero:.2f} s",
                     )
                 yield now, picture
+
+    def _pictures(self, packet: "Packet") -> "list[DecodedFrame]":
+        """What a packet adds. Decoders forget the size of a video that is too large for them."""
+        from av.error import ArgumentError
+
+        try:
+            return packet.decode()
+        except ArgumentError as error:
+            codec = self._stream.codec_context
+            if codec.width and codec.height:
+                raise
+            allowed = f"limits.video_pixels ({self._limits.video_pixels})"
+            raise MediaError(
+                self._path, f"video of more pixels than {allowed}, or damaged"
+            ) from error
 
     def _time(self, picture: "DecodedFrame", before: float | None) -> float:
         time = picture.dts if picture.pts is None else picture.pts

@@ -265,3 +265,16 @@ def test_a_division_beside_split_folders_is_refused(tmp_path: Path):
     clip_of(tmp_path / "train" / "c", "0.png")
     with pytest.raises(ComboError, match=r"has folders for its splits \(train\); leave .* out"):
         Folders(split={"train": 0.5, "val": 0.5}).splits(tmp_path)
+
+
+def test_folders_beside_the_splits_that_hold_no_clip_are_named(tmp_path: Path) -> None:
+    for place in ("train/a", "test/b"):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "0.png")
+    (tmp_path / "val" / "c").mkdir(parents=True)  # a split whose media were not copied
+    (tmp_path / ".git").mkdir()
+    assert Folders().splits(tmp_path) == ("test", "train")
+    assert Folders().clips(tmp_path, "train").named_unread() == "val/ (no clip in it)"
+    (tmp_path / "val" / "c" / "0.png").write_bytes((tmp_path / "test/b/0.png").read_bytes())
+    assert not Folders().clips(tmp_path, "train").named_unread()
