@@ -4,30 +4,39 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .transfers import send
 
 COSINE_EPS = 1e-12
 
 
 def _products(masks: Tensor) -> Tensor:
-    """Products of every two frames of a clip, [B, T, Q, h, w] -> [B, T, T] float64.
+    """Products of every frame and its successor, [B, T, Q, h, w] -> [B * T - 1, 2, 2] float64.
 
+    One batched product of views, which writes no other array of the masks' size: frames lie one
+    after another in memory, so that a clip's last one meets the next clip's first; nobody asks.
     Summed query by query: 1 - S of alike frames keeps only the last digits of the sums.
     """
-    by_query = masks.float().flatten(3).transpose(1, 2)
-    products = torch.stack([of_clip @ of_clip.transpose(1, 2) for of_clip in by_query])
-    return products.double().sum(dim=1)
+    frames = masks.float().flatten(0, 1).flatten(2)
+    if len(frames) == 1:
+        return frames.new_zeros(0, 2, 2, dtype=torch.float64)
+    pairs = frames.unfold(0, 2, 1).flatten(0, 1)
+    products = pairs.transpose(1, 2) @ pairs
+    return products.double().unflatten(0, (-1, frames.shape[1])).sum(dim=1)
 
 
-def _neighbour_terms(masks: Iterable[Tensor]) -> Tensor:
+def _neighbour_terms(masks: Iterable[Tensor], clips: int, frames: int) -> Tensor:
     """(1 - S) exp(S - 1) for S the cosine of frames t and t + 1.
 
-    masks: L times [B, T, Q, h, w]. Returns [L, B, T - 1] float32. The products of all frames are a
-    T x T matrix a clip, so that the forward direction writes no other array of the masks' size.
+    masks: L times [B, T, Q, h, w]; clips, frames: B and T. Returns [L, B, T - 1] float32.
     """
     product = torch.stack([_products(of_layer) for of_layer in masks])
-    norm = product.diagonal(dim1=2, dim2=3) + COSINE_EPS
-    distance = 1 - product.diagonal(1, dim1=2, dim2=3) / (norm[..., :-1] * norm[..., 1:]).sqrt()
+    # One pair too few for whole clips: a last one, of nothing, is cut off with those between clips.
+    product = F.pad(product, (0, 0, 0, 0, 0, 1)).unflatten(1, (clips, frames))[:, :, :-1]
+    norms = (product[..., 0, 0] + COSINE_EPS) * (product[..., 1, 1] + COSINE_EPS)
+    distance = 1 - product[..., 0, 1] / norms.sqrt()
     return (distance * torch.exp(-distance)).float()
 
 
@@ -37,7 +46,7 @@ def _pairs(masks: Sequence[Tensor], valid: Tensor | None) -> Tensor:
     if valid is None:
         return masks[0].new_ones(clips, frames - 1, dtype=torch.float32)
     both = valid[:, :-1] & valid[:, 1:]
-    return both.to(masks[0].device, torch.float32)
+    return send(both, masks[0].device).float()
 
 
 def reference_consistency(mask_logits: Sequence[Tensor], valid: Tensor | None) -> Tensor:
@@ -50,7 +59,7 @@ def reference_consistency(mask_logits: Sequence[Tensor], valid: Tensor | None) -
     pairs = _pairs(mask_logits, valid)
     place = torch.arange(pairs.shape[1], device=pairs.device)
     pairs = pairs * (place % group != group - 1)
-    terms = (_neighbour_terms(mask_logits) * pairs).sum(dim=(1, 2))
+    terms = (_neighbour_terms(mask_logits, *mask_logits[0].shape[:2]) * pairs).sum(dim=(1, 2))
     return terms / pairs.sum().clamp(min=1)
 
 
@@ -62,7 +71,8 @@ def paper_consistency(mask_logits: Sequence[Tensor], valid: Tensor | None) -> Te
     """
     pairs = _pairs(mask_logits, valid)
     masks = (of_layer.sigmoid() for of_layer in mask_logits)
-    return (_neighbour_terms(masks) * pairs).sum(dim=(1, 2)) / pairs.shape[0]
+    terms = _neighbour_terms(masks, *mask_logits[0].shape[:2]) * pairs
+    return terms.sum(dim=(1, 2)) / pairs.shape[0]
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,25 @@
 """The training loss: L = l_cls L_cls + l_mask L_mask + l_ada L_ada (Eq. 8), for every depth.
 
 All prediction sets, frames and masks go through each step together. Random draws of a frame's
-points are shared by its prediction sets, so that the targets are sampled once.
+points are shared by its prediction sets, so that the targets are sampled once. A GPU is waited for
+once, for the costs of the matching, and computes L_ada while the CPU assigns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .combo import ComboOutput
 from .fidelity import FIDELITY
-from .interface import Losses
-from .matching import IGNORED, Targets, match
+from .interface import IGNORED, Losses, label_values
+from .matching import Targets, match
 from .presets import preset
 from .settings import ComboSettings
+from .transfers import send
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,7 @@ class LabelledFrames:
     index: Tensor
     """[n] int64: the annotated frames among B * T."""
     targets: Targets
-    frames: Tensor
-    """[B, T] bool, on the CPU."""
+    """What the labels may hold; see `Criterion.match`."""
 
 
 class Criterion(nn.Module):
@@ -69,6 +71,7 @@ class Criterion(nn.Module):
         labels: Tensor,
         points: Tensor | None = None,
         annotated: Tensor | None = None,
+        values: Tensor | None = None,
     ) -> Losses:
         """labels: [B, T', H, W] integers, classes or 255 for pixels of no mask; T' < T means that
         the first T' frames of each clip have labels.
@@ -76,19 +79,27 @@ class Criterion(nn.Module):
         points: [P, 2] as (x, y) in 0..1, used for the matching and every mask in place of all
         random draws.
         annotated: [B, T] bool, the frames to learn from; else all that are not 255 throughout.
-        Labels and flags cost no wait for a device when they are on the CPU.
+        values: [B, T', 256] bool on the CPU, `label_values` of the labels or of what they were cut
+        from; else they are looked up, which waits for a device that has the labels.
         Raises ValueError for labels of another shape or outside the classes.
         """
         # Sums over ten thousand points and whole masks are no work for half precision.
         with torch.autocast(out.mask_logits.device.type, enabled=False):
-            selected = self.select(out, labels, annotated)
-            matched = self.match(selected, points)
-            losses = self.class_losses(selected, matched)
-            losses.update(self.mask_losses(selected, matched, points))
-            losses.update(self.consistency_losses(out))
-        return Losses(losses, self.weights)
+            selected = self.select(out, labels, annotated, values)
+            arriving = self.costs(selected, points)
+            consistency = self.consistency_losses(out)
+            targets, matched = self.match(selected, arriving)
+            losses = self.class_losses(selected, targets, matched)
+            losses.update(self.mask_losses(selected, targets, matched, points))
+        return Losses(losses | consistency, self.weights)
 
-    def select(self, out: ComboOutput, labels: Tensor, annotated: Tensor | None) -> LabelledFrames:
+    def select(
+        self,
+        out: ComboOutput,
+        labels: Tensor,
+        annotated: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> LabelledFrames:
         """Stacks what the annotated frames' predictions are."""
         clips, frames, _, h, w = out.mask_logits.shape
         if labels.dim() != 4 or labels.shape[0] != clips or labels.shape[1] > frames:
@@ -97,89 +108,100 @@ class Criterion(nn.Module):
             raise ValueError(f"labels are {tuple(labels.shape)}, images {out.image_size}")
         if labels.is_floating_point():
             raise ValueError(f"labels are {labels.dtype}, not integers")
-        # Mask logits cover a multiple of four pixels; the rest belongs to no mask.
-        extra = (
-            0,
-            w * 4 - labels.shape[3],
-            0,
-            h * 4 - labels.shape[2],
-            0,
-            frames - labels.shape[1],
-        )
-        labels = F.pad(labels, extra, value=IGNORED)
-        chosen = self._annotated(out, labels, annotated)
-        where = chosen.flatten().nonzero()[:, 0]
         device = out.mask_logits.device
-        index = where.to(device, non_blocking=True)
-        classes = torch.stack([p.class_logits.flatten(0, 1)[index] for p in out.layers])
+        if values is None:
+            values = label_values(labels).cpu()
+        held = _padded(values.numpy(), frames)
+        chosen = self._annotated(out, held, annotated)
+        index = send(torch.from_numpy(chosen.reshape(-1).nonzero()[0]), device)
+        classes = torch.stack([p.class_logits for p in out.layers]).flatten(1, 2)
         masks = [p.mask_logits.flatten(0, 1) for p in out.layers]
+        # Mask logits cover a multiple of four pixels; the rest belongs to no mask.
+        below, right = h * 4 - labels.shape[2], w * 4 - labels.shape[3]
+        labels = send(labels, device)
+        labels = F.pad(labels, (0, right, 0, below, 0, frames - labels.shape[1]), value=IGNORED)
         targets = Targets.of(
-            labels.flatten(0, 1)[where.to(labels.device)], self.settings.classes, device
-        )
-        return LabelledFrames(classes.float(), masks, index, targets, chosen)
+            labels.flatten(0, 1).index_select(0, index),
+            held[chosen], self.settings.classes, device,
+        )  # fmt: skip
+        return LabelledFrames(classes.index_select(1, index).float(), masks, index, targets)
 
-    def _annotated(self, out: ComboOutput, labels: Tensor, given: Tensor | None) -> Tensor:
-        if given is None:
-            given = (labels != IGNORED).flatten(2).any(dim=2)
-        elif given.shape != labels.shape[:2] or given.dtype != torch.bool:
-            raise ValueError(f"annotated is {given.dtype} {tuple(given.shape)}")
-        given = given.cpu()
-        return given if out.valid is None else given & out.valid.cpu()
+    @staticmethod
+    def _annotated(out: ComboOutput, held: np.ndarray, given: Tensor | None) -> np.ndarray:
+        """[B, T] bool; held: of label maps, [B, T, 256] bool."""
+        chosen = held[..., :IGNORED].any(axis=2)
+        if given is not None:
+            if given.shape != held.shape[:2] or given.dtype != torch.bool:
+                raise ValueError(f"annotated is {given.dtype} {tuple(given.shape)}")
+            chosen = given.cpu().numpy()
+        return chosen if out.valid is None else chosen & out.valid.cpu().numpy()
 
-    def match(self, selected: LabelledFrames, points: Tensor | None) -> Tensor:
-        """[L, M] int64 on the device: the query of every target, -1 for none."""
+    def costs(
+        self, selected: LabelledFrames, points: Tensor | None
+    ) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        """Starts the matching; what is returned, `match` waits for."""
         settings = self.settings
         device = selected.index.device
         if points is None:
             points = torch.rand(len(selected.index), settings.mask_points, 2, device=device)
         else:
-            points = points.to(device, torch.float32)[None]
+            points = send(points, device).float()[None]
         weights = (settings.lambda_cls, settings.lambda_mask, settings.lambda_dice)
-        masks = (of_layer.detach()[selected.index] for of_layer in selected.mask_logits)
-        matched = match(selected.class_logits, masks, selected.targets, points, weights)
-        return torch.from_numpy(matched).to(device, non_blocking=True)
+        masks = (m.detach().index_select(0, selected.index) for m in selected.mask_logits)
+        return match(selected.class_logits, masks, selected.targets, points, weights)
 
-    def class_losses(self, selected: LabelledFrames, matched: Tensor) -> dict[str, Tensor]:
+    @staticmethod
+    def match(
+        selected: LabelledFrames, arriving: Callable[[], tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[Targets, Tensor]:
+        """The targets that the labels hold, and [L, M] int64 on the device: the query of each in
+        every prediction set, -1 for none."""
+        held, matched = arriving()
+        return selected.targets.only(held), send(
+            torch.from_numpy(matched[:, held]), selected.index.device
+        )
+
+    def class_losses(
+        self, selected: LabelledFrames, targets: Targets, matched: Tensor
+    ) -> dict[str, Tensor]:
         """L_cls: cross entropy over all queries, "no object" for those without a target."""
         logits = selected.class_logits
         layers, n, queries, outputs = logits.shape
         # One place more than queries takes the targets that found none.
-        truth = torch.full((layers, n, queries + 1), outputs - 1, device=logits.device)
-        place = matched.remainder(queries + 1)
-        every = torch.arange(layers, device=logits.device)[:, None]
-        truth[every, selected.targets.frame, place] = selected.targets.label
-        truth = truth[..., :queries]
-        weight = logits.new_ones(outputs)
-        weight[-1] = self.settings.no_object_weight
+        truth = torch.full((layers, n * (queries + 1)), outputs - 1, device=logits.device)
+        place = targets.frame * (queries + 1) + matched.remainder(queries + 1)
+        truth = truth.scatter_(1, place, targets.label.expand(layers, -1))
+        truth = truth.unflatten(1, (n, -1))[..., :queries]
+        weight = F.pad(logits.new_ones(outputs - 1), (0, 1), value=self.settings.no_object_weight)
         loss = F.cross_entropy(logits.flatten(0, 2), truth.flatten(), weight, reduction="none")
         of_layers = loss.unflatten(0, (layers, -1)).sum(dim=1)
         share = weight[truth].flatten(1).sum(dim=1)
         return _by_layer("loss_ce", of_layers / share.clamp(min=torch.finfo(share.dtype).tiny))
 
     def mask_losses(
-        self, selected: LabelledFrames, matched: Tensor, points: Tensor | None
+        self, selected: LabelledFrames, targets: Targets, matched: Tensor, points: Tensor | None
     ) -> dict[str, Tensor]:
         """L_mask: binary cross entropy and dice of the matched masks, on points.
 
         Sums over masks, divided by the number of targets, which is at least one.
         """
-        targets = selected.targets
         layers, count = matched.shape
         number = max(count, 1)
-        frame = selected.index[targets.frame]
+        queries = selected.mask_logits[0].shape[1]
+        rows = selected.index[targets.frame] * queries + matched.clamp(min=0)
         masks = torch.stack(
             [
-                of_layer[frame, query].float()
-                for of_layer, query in zip(selected.mask_logits, matched.clamp(min=0), strict=True)
+                of_layer.flatten(0, 1).index_select(0, of_targets)
+                for of_layer, of_targets in zip(selected.mask_logits, rows.unbind(), strict=True)
             ]
-        )
+        ).float()
         found = (matched >= 0).to(masks.dtype)
 
         flat = masks.flatten(0, 1)[:, None]
         if points is None:
             points = self._important_points(flat.detach())
         else:
-            points = points.to(masks.device, torch.float32).expand(layers * count, -1, -1)
+            points = send(points, masks.device).float().expand(layers * count, -1, -1)
         logits = _sample(flat, points)[:, 0].unflatten(0, (layers, count))
         # All prediction sets' points of a target in one list: its mask is not repeated.
         by_target = points.unflatten(0, (layers, count)).transpose(0, 1)
@@ -218,6 +240,12 @@ class Criterion(nn.Module):
             return {}
         loss = self.consistency.loss([p.mask_logits for p in sets], out.valid)
         return {f"loss_cosine_{first + i}": value for i, value in enumerate(loss.unbind())}
+
+
+def _padded(flags: np.ndarray, frames: int) -> np.ndarray:
+    """[B, T', ...] bool -> [B, T, ...], False for the frames at the end."""
+    missing = frames - flags.shape[1]
+    return np.pad(flags, [(0, 0), (0, missing), *[(0, 0)] * (flags.ndim - 2)])
 
 
 def _sample(maps: Tensor, points: Tensor) -> Tensor:

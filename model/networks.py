@@ -28,8 +28,9 @@ class NetworkKind:
     build: Callable[[Any, bool], Network]
     """The network; True: with what its encoders learned on ImageNet, by timm."""
     criterion: Callable[[Any], nn.Module]
-    """Called with the network's output, labels [B, T, H, W] and, as `annotated`, the frames to
-    learn from, [B, T] bool; returns `Losses`."""
+    """Called with the network's output, labels [B, T, H, W] and, on the CPU, as `annotated` the
+    frames to learn from, [B, T] bool, and as `values` the `label_values` of the maps before
+    augmentation; returns `Losses`."""
 
 
 NETWORKS: dict[str, NetworkKind] = {

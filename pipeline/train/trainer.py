@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...model.interface import Network
+from ...model.interface import Network, label_values
 from ..devices import choose_device
 from ..errors import ComboError
 from . import checkpoint
@@ -138,10 +138,11 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         for first in range(0, settings.batch_size, settings.micro_batch):
             stored = batch.part(first, first + settings.micro_batch)
+            values = label_values(stored.labels)
             part = self.augment(stored.to(self.device))
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 out = self.network(part.frames, part.maskige, part.sound, part.present)
-            losses = self.criterion(out, part.labels, annotated=part.annotated)
+            losses = self.criterion(out, part.labels, annotated=part.annotated, values=values)
             self.scaler.scale(losses.total / parts).backward()
             for name, value in {**losses.weighted, "total": losses.total}.items():
                 sums[name] = sums.get(name, 0) + value.detach() / parts

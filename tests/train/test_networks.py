@@ -94,7 +94,8 @@ class FilmCriterion(nn.Module):
         super().__init__()
         del settings
 
-    def forward(self, out: FilmOutput, labels: Tensor, annotated: Tensor) -> Losses:
+    def forward(self, out: FilmOutput, labels: Tensor, annotated: Tensor, values: Tensor) -> Losses:
+        del values
         chosen = out.layout.pack(annotated)
         truth = out.layout.pack(labels)[chosen].long()
         loss = F.cross_entropy(out.logits[chosen].float(), truth, ignore_index=255)
