@@ -31,6 +31,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from . import remedies
+from .clip_checks import crc32c
 from .errors import ComboError
 from .memory_file import MemoryFile
 from .store import ArraySpec, Finished, Plan, StoreDamaged, Variant
@@ -127,8 +128,11 @@ class PackedSplit:
         """A whole array, [clips, ...]; for small ones such as `valid`."""
         return self.reader(variant, name).read(np.arange(len(self._entry.plan.clips)))
 
-    def reader(self, variant: Variant, name: str) -> "PackedRows":
-        """An array, for many random reads a second."""
+    def reader(self, variant: Variant, name: str, checks: np.ndarray | None = None) -> "PackedRows":
+        """An array, for many random reads a second.
+
+        checks: [clips], what the store had, which must be those in the file.
+        """
         import h5py
 
         spec = next(spec for spec in variant.all_arrays if spec.name == name)
@@ -139,11 +143,13 @@ class PackedSplit:
                 stored: Any = file[path + CHECKS]
                 offset = dataset.id.get_offset()
                 self._check(dataset, spec, offset)
-                checks: np.ndarray = stored[:]
+                packed: np.ndarray = stored[:]
+            if checks is not None and not np.array_equal(packed, checks):
+                raise ValueError("other checks than were packed")
         except Exception as error:  # HDF5 raises whatever damaged bytes lead it into
             raise damaged(self.store, f"{self}/{variant.key}/{name}", error) from error
         what = f"{self}/{variant.key}/{name}"
-        return PackedRows(self.store, what, self._file, spec, offset, checks)
+        return PackedRows(self.store, what, self._file, spec, offset, packed)
 
     def _check(self, dataset: Any, spec: ArraySpec, offset: int | None) -> None:
         """Raises ValueError where what HDF5 says of an array cannot be."""
@@ -176,7 +182,7 @@ class PackedRows:
         flat = found.reshape(len(rows), -1).view(np.uint8)
         for place, row in zip(flat, rows, strict=True):
             there = _read_into(self.file.fileno(), place.data, self.offset + place.size * int(row))
-            if there != place.size or _crc32c(place) != self.checks[row]:
+            if there != place.size or crc32c(place) != self.checks[row]:
                 raise damaged(self.path, f"{self.name} clip {row}", "other bytes than were packed")
         return found
 
@@ -245,7 +251,7 @@ def _write_variant(
             _write_at(
                 file, flat.data, places[f"{group}/{spec.name}"] + len(done) * spec_bytes(spec)
             )
-            done += [_crc32c(row) for row in flat]
+            done += [crc32c(row) for row in flat]
     for name, done in checks.items():
         _write_at(file, np.array(done, CHECK_TYPE).data, places[f"{group}/{name}{CHECKS}"])
 
@@ -328,13 +334,12 @@ def _read_index(file: BinaryIO, path: Path) -> Index:
             f"{path} was packed by combo {found['version']} in a form that this one does not know; "
             f"pack it anew: {remedies.pack(path)}"
         )
-    return TypeAdapter(Index).validate_python(found)
+    return _adapter().validate_python(found)
 
 
-def _crc32c(data: Any) -> int:
-    import google_crc32c
-
-    return google_crc32c.value(data)
+@cache
+def _adapter() -> TypeAdapter[Index]:
+    return TypeAdapter(Index)
 
 
 def _read_into(descriptor: int, target: memoryview, offset: int) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 from . import remedies
 from .errors import ComboError
 from .packed import PackedSplit, is_packed, splits_in_packed
-from .store import Finished, Plan, SplitStore, Variant, splits_in
+from .store import Finished, Plan, SplitStore, StoreDamaged, Variant, splits_in
 
 
 class RowReader(Protocol):
@@ -38,11 +38,9 @@ class Source(Protocol):
 
     def finished(self, variant: Variant) -> Finished | None: ...
 
-    def read_array(self, variant: Variant, name: str) -> np.ndarray:
-        """A whole array, [at least as many as clips, ...]."""
+    def reader(self, variant: Variant, name: str, checks: np.ndarray | None = None) -> RowReader:
+        """An array whose clips are held against their checks, where those are given."""
         ...
-
-    def reader(self, variant: Variant, name: str) -> RowReader: ...
 
 
 def open_source(store: Path, data_set: str, split: str) -> Source:
@@ -71,12 +69,28 @@ def usable(source: Source, variant: Variant) -> Finished | None:
 
 
 def demand_usable(source: Source, variant: Variant) -> Finished:
-    """As `usable`. Raises ComboError with the command that finishes the variant."""
-    finished = usable(source, variant)
+    """As `usable`, and described as it was when it was finished. Raises ComboError with the command
+    that finishes the variant, or writes its description anew."""
+    finished, command = usable(source, variant), remake(source, variant.stage, variant.settings)
     if finished is None:
-        command = remake(source, variant.stage, variant.settings)
         raise ComboError(f"{variant.key} of {source} is not finished; run: {command}")
+    if finished.description not in ("", variant.digest):
+        raise StoreDamaged(
+            f"the description of {variant.key} of {source} in {source.store} is not what the "
+            f"variant was finished with; run: {command}"
+        )
     return finished
+
+
+def finished_reader(source: Source, variant: Variant, name: str, finished: Finished) -> RowReader:
+    """An array of a finished variant: whatever is read is what was written, or an error."""
+    try:
+        return source.reader(variant, name, finished.checks_of(name))
+    except ValueError as error:
+        raise StoreDamaged(
+            f"finished.json of {variant.key} of {source} in {source.store} is damaged ({error}); "
+            f"run: {remake(source, variant.stage, variant.settings)}"
+        ) from None
 
 
 def annotated_frames(source: Source, frames: Variant) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .. import remedies
 from ..console import Output, duration
 from .options import (
     Device,
@@ -20,6 +21,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from ..train.loader import ClipReader
     from ..train.trainer import Step, Trainer
 
 app = typer.Typer()
@@ -85,6 +87,7 @@ def run_trainer(output: Output, trainer: "Trainer") -> None:
         without = len(reader) - len(reader.labelled)
         labels = f", {without} of them without a label" if without else ""
         output.note(f"{split}: {len(reader)} clips{labels}{left_out}")
+        _tell_unchecked(output, reader)
     settings, root = trainer.settings, trainer.run.root
     output.note(f"{root}: {settings.iterations} iterations on {trainer.device}")
     done = trainer.iteration
@@ -101,6 +104,16 @@ def run_trainer(output: Output, trainer: "Trainer") -> None:
     words = "" if best is None else f"; best M_J on val {best:.4f}"
     value = {"run": str(root), "iterations": settings.iterations, "best_M_J": best}
     output.answer(value, f"{root}: trained {settings.iterations} iterations{words}")
+
+
+def _tell_unchecked(output: Output, reader: "ClipReader") -> None:
+    """Say which variants an older combo wrote: nothing tells one clip's bytes from another's."""
+    if reader.unchecked:
+        where = reader.split
+        output.warn(
+            f"{where}: {', '.join(reader.unchecked)} have no checks of each clip yet; "
+            f"to add them, run: {remedies.repair(where.data_set, where.split)}"
+        )
 
 
 @command(app)
@@ -127,6 +140,7 @@ def evaluate(
     output, folder = printing.output, RunFolder(run)
     settings = folder.settings()
     reader = open_split(folder, split, store, one_variant_each(variant))
+    _tell_unchecked(output, reader)
     where = choose_device(device)
     with output.bar(f"{split}, {sound} sound", len(reader.labelled)) as bar:
         network = open_run(folder, where)

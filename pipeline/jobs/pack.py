@@ -25,10 +25,10 @@ from ..packed import (
     splits_in_packed,
     write,
 )
-from ..source import Choice, demand_usable, remake, usable
+from ..source import Choice, demand_usable, finished_reader, remake
 from ..store import SplitStore, StoreDamaged, Variant, array_digest
 from . import records
-from .verify import Finding
+from .verify import Finding, read_back
 
 OnUnit = Callable[[], None]
 
@@ -87,8 +87,11 @@ def verify_packed(path: Path, on_unit: OnUnit = lambda: None) -> Iterator[Findin
                     yield unit
                 on_unit()
             whole = len(outputs) == split.plan().units
-            finished = usable(split, variant)
-            if finished is None or (whole and fingerprint(outputs) != finished.outputs):
+            try:
+                good = not whole or fingerprint(outputs) == demand_usable(split, variant).outputs
+            except ComboError:
+                good = False
+            if not good:
                 yield Finding(f"{split}/{variant.key}", "is not what was finished", mend)
 
 
@@ -98,8 +101,17 @@ def _reason(error: OSError) -> str:
 
 
 def _entry(split: SplitStore, choice: Choice) -> Entry:
-    packed = tuple(Packed(v, demand_usable(split, v)) for v in choice.variants)
-    return Entry(split.data_set, split.split, split.plan(), packed)
+    plan, packed = split.plan(), list[Packed]()
+    for variant in choice.variants:
+        finished = demand_usable(split, variant)
+        done = list(records.done_units(split, variant, plan))
+        if len(done) == plan.units and records.manifest(variant, plan, done) != finished:
+            raise ComboError(
+                f"finished.json of {variant.key} of {split} is not what its records say, so "
+                f"nothing was packed; run: {remake(split, variant.stage, variant.settings)}"
+            )
+        packed.append(Packed(variant, finished))
+    return Entry(split.data_set, split.split, plan, tuple(packed))
 
 
 def _check_space(target: Path, entries: Sequence[Entry]) -> None:
@@ -124,32 +136,28 @@ def _checked(
     plan = split.plan()
     done = {record.unit: record for record in records.done_units(split, variant, plan)}
     for unit in range(plan.units):
-        problem = ""
-        arrays: dict[str, np.ndarray] = {}
         try:
-            arrays = split.read_unit(variant, plan, unit)
+            if unit not in done:
+                raise StoreDamaged("its record is gone")
+            arrays = read_back(split, variant, plan, unit, done[unit])
         except StoreDamaged as error:
-            problem = str(error)
-        if unit not in done:
-            problem = "its record is gone"
-        for name, array in arrays.items():
-            if not problem and done[unit].outputs.get(name) != array_digest(array):
-                problem = f"{name} is not what was written"
-        if problem:
             raise ComboError(
-                f"{split}/{variant.key} unit {unit} is damaged ({problem}), so nothing was packed; "
+                f"{split}/{variant.key} unit {unit} is damaged ({error}), so nothing was packed; "
                 f"run: {remedies.repair(split.data_set, split.split)}, "
                 f"then {remake(split, variant.stage, variant.settings)}"
-            )
+            ) from error
         yield {name: array[: len(plan.members(unit))] for name, array in arrays.items()}
         on_unit()
 
 
 def _digests(split: PackedSplit, variant: Variant) -> Iterator[dict[str, str] | StoreDamaged]:
     """The digest of each array of each unit as its record had it, the padding put back."""
-    plan = split.plan()
+    plan, finished = split.plan(), split.finished(variant)
     try:
-        arrays = {spec: split.reader(variant, spec.name) for spec in variant.all_arrays}
+        arrays = {
+            spec: finished_reader(split, variant, spec.name, finished)
+            for spec in variant.all_arrays
+        }
     except StoreDamaged as error:
         yield error
         return
@@ -159,7 +167,7 @@ def _digests(split: PackedSplit, variant: Variant) -> Iterator[dict[str, str] | 
         try:
             for spec, array in arrays.items():
                 whole = np.full((plan.clips_per_unit, *spec.shape), spec.fill, spec.dtype)
-                whole[: len(rows)] = array.read(rows)
+                whole[: len(rows)] = array.ask(rows).result()
                 found[spec.name] = array_digest(whole)
         except StoreDamaged as error:
             yield error
