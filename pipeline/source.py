@@ -38,8 +38,9 @@ class Source(Protocol):
 
     def finished(self, variant: Variant) -> Finished | None: ...
 
-    def reader(self, variant: Variant, name: str, checks: np.ndarray | None = None) -> RowReader:
-        """An array whose clips are held against their checks, where those are given."""
+    def reader(self, variant: Variant, name: str, finished: Finished | None = None) -> RowReader:
+        """An array. finished: what closed the variant, so that all that is read is what was written
+        then, or an error."""
         ...
 
 
@@ -80,17 +81,6 @@ def demand_usable(source: Source, variant: Variant) -> Finished:
             f"variant was finished with; run: {command}"
         )
     return finished
-
-
-def finished_reader(source: Source, variant: Variant, name: str, finished: Finished) -> RowReader:
-    """An array of a finished variant: whatever is read is what was written, or an error."""
-    try:
-        return source.reader(variant, name, finished.checks_of(name))
-    except ValueError as error:
-        raise StoreDamaged(
-            f"finished.json of {variant.key} of {source} in {source.store} is damaged ({error}); "
-            f"run: {remake(source, variant.stage, variant.settings)}"
-        ) from None
 
 
 def annotated_frames(source: Source, frames: Variant) -> tuple[int, int]:

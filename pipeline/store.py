@@ -21,10 +21,11 @@ import hashlib
 import json
 import random
 import shutil
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,7 @@ from . import durable, remedies
 from .clip_checks import parse_checks
 from .errors import ComboError
 from .identity import Later, fingerprint, recorded
-from .rows import Rows
+from .rows import Checked, Rows
 
 STAGES = ("frames", "audio", "maskige")
 
@@ -132,11 +133,7 @@ class Finished:
     description: str = ""
     """The variant's `digest`. Not there, nor are checks, where an older combo wrote a unit."""
     checks: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Array -> CRC-32C of each clip (see `clip_checks`)."""
-
-    def checks_of(self, array: str) -> np.ndarray | None:
-        """[clips] uint32, or None where there are none. Raises ValueError for damaged ones."""
-        return parse_checks(self.checks.get(array, ""), self.clips) if self.description else None
+    """Array -> the check of each clip (see `clip_checks`)."""
 
 
 def array_digest(array: np.ndarray) -> str:
@@ -370,14 +367,35 @@ class SplitStore:
 
     def read_array(self, variant: Variant, name: str) -> np.ndarray:
         """A whole array, [clips padded to whole shards, ...], as it is there."""
-        return np.asarray(self._array(variant, _spec(variant, name)).read().result())
+        spec = next(spec for spec in variant.all_arrays if spec.name == name)
+        return np.asarray(self._array(variant, spec).read().result())
 
-    def reader(self, variant: Variant, name: str, checks: np.ndarray | None = None) -> Rows:
+    def reader(self, variant: Variant, name: str, finished: Finished | None = None) -> Rows:
         """An array, for many random reads a second.
 
-        checks: [clips], what each clip must be; without, a missing file is read as fill value.
+        finished: what closed the variant, against which clips are held. Without it, or where an
+        older combo wrote it, a missing file is read as fill value.
         """
-        spec = _spec(variant, name)
+        spec = next(spec for spec in variant.all_arrays if spec.name == name)
+        repair = f"run: {remedies.repair(self.data_set, self.split)}"
+        filled = self._array(variant, spec)
+        if finished is None or not finished.description:
+            return Rows(filled, filled, None, self._damaged_clip(variant, spec))
+        try:
+            checks = parse_checks(finished.checks.get(name, ""), finished.clips)
+        except ValueError as error:
+            file = self.finished_path(variant)
+            raise StoreDamaged(f"{file} is damaged ({name}: {error}); {repair}") from None
+        whole = self._array(variant, spec, fill=False)
+        per_unit, codecs = whole.chunk_layout.write_chunk.shape[0], whole.codec.to_json()["codecs"]
+        shard = partial(self.shard, variant, spec) if _ends_in_checksums(codecs) else None
+        checked = Checked(checks, per_unit, shard)
+        return Rows(whole, filled, checked, self._damaged_clip(variant, spec))
+
+    def _damaged_clip(
+        self, variant: Variant, spec: ArraySpec
+    ) -> Callable[[int, str], "StoreDamaged"]:
+        """The error for a clip, given its row and what is wrong with it."""
 
         def damaged(row: int, reason: str) -> StoreDamaged:
             plan = self.plan()
@@ -387,9 +405,7 @@ class SplitStore:
                 f"run: {remedies.repair(self.data_set, self.split)}"
             )
 
-        filled = self._array(variant, spec)
-        whole = filled if checks is None else self._array(variant, spec, fill=False)
-        return Rows(whole, filled, checks, damaged)
+        return damaged
 
     def _array(self, variant: Variant, spec: ArraySpec, fill: bool = True) -> Any:
         """An array, opened once. fill: missing chunks are fill value; else they are an error."""
@@ -424,8 +440,24 @@ def _adapter(kind: type) -> Any:
     return TypeAdapter(kind)
 
 
-def _spec(variant: Variant, name: str) -> ArraySpec:
-    return next(spec for spec in variant.all_arrays if spec.name == name)
+def _ends_in_checksums(codecs: Any) -> bool:
+    """Whether chunks are a clip's bytes as they are in memory, compressed by zstd with checksum."""
+    match codecs:
+        case [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "codecs": [
+                        {"name": "bytes", **order},
+                        {"name": "zstd", "configuration": {"checksum": True}},
+                    ],
+                    "index_location": "end",
+                },
+            }
+        ]:
+            return order in ({}, {"configuration": {"endian": sys.byteorder}})
+        case _:
+            return False
 
 
 def _damaged_description(file: Path) -> StoreDamaged:

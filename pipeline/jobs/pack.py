@@ -8,7 +8,7 @@ checked from end to end without the store.
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from ..packed import (
     splits_in_packed,
     write,
 )
-from ..source import Choice, demand_usable, finished_reader, remake
+from ..source import Choice, demand_usable, remake
 from ..store import SplitStore, StoreDamaged, Variant, array_digest
 from . import records
 from .verify import Finding, read_back
@@ -110,7 +110,8 @@ def _entry(split: SplitStore, choice: Choice) -> Entry:
                 f"finished.json of {variant.key} of {split} is not what its records say, so "
                 f"nothing was packed; run: {remake(split, variant.stage, variant.settings)}"
             )
-        packed.append(Packed(variant, finished))
+        # A packed file has checks of its own.
+        packed.append(Packed(variant, replace(finished, checks={})))
     return Entry(split.data_set, split.split, plan, tuple(packed))
 
 
@@ -152,12 +153,9 @@ def _checked(
 
 def _digests(split: PackedSplit, variant: Variant) -> Iterator[dict[str, str] | StoreDamaged]:
     """The digest of each array of each unit as its record had it, the padding put back."""
-    plan, finished = split.plan(), split.finished(variant)
+    plan = split.plan()
     try:
-        arrays = {
-            spec: finished_reader(split, variant, spec.name, finished)
-            for spec in variant.all_arrays
-        }
+        arrays = {spec: split.reader(variant, spec.name) for spec in variant.all_arrays}
     except StoreDamaged as error:
         yield error
         return
@@ -167,7 +165,7 @@ def _digests(split: PackedSplit, variant: Variant) -> Iterator[dict[str, str] | 
         try:
             for spec, array in arrays.items():
                 whole = np.full((plan.clips_per_unit, *spec.shape), spec.fill, spec.dtype)
-                whole[: len(rows)] = array.ask(rows).result()
+                whole[: len(rows)] = array.read(rows)
                 found[spec.name] = array_digest(whole)
         except StoreDamaged as error:
             yield error

@@ -45,7 +45,7 @@ class UnitRecord:
     """By the clock of the host, for people; nothing depends on it."""
     device: str = "cpu"
     checks: dict[str, str] = field(default_factory=dict[str, str])
-    """Array -> CRC-32C of each clip (see `clip_checks`); none in records of an older combo."""
+    """Array -> the check of each clip (see `clip_checks`); none in records of an older combo."""
 
     @property
     def failed(self) -> tuple[ClipRecord, ...]:

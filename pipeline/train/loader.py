@@ -20,7 +20,7 @@ from ...model.maskige import colour
 from .. import remedies
 from ..errors import ComboError
 from ..jobs.records import missing_shard
-from ..source import Choice, RowReader, Source, demand_usable, finished_reader
+from ..source import Choice, RowReader, Source, demand_usable
 from ..store import VALID, Plan, SplitStore, StoreDamaged, Variant
 
 
@@ -132,7 +132,7 @@ class ClipReader:
             self._palette = torch.tensor(choice.maskige.attributes["palette"], dtype=torch.uint8)
 
     def _reader(self, variant: Variant, name: str) -> RowReader:
-        return finished_reader(self.split, variant, name, self._finished[variant.stage])
+        return self.split.reader(variant, name, self._finished[variant.stage])
 
     def _whole(self, variant: Variant, name: str) -> np.ndarray:
         """A small array, [clips, ...]."""

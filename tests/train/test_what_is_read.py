@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from rewritten import rewrite_unit
@@ -16,6 +17,7 @@ from unchanged import settings_put_back
 
 from combo.cli import app
 from combo.pipeline import durable
+from combo.pipeline.clip_checks import checks_in, parse_checks
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs import records
 from combo.pipeline.jobs.pack import pack, verify_packed
@@ -363,6 +365,7 @@ def test_two_clips_swapped_with_their_checks_in_a_packed_file_are_refused(
             one, two = array[2], array[3]
             array[2], array[3] = two, one
     said = refused(open_source(file, "s4", "train"))
+    assert f"{file} is damaged" in said
     assert "other checks than were packed" in said
     assert "combo pack STORE" in said
     assert [each for each in verify_packed(file) if isinstance(each, Finding)]
@@ -477,13 +480,29 @@ def test_one_byte_changed_anywhere_in_a_packed_file_is_found_or_changes_nothing(
             assert now == read, change
 
 
-def test_checks_tell_clips_apart_whatever_they_hold(own: Manifest) -> None:
+def test_a_clips_check_is_the_checksum_that_ends_its_chunk(own: Manifest) -> None:
+    split = train_split(own)
+    plan, per_unit = split.plan(), split.plan().clips_per_unit
+    for variant in split.variants():
+        finished = split.finished(variant)
+        assert finished is not None
+        for spec in variant.all_arrays:
+            checks = parse_checks(finished.checks[spec.name], len(plan.clips))
+            in_files = [
+                checks_in(split.shard(variant, spec, unit), per_unit) for unit in range(plan.units)
+            ]
+            assert np.array_equal(np.concatenate(in_files)[: len(plan.clips)], checks)
+
+
+def test_a_damaged_check_is_one_line(own: Manifest) -> None:
     split = train_split(own)
     (variant,) = split.variants("frames")
     finished = split.finished(variant)
     assert finished is not None
-    checks = finished.checks_of("frames")
-    assert checks is not None
-    assert len(set(checks.tolist())) == len(split.plan().clips)
-    with pytest.raises(ValueError, match="checks of 15 clips, not 16"):
-        replace(finished, checks={"frames": finished.checks["frames"][8:]}).checks_of("frames")
+    for text in (finished.checks["labels"][8:], "xy" + finished.checks["labels"][2:], ""):
+        broken = replace(finished, checks={**finished.checks, "labels": text})
+        durable.write_json(split.finished_path(variant), asdict(broken))
+        assert f"{split.finished_path(variant)} is damaged (labels: " in refused(split)
+        assert [found.problem for found in findings(split)] == [
+            "its finished.json is not what its records say"
+        ]
