@@ -10,6 +10,7 @@ a split.
 """
 
 import os
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -57,15 +58,12 @@ def checks_in(shard: Path, clips: int) -> np.ndarray:
     try:
         length = 16 * clips + 4
         index = os.pread(file, length, max(os.fstat(file).st_size - length, 0))
-        if len(index) == length:
-            places = np.frombuffer(index, "<u8", 2 * clips).tolist()
-            for clip in range(clips):
-                begin, size = places[2 * clip : 2 * clip + 2]
-                if begin != MISSING:
-                    end = os.pread(file, 4, begin + size - 4)
-                    found[clip] = int.from_bytes(end, "little")
-    except (OSError, OverflowError):
-        pass  # an index that is damaged; decoders say so
+        places = struct.iter_unpack("<QQ", index[:-4])
+        for clip, (begin, size) in enumerate(places):
+            if begin != MISSING:
+                found[clip] = int.from_bytes(os.pread(file, 4, begin + size - 4), "little")
+    except (OSError, OverflowError, struct.error, IndexError):
+        found[:] = -1  # an index that is none; decoders say so
     finally:
         os.close(file)
     return found

@@ -358,8 +358,8 @@ class SplitStore:
     def shard(self, variant: Variant, spec: ArraySpec, unit: int) -> Path:
         """The file that holds a unit of an array. An older combo wrote none that would be all fill
         value."""
-        place = "/".join([str(unit), *"0" * len(spec.shape)])
-        return self.arrays(variant) / spec.name / "c" / place
+        rest = "/0" * len(spec.shape)
+        return Path(f"{self.tensors}/{variant.key}/{spec.name}/c/{unit}{rest}")
 
     def shards(self, variant: Variant, unit: int) -> list[Path]:
         """The files that hold a unit."""
