@@ -65,7 +65,7 @@ def main() -> None:
     chosen, options = parser.parse_known_args()
     settings = SHORT if chosen.short else [(kind, n) for kind in KINDS for n in (1, 2)]
     if chosen.short:
-        options = ["-m", "golden", "-k", "not lists_the_published_masks", *options]
+        options = ["-m", "golden", "-k", "not semantic_sam and not fully_annotated", *options]
     print(ROW.format("setting", "threads", "passed", "failed", "skipped", "time"))
     good = [run(kind, threads, options) for kind, threads in settings]
     sys.exit(0 if all(good) else 1)
