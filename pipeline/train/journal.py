@@ -13,12 +13,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from .. import durable
 from .run_folder import RunFolder
+
+_EVENTS: Any = event_pb2  # their classes are made when they are imported
+_SUMMARIES: Any = summary_pb2
 
 
 class Journal:
@@ -34,26 +36,26 @@ class Journal:
         with run.writing():
             self._truncate(iteration)
             run.tensorboard.mkdir(exist_ok=True)
-            self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
-            start = SessionLog(status=SessionLog.START)
-            self._append(Event(wall_time=time.time(), step=iteration, session_log=start))
+            self._append(_EVENTS.Event(wall_time=time.time(), file_version="brain.Event:2"))
+            start = _EVENTS.SessionLog(status=_EVENTS.SessionLog.START)
+            self._append(_EVENTS.Event(wall_time=time.time(), step=iteration, session_log=start))
 
     def write(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
         """Add an entry. What is no number is null, since JSON has no word for it."""
         said = {k: None if _is_nothing(v) else v for k, v in values.items()}
         line = json.dumps({"iteration": iteration, "kind": kind, **said}, allow_nan=False)
         shown = [
-            Summary.Value(tag=f"{kind}/{name}", simple_value=value)
+            _SUMMARIES.Summary.Value(tag=f"{kind}/{name}", simple_value=value)
             for name, value in said.items()
             if isinstance(value, int | float)
         ]
         with self.run.writing():
             with self.run.metrics.open("a") as file:
                 file.write(line + "\n")
-            summary = Summary(value=shown)
-            self._append(Event(wall_time=time.time(), step=iteration, summary=summary))
+            summary = _SUMMARIES.Summary(value=shown)
+            self._append(_EVENTS.Event(wall_time=time.time(), step=iteration, summary=summary))
 
-    def _append(self, event: Event) -> None:
+    def _append(self, event: Any) -> None:
         record = io.BytesIO()
         RecordWriter(record).write(event.SerializeToString())
         with self._events.open("ab") as file:

@@ -1,6 +1,7 @@
 """What a run's folder promises: one process at a time, nothing half written, one line for each
 thing that is odd, and after a full disk the same bits."""
 
+import hashlib
 import json
 import os
 import resource
@@ -9,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from permissions import modes_count
@@ -172,7 +175,8 @@ def test_odd_checkpoints_are_one_line_that_names_one_that_is_whole(run: RunFolde
     odd = [
         {}, [1], 5, None, {**good, "network": []}, {**good, "network": {}},
         {**good, "network": {**good["network"], **short}},
-        {**good, "iteration": "2"}, {**good, "optimiser": {}}, {**good, "random": {}}, {**good, "strange": 1}, {**good, "best": None},
+        {**good, "iteration": "2"}, {**good, "optimiser": {}}, {**good, "random": {}},
+        {**good, "strange": 1}, {**good, "best": None},
     ]  # fmt: skip
     for value in odd:
         torch.save(value, run.last)
@@ -200,6 +204,22 @@ def test_a_broken_last_line_of_the_log_is_dropped(
     Journal(run, 1).write(2, "train", {"total": float("nan"), "clips": ["a"]})
     assert [line["iteration"] for line in log(run)] == [1, 2]
     assert log(run)[1]["total"] is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "5", "{}", "[]", '{"format": 1}', '{"format": 1, "version": 1, "splits": [5]}'],
+)
+def test_an_odd_index_of_a_packed_file_is_one_line(
+    run: RunFolder, tmp_path: Path, text: str
+) -> None:
+    file = tmp_path / "odd.h5"
+    with h5py.File(file, "w") as opened:
+        opened.create_dataset("index", data=np.frombuffer(text.encode(), np.uint8))
+        opened.attrs["index_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    with pytest.raises(ComboError, match=r"odd\.h5 is damaged \(index: .*combo pack") as caught:
+        resume(run.root, file)
+    said(caught)
 
 
 @contextmanager
