@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
-
-from ...model.interface import Network
+from ...model.interface import Network, NetworkCriterion
 from ...model.networks import NETWORKS
 from ...model.settings import NetworkSettings
 from ..errors import ComboError
@@ -77,7 +75,7 @@ class RunSettings:
         """The network. pretrained: timm fetches ImageNet weights for its encoders, or raises."""
         return NETWORKS[self.kind].build(self.network, pretrained)
 
-    def criterion(self) -> nn.Module:
+    def criterion(self) -> NetworkCriterion:
         return NETWORKS[self.kind].criterion(self.network)
 
     def as_dict(self) -> dict[str, Any]:
