@@ -335,6 +335,13 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _read_index(file: BinaryIO, path: Path) -> Index:
+    try:
+        return _index_of(file, path)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise damaged(path, INDEX, error) from error
+
+
+def _index_of(file: BinaryIO, path: Path) -> Index:
     import h5py
 
     try:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import remedies
+from .durable import absolute
 from .errors import ComboError
 from .packed import PackedSplit, is_packed, splits_in_packed
 from .store import Finished, Plan, SplitStore, StoreDamaged, Variant, splits_in
@@ -46,6 +47,7 @@ class Source(Protocol):
 
 def open_source(store: Path, data_set: str, split: str) -> Source:
     """A split of a store, or of a packed file where the path is one. Raises ComboError."""
+    store = absolute(store)
     if not store.exists():
         raise ComboError(f"the store {store} is not there; --store says where it lies now")
     kind = PackedSplit if is_packed(store) else SplitStore

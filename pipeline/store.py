@@ -207,8 +207,9 @@ class SplitStore:
         return self.tensors / variant.stage / variant.name
 
     def variants(self, stage: str | None = None) -> list[Variant]:
-        """The variants that this split holds, by stage and name."""
-        found = [self._read_variant(p) for p in sorted(self.tensors.glob("*/*/zarr.json"))]
+        """The variants that this split holds, by stage and name. Raises PermissionError."""
+        folders = [v for of_stage in durable.listed(self.tensors) for v in durable.listed(of_stage)]
+        found = [self._read_variant(folder / "zarr.json") for folder in folders]
         return [v for v in found if v is not None and stage in (None, v.stage)]
 
     def create(self, variant: Variant, plan: Plan) -> None:
@@ -284,7 +285,7 @@ class SplitStore:
                 ),
                 attributes={k: v for k, v in attributes.items() if k not in known},
             )
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, LookupError, TypeError, AttributeError):
             raise _damaged_description(head) from None
@@ -468,10 +469,16 @@ def _damaged_description(file: Path) -> StoreDamaged:
 
 
 def splits_in(store: Path, data_sets: Sequence[str] | None = None) -> list[SplitStore]:
-    """Every split that a store holds, by data set and split."""
-    found = sorted(store.glob("*/*/plan.json"))
-    splits = [SplitStore(store, p.parent.parent.name, p.parent.name) for p in found]
-    return [s for s in splits if data_sets is None or s.data_set in data_sets]
+    """Every split that a store holds, by data set and split. Raises PermissionError for a folder
+    that may not be looked into."""
+    folders = [
+        split
+        for data_set in durable.listed(store)
+        if data_sets is None or data_set.name in data_sets
+        for split in durable.listed(data_set)
+    ]
+    splits = [SplitStore(store, folder.parent.name, folder.name) for folder in folders]
+    return [split for split in splits if split.plan_path.exists()]
 
 
 def new_jobs_folder(store: Path, name: str) -> Path:

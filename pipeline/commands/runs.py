@@ -21,7 +21,9 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..train.loader import ClipReader
+    from torch import Tensor
+
+    from ..train.loader import ClipReader, StoredBatch
     from ..train.trainer import Step, Trainer
 
 app = typer.Typer()
@@ -127,16 +129,22 @@ def evaluate(
     store: Store = None,
     variant: Variants = None,
     device: Device = "auto",
+    predictions: Annotated[
+        Path | None, typer.Option(help="Save the masks in this folder, for combo score.")
+    ] = None,
 ) -> None:
     """M_J and M_F of a run's best network.
 
     Example: combo evaluate runs/combo-r50-s4 --split test --json
     """
     from ..devices import choose_device, keep_freed_memory
+    from ..saved_masks import demand_empty, write_clip
     from ..train.evaluate import as_json, measure, open_run, open_split
     from ..train.run_folder import RunFolder
 
     keep_freed_memory()
+    if predictions is not None:
+        demand_empty(predictions)
     output, folder = printing.output, RunFolder(run)
     settings = folder.settings()
     reader = open_split(folder, split, store, one_variant_each(variant))
@@ -144,9 +152,14 @@ def evaluate(
     where = choose_device(device)
     with output.bar(f"{split}, {sound} sound", len(reader.labelled)) as bar:
         network = open_run(folder, where)
-        result = measure(
-            network, reader, where, sound=sound.value, on_clip=lambda *_: bar.advance()
-        )
+
+        def seen(clip: "StoredBatch", scores: "Tensor") -> None:
+            if predictions is not None:
+                frames = clip.present[0].nonzero()[:, 0].tolist()
+                write_clip(predictions, clip.clips[0], scores, frames)
+            bar.advance()
+
+        result = measure(network, reader, where, sound=sound.value, on_clip=seen)
     if output.as_json:
         output.json(
             {

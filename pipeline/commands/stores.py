@@ -34,8 +34,9 @@ def status(splits: Splits, printing: Printing) -> None:
     from ..jobs.status import stage_statuses
 
     output, store = printing.output, splits.open().store_path
-    states = stage_statuses(store, splits.data or None, splits.split or None)
-    if not states and not output.as_json:
+    problems: list[str] = []
+    states = stage_statuses(store, splits.data or None, splits.split or None, problems.append)
+    if not states and not problems and not output.as_json:
         output.note(f"nothing in {store} yet; run: combo preprocess all")
         return
     output.records(
@@ -79,6 +80,10 @@ def status(splits: Splits, printing: Printing) -> None:
             ),
             title="parts of what is open",
         )  # fmt: skip
+    for problem in problems:
+        output.warn(problem)
+    if problems:
+        sys.exit(1)
 
 
 @command(app)

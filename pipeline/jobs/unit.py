@@ -4,7 +4,6 @@ Ownership is what makes repair and resume simple: a unit owns whole shards and n
 them, so it may be computed again at any time, by anybody.
 """
 
-import errno
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .. import durable
 from ..clip_checks import clip_checks
 from ..devices import Place
 from ..errors import ComboError
@@ -181,16 +181,7 @@ def _signature(split: SplitStore) -> tuple[int, int, int] | None:
 @contextmanager
 def storing(split: SplitStore) -> Generator[None]:
     """What the system says about writing to the store becomes one line with a way out."""
-    go_on = "free space there and run the same command again: it goes on where it stopped"
+    again = "run the same command again: it goes on where it stopped"
     elsewhere = "give another store in the manifest or COMBO_STORE"
-    mends = {
-        errno.ENOSPC: f"the disk is full; {go_on}",
-        errno.EDQUOT: f"the quota is used up; {go_on}",
-        errno.EROFS: f"the file system is read-only; {elsewhere}",
-        errno.EACCES: f"no permission to write; {elsewhere}",
-    }
-    try:
+    with durable.writing(split.root, again, elsewhere):
         yield
-    except OSError as error:
-        mend = mends.get(error.errno or 0, f"{error.strerror or error}; run the same command again")
-        raise ComboError(f"cannot write {split.root}: {mend}") from error
