@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .combo import ComboOutput
 from .fidelity import FIDELITY
-from .interface import IGNORED, Losses, label_values
+from .interface import IGNORED, Losses, NetworkCriterion, label_values
 from .matching import Targets, match
 from .presets import preset
 from .settings import ComboSettings
@@ -34,9 +34,22 @@ class LabelledFrames:
     """[n] int64: the annotated frames among B * T."""
     targets: Targets
     """What the labels may hold; see `Criterion.match`."""
+    frames: Tensor
+    """[B, T] bool, on the CPU."""
 
 
-class Criterion(nn.Module):
+@dataclass(frozen=True)
+class Divisors:
+    """What the losses of a batch are divided by; float32 without dimensions."""
+
+    targets: Tensor
+    """The number of targets, at least one."""
+    queries: Tensor
+    """The weights of all queries' true classes together."""
+    consistency: Tensor
+
+
+class Criterion(NetworkCriterion):
     """Matches queries to targets and compares them.
 
     Losses: loss_ce, loss_mask, loss_dice of the last layer; with _i of prediction set i, from the
@@ -70,8 +83,10 @@ class Criterion(nn.Module):
         out: ComboOutput,
         labels: Tensor,
         points: Tensor | None = None,
+        *,
         annotated: Tensor | None = None,
         values: Tensor | None = None,
+        divisors: Divisors | None = None,
     ) -> Losses:
         """labels: [B, T', H, W] integers, classes or 255 for pixels of no mask; T' < T means that
         the first T' frames of each clip have labels.
@@ -81,17 +96,42 @@ class Criterion(nn.Module):
         annotated: [B, T] bool, the frames to learn from; else all that are not 255 throughout.
         values: [B, T', 256] bool on the CPU, `label_values` of the labels or of what they were cut
         from; else they are looked up, which waits for a device that has the labels.
+        divisors: of the batch that these clips are a part of; else these clips are the batch.
         Raises ValueError for labels of another shape or outside the classes.
         """
         # Sums over ten thousand points and whole masks are no work for half precision.
         with torch.autocast(out.mask_logits.device.type, enabled=False):
             selected = self.select(out, labels, annotated, values)
             arriving = self.costs(selected, points)
-            consistency = self.consistency_losses(out)
+            if divisors is None:
+                every = torch.ones(out.mask_logits.shape[:2], dtype=torch.bool)
+                present = every if out.valid is None else out.valid
+                queries = out.class_logits.shape[2]
+                divisors = self._divisors(labels, selected.frames, present, queries)
+            consistency = self.consistency_losses(out, divisors)
             targets, matched = self.match(selected, arriving)
-            losses = self.class_losses(selected, targets, matched)
-            losses.update(self.mask_losses(selected, targets, matched, points))
+            losses = self.class_losses(selected, targets, matched, divisors)
+            losses.update(self.mask_losses(selected, targets, matched, points, divisors))
         return Losses(losses | consistency, self.weights)
+
+    def divisors(self, labels: Tensor, annotated: Tensor, present: Tensor) -> Divisors:
+        return self._divisors(labels, annotated, present, self.settings.query_count)
+
+    def _divisors(
+        self, labels: Tensor, annotated: Tensor, present: Tensor, queries: int
+    ) -> Divisors:
+        frames = labels.shape[1]
+        chosen = (annotated & present.to(annotated.device))[:, :frames].flatten().nonzero()[:, 0]
+        maps = labels.flatten(0, 1).index_select(0, send(chosen, labels.device))
+        of_frames = label_values(maps)[:, :IGNORED].sum(dim=1).float()
+        # A frame's targets are matched as far as there are queries; all others are "no object".
+        matched = of_frames.clamp(max=queries).sum()
+        left = len(maps) * queries - matched
+        return Divisors(
+            of_frames.sum().clamp(min=1),
+            matched + self.settings.no_object_weight * left,
+            self.consistency.divisor(present),
+        )
 
     def select(
         self,
@@ -124,7 +164,9 @@ class Criterion(nn.Module):
             labels.flatten(0, 1).index_select(0, index),
             held[chosen], self.settings.classes, device,
         )  # fmt: skip
-        return LabelledFrames(classes.index_select(1, index).float(), masks, index, targets)
+        return LabelledFrames(
+            classes.index_select(1, index).float(), masks, index, targets, torch.from_numpy(chosen)
+        )
 
     @staticmethod
     def _annotated(out: ComboOutput, held: np.ndarray, given: Tensor | None) -> np.ndarray:
@@ -162,7 +204,7 @@ class Criterion(nn.Module):
         )
 
     def class_losses(
-        self, selected: LabelledFrames, targets: Targets, matched: Tensor
+        self, selected: LabelledFrames, targets: Targets, matched: Tensor, divisors: Divisors
     ) -> dict[str, Tensor]:
         """L_cls: cross entropy over all queries, "no object" for those without a target."""
         logits = selected.class_logits
@@ -175,18 +217,22 @@ class Criterion(nn.Module):
         weight = F.pad(logits.new_ones(outputs - 1), (0, 1), value=self.settings.no_object_weight)
         loss = F.cross_entropy(logits.flatten(0, 2), truth.flatten(), weight, reduction="none")
         of_layers = loss.unflatten(0, (layers, -1)).sum(dim=1)
-        share = weight[truth].flatten(1).sum(dim=1)
-        return _by_layer("loss_ce", of_layers / share.clamp(min=torch.finfo(share.dtype).tiny))
+        share = divisors.queries.clamp(min=torch.finfo(torch.float32).tiny)
+        return _by_layer("loss_ce", of_layers / share)
 
     def mask_losses(
-        self, selected: LabelledFrames, targets: Targets, matched: Tensor, points: Tensor | None
+        self,
+        selected: LabelledFrames,
+        targets: Targets,
+        matched: Tensor,
+        points: Tensor | None,
+        divisors: Divisors,
     ) -> dict[str, Tensor]:
         """L_mask: binary cross entropy and dice of the matched masks, on points.
 
-        Sums over masks, divided by the number of targets, which is at least one.
+        Sums over masks, divided by the number of targets.
         """
         layers, count = matched.shape
-        number = max(count, 1)
         queries = selected.mask_logits[0].shape[1]
         rows = selected.index[targets.frame] * queries + matched.clamp(min=0)
         masks = torch.stack(
@@ -212,8 +258,8 @@ class Criterion(nn.Module):
         inside = logits.sigmoid()
         both, area = (inside * truth).sum(dim=2), inside.sum(dim=2) + truth.sum(dim=2)
         dice = 1 - (2 * both + 1) / (area + 1)
-        losses = _by_layer("loss_mask", (entropy * found).sum(dim=1) / number)
-        losses.update(_by_layer("loss_dice", (dice * found).sum(dim=1) / number))
+        losses = _by_layer("loss_mask", (entropy * found).sum(dim=1) / divisors.targets)
+        losses.update(_by_layer("loss_dice", (dice * found).sum(dim=1) / divisors.targets))
         return losses
 
     @torch.no_grad()
@@ -232,13 +278,14 @@ class Criterion(nn.Module):
         others = settings.mask_points - uncertain
         return torch.cat([best, points.new_empty(masks.shape[0], others, 2).uniform_()], dim=1)
 
-    def consistency_losses(self, out: ComboOutput) -> dict[str, Tensor]:
+    def consistency_losses(self, out: ComboOutput, divisors: Divisors) -> dict[str, Tensor]:
         """L_ada of the prediction sets before the last, over all valid frames (Eq. 6-7)."""
         first = 0 if self.consistency.initial else 1
         sets = out.layers[first:-1]
         if not sets or self.weights["loss_cosine"] == 0:
             return {}
-        loss = self.consistency.loss([p.mask_logits for p in sets], out.valid)
+        masks = [p.mask_logits for p in sets]
+        loss = self.consistency.loss(masks, out.valid, divisors.consistency)
         return {f"loss_cosine_{first + i}": value for i, value in enumerate(loss.unbind())}
 
 
