@@ -27,7 +27,7 @@ from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.train import checkpoint
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import resume, start
-from combo.pipeline.train.trainer import Step, Trainer
+from combo.pipeline.train.trainer import Step, Trainer, learning_rate_factor
 
 TINY = (
     "width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "pixel_ffn=16", "decoder_layers=2",
@@ -253,7 +253,8 @@ def test_a_gradient_that_is_no_number_costs_its_step_and_nothing_else(
     train = [line for line in lines(run) if line["kind"] == "train"]
     assert [line["skipped"] for line in train] == [0, 0, 1, 1, 1, 1]
     assert [line["gradient_norm"] is None for line in train] == [False, False, True] + [False] * 3
-    rates = [1e-3 * learning_rate(i) for i in range(6)]
+    settings = trainer.settings  # the schedule goes by batches, taken or not
+    rates = [settings.learning_rate * learning_rate_factor(settings, i) for i in range(6)]
     assert [line["learning_rate"] for line in train] == pytest.approx(rates)
     (entry,) = (line for line in lines(run) if line["kind"] == "skipped")
     assert (entry["iteration"], entry["loss"], entry["gradient_norm"]) == (
@@ -277,10 +278,6 @@ def test_a_gradient_that_is_no_number_costs_its_step_and_nothing_else(
     assert equal(kept["batch"], {k: v for k, v in vars(batch).items() if k != "clips"})
     again.network.train()
     assert float(again._step(batch)["total"]) == train[2]["total"]
-
-
-def learning_rate(iteration: int) -> float:
-    return (1 - iteration / 6) ** 0.9 * min(1.0, (iteration + 1) / 200)
 
 
 def test_a_run_is_killed_after_a_skipped_step_and_ends_with_the_same_bits(
