@@ -133,14 +133,23 @@ def _verify_store(
     full: bool,
 ) -> "tuple[int, list[Finding], list[Finding]]":
     from ..jobs.stopping import listening
-    from ..jobs.verify import Finding, count_findings, repair_variant, verify_variant
+    from ..jobs.verify import (
+        Finding,
+        add_checks,
+        count_findings,
+        repair_variant,
+        undescribed,
+        verify_variant,
+    )
 
     good, findings, repaired = 0, list[Finding](), list[Finding]()
     for split in found:
         findings += count_findings(split) if full else ()
         # A store may hold variants that this manifest does not make: those are only read.
         there = _planned(output, manifest, split) if inputs or repair else None
-        for variant in split.variants():
+        variants = split.variants()
+        findings += undescribed(split, variants)
+        for variant in variants:
             wrong: list[Finding] = []
             job = there and _job(output, there, variant)
             with output.bar(f"{split} {variant.stage}", split.plan().units) as bar:
@@ -150,12 +159,14 @@ def _verify_store(
                     else:
                         good += 1
                         bar.advance()
-            if repair and job and any(finding.unit is not None for finding in wrong):
+            if repair and job and wrong:
                 title = f"{split} {variant.stage} again"
                 with listening() as stop, output.bar(title, len(wrong)) as bar:
                     done = repair_variant(job, wrong, stop, lambda _, bar=bar: bar.advance())
                 repaired += [finding for finding in wrong if finding in done]
                 wrong = [finding for finding in wrong if finding not in done]
+            if repair and (added := add_checks(split, variant)):
+                output.note(f"{split} {variant.key}: checks of each clip added to {added} units")
             findings += wrong
     return good, findings, repaired
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .. import durable
+from ..clip_checks import clip_checks
 from ..devices import Place
 from ..errors import ComboError
 from ..layouts import Listing
@@ -95,7 +96,7 @@ class OpenJob:
             # Looked for under the claim: whoever had it before may have finished the unit.
             there = records.has_record(job.split, job.variant, unit)
             record = records.read_record(job.split, job.variant, unit) if there else None
-            good = record is not None and records.speaks_of(record, job.variant, job.plan)
+            good = record is not None and records.speaks_of(record, job.variant, job.plan, unit)
             if record is not None and good and not self._again:
                 return Done(record, computed=False)
             return Done(self._compute(unit, there), computed=True)
@@ -125,6 +126,7 @@ class OpenJob:
                 write_seconds=round(written - computed, 4),
                 finished_at=round(time.time(), 3),
                 device=self._device,
+                checks=clip_checks(arrays, len(clips)),
             )
             records.commit(job.split, job.variant, record)
         return record

@@ -168,6 +168,10 @@ def parse(key: str, text: str, wanted: Any) -> Any:
         raise ComboError(f"--set {key}={text}: {reason}") from None
 
 
+WITHOUT_EFFECT = {"annotated"}
+"""Settings that older runs were saved with and that changed nothing."""
+
+
 def restore(value: dict[str, Any]) -> RunSettings:
     """Settings as saved with a run (`RunSettings.as_dict` through JSON).
 
@@ -184,7 +188,8 @@ def restore(value: dict[str, Any]) -> RunSettings:
             f"use the combo that it was trained with"
         )
     for part, settings in (("train", TrainSettings), ("network", NETWORKS[kind].settings)):
-        for name in value[part].keys() - {field.name for field in dataclasses.fields(settings)}:
+        known = {field.name for field in dataclasses.fields(settings)} | WITHOUT_EFFECT
+        for name in value[part].keys() - known:
             raise ComboError(
                 f"the run has a setting {name!r}, which this combo does not know; "
                 f"use the combo that it was trained with"

@@ -119,7 +119,9 @@ def test_every_frame_has_its_number_its_orientation_and_its_sound_or_the_clip_ha
     length = last + float(1 / recipe.rate) - first
     clip = listed(folder, step)
     if clip.problem is not None:
-        assert len(made.decodable) < len(made.shown)
+        # FFmpeg opens no transport stream of a few packets.
+        tiny = recipe.name == "ts" and file.stat().st_size < 2_000
+        assert tiny or len(made.decodable) < len(made.shown)
     else:
         assert abs(len(clip.frames) - max(1, length / step)) <= 1.01
         middle = min(step, length) / 2

@@ -17,6 +17,7 @@ import torch
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
+from rewritten import rewrite_unit
 from unchanged import settings_put_back
 
 from combo.model import Combo
@@ -173,12 +174,8 @@ def test_clips_that_failed_are_left_out_and_counted(own: Manifest, tmp_path: Pat
     assert unit is not None
     arrays = job.split.read_unit(job.variant, job.plan, 1)
     arrays["valid"][0] = 0
-    outputs = job.split.write_unit(job.variant, job.plan, 1, arrays)
     failed = dataclasses.replace(unit.clips[0], failed=True, reason="no sound at all")
-    changed = dataclasses.replace(unit, outputs=outputs, clips=(failed, *unit.clips[1:]))
-    records.withdraw(job.split, job.variant, 1)
-    records.commit(job.split, job.variant, changed)
-    records.finalise(job.split, job.variant, job.plan)
+    rewrite_unit(job.split, job.variant, 1, arrays, clips=(failed, *unit.clips[1:]))
 
     trainer = tiny(own, tmp_path / "run", "iterations=1")
     noted = trainer.run.data()["splits"]["train"]
@@ -216,11 +213,7 @@ def test_a_store_that_changed_is_refused_on_resume(own: Manifest, tmp_path: Path
 
     arrays = job.split.read_unit(job.variant, job.plan, 0)
     arrays["frames"][0, 0, 0, 0, 0] ^= 1
-    unit = records.read_record(job.split, job.variant, 0)
-    assert unit is not None
-    outputs = job.split.write_unit(job.variant, job.plan, 0, arrays)
-    records.commit(job.split, job.variant, dataclasses.replace(unit, outputs=outputs))
-    records.finalise(job.split, job.variant, job.plan)
+    rewrite_unit(job.split, job.variant, 0, arrays)
     with pytest.raises(ComboError, match=r"s4/train .* has changed .* combo train --preset"):
         resume(folder)
 
