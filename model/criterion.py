@@ -104,8 +104,7 @@ class Criterion(NetworkCriterion):
             selected = self.select(out, labels, annotated, values)
             arriving = self.costs(selected, points)
             if divisors is None:
-                every = torch.ones(out.mask_logits.shape[:2], dtype=torch.bool)
-                present = every if out.valid is None else out.valid
+                present = torch.ones_like(selected.frames) if out.valid is None else out.valid
                 queries = out.class_logits.shape[2]
                 divisors = self._divisors(labels, selected.frames, present, queries)
             consistency = self.consistency_losses(out, divisors)

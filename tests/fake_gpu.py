@@ -34,8 +34,9 @@ class Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         of_host = [tensor for tensor in given if tensor.device.type == "cpu"]
-        leaves = kwargs.get("device") is not None or kwargs.get("pin_memory")
-        if given and not leaves and not any(isinstance(tensor, FakeTensor) for tensor in given):
+        goes = torch.device(kwargs.get("device") or "cpu").type == "cuda"
+        pins = kwargs.get("pin_memory", False)
+        if not goes and not pins and not any(isinstance(each, FakeTensor) for each in given):
             with _disable_current_modes():
                 return func(*args, **kwargs)
         out = func(*args, **kwargs)
