@@ -12,13 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
 from ...model.interface import Network, label_values
-from .. import remedies
-=======
-from ...model.interface import Network
 from .. import durable, remedies
->>>>>>> main
 from ..devices import choose_device
 from ..errors import ComboError
 from ..jobs.stopping import Stop, Stopped
@@ -179,25 +174,23 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * factor
         random = checkpoint.random_states(self.augment.generator)
+        values = label_values(batch.labels)  # before the device has them, which would be waited for
         whole = self.augment(batch.to(self.device))
         divisors = self.criterion.divisors(whole.labels, whole.annotated, whole.present)
         sums: dict[str, Tensor] = {}
         for first in range(0, settings.batch_size, settings.micro_batch):
-<<<<<<< HEAD
-            stored = batch.part(first, first + settings.micro_batch)
-            values = label_values(stored.labels)
-            part = self.augment(stored.to(self.device))
+            of_part = slice(first, first + settings.micro_batch)
+            part = whole.part(of_part.start, of_part.stop)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 out = self.network(part.frames, part.maskige, part.sound, part.present)
-            losses = self.criterion(out, part.labels, annotated=part.annotated, values=values)
-            self.scaler.scale(losses.total / parts).backward()
-=======
-            part = whole.part(first, first + settings.micro_batch)
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                out = self.network(part.frames, part.maskige, part.sound, part.present)
-            losses = self.criterion(out, part.labels, annotated=part.annotated, divisors=divisors)
+            losses = self.criterion(
+                out,
+                part.labels,
+                annotated=part.annotated,
+                values=values[of_part],
+                divisors=divisors,
+            )
             self.scaler.scale(losses.total).backward()
->>>>>>> main
             for name, value in {**losses.weighted, "total": losses.total}.items():
                 sums[name] = sums.get(name, 0) + value.detach()
         self.scaler.unscale_(self.optimiser)

@@ -364,15 +364,10 @@ def test_a_diverged_network_is_still_matched() -> None:
     labels = labelled(1, 1)[0]
     targets = Targets.of(labels, label_values(labels).numpy(), 3, torch.device("cpu"))
     nan = torch.full((1, 1, 4, 4), torch.nan)
-<<<<<<< HEAD
     held, matched = match(nan, torch.full((1, 1, 4, 8, 8), torch.nan), targets,
                           grid_points()[None], (2.0, 5.0, 5.0))()  # fmt: skip
     assert held.all()
     assert len(set(matched[0])) == len(targets.frame_of)
-=======
-    matched = match(nan, torch.full((1, 1, 4, 8, 8), torch.nan), targets, grid_points()[None],
-                    (2.0, 5.0, 5.0))  # fmt: skip
-    assert len(set(matched[0])) == len(targets.slot)
 
 
 @pytest.mark.parametrize("fidelity", ["reference", "paper"])
@@ -406,4 +401,3 @@ def test_losses_and_gradients_of_a_batchs_parts_add_up_to_the_batchs(fidelity: s
     assert sums == pytest.approx({name: value.item() for name, value in whole.items()}, rel=1e-5)
     for mine, theirs in zip(gradients, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)
->>>>>>> main

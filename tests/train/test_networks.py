@@ -102,17 +102,19 @@ class FilmCriterion(NetworkCriterion):
         super().__init__()
         del settings
 
-<<<<<<< HEAD
-    def forward(self, out: FilmOutput, labels: Tensor, annotated: Tensor, values: Tensor) -> Losses:
-        del values
-=======
     def divisors(self, labels: Tensor, annotated: Tensor, present: Tensor) -> Tensor:
         return (labels[annotated & present] != 255).sum()
 
     def forward(
-        self, out: FilmOutput, labels: Tensor, *, annotated: Tensor, divisors: Any = None
+        self,
+        out: FilmOutput,
+        labels: Tensor,
+        *,
+        annotated: Tensor,
+        values: Tensor | None = None,
+        divisors: Any = None,
     ) -> Losses:
->>>>>>> main
+        del values
         chosen = out.layout.pack(annotated)
         truth = out.layout.pack(labels)[chosen].long()
         logits = out.logits[chosen].float()
