@@ -18,7 +18,6 @@ bytes than level 1.
 import hashlib
 import json
 import random
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -154,9 +153,10 @@ class SplitStore:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise ComboError(
+            raise StoreDamaged(
                 f"{self.plan_path} is damaged ({str(error).splitlines()[0]}); "
-                f"remove the folder {self.root} and preprocess again"
+                f"run: {remedies.make(remedies.ALL, self.data_set, self.split)}: it is written "
+                "anew, and the units that are done stay"
             ) from None
 
     def plan(self) -> Plan:
@@ -172,11 +172,9 @@ class SplitStore:
     def write_plan(self, plan: Plan) -> None:
         durable.write_json(self.plan_path, asdict(plan))
 
-    def clear(self) -> None:
-        """Remove everything this split holds. The plan goes first: without it nothing counts."""
-        durable.remove(self.plan_path)
+    def forget(self) -> None:
+        """Close what was opened of the arrays, which others have replaced."""
         self._opened.clear()
-        shutil.rmtree(self.root, ignore_errors=True)
 
     # -- variants ----------------------------------------------------------------------------
 
@@ -190,7 +188,8 @@ class SplitStore:
 
     def variants(self, stage: str | None = None) -> list[Variant]:
         """The variants that this split holds, by stage and name."""
-        found = [self._read_variant(p) for p in sorted(self.tensors.glob("*/*/zarr.json"))]
+        heads = sorted(self.tensors.glob("*/*/zarr.json"))
+        found = [self.read_variant(f"{p.parent.parent.name}/{p.parent.name}") for p in heads]
         return [v for v in found if v is not None and stage in (None, v.stage)]
 
     def create(self, variant: Variant, plan: Plan) -> None:
@@ -203,7 +202,7 @@ class SplitStore:
 
         head = self.tensors / variant.stage / variant.name / "zarr.json"
         for _ in range(CREATE_ATTEMPTS):
-            if self._read_variant(head) == variant and not self._missing(variant):
+            if self.read_variant(variant.key) == variant and not self._missing(variant):
                 return
             try:
                 self._create(variant, plan, head)
@@ -219,21 +218,11 @@ class SplitStore:
 
     def _create(self, variant: Variant, plan: Plan, head: Path) -> None:
         import zarr
-        from zarr.codecs import ZstdCodec
 
         store = _durable_store(self.tensors)
         zarr.open_group(store, mode="a")
         for spec in self._missing(variant):
-            zarr.create_array(
-                store,
-                name=f"{variant.key}/{spec.name}",
-                shape=(plan.units * plan.clips_per_unit, *spec.shape),
-                shards=(plan.clips_per_unit, *spec.shape),
-                chunks=(1, *spec.shape),
-                dtype=spec.dtype,
-                fill_value=spec.fill,
-                compressors=ZstdCodec(level=-5, checksum=True),
-            )
+            _create_array(store, f"{variant.key}/{spec.name}", spec, plan)
         described = {
             "stage": variant.stage,
             "variant": variant.name,
@@ -248,13 +237,18 @@ class SplitStore:
             head, {"zarr_format": 3, "node_type": "group", "attributes": {"combo": described}}
         )
 
-    def _read_variant(self, head: Path) -> Variant | None:
+    def read_variant(self, key: str) -> Variant | None:
+        """The variant of a key, or None where there is none. Raises StoreDamaged."""
+        head = self.tensors / key / "zarr.json"
         try:
-            attributes = json.loads(head.read_bytes()).get("attributes", {}).get("combo")
+            return self._described(json.loads(head.read_bytes()))
         except FileNotFoundError:
             return None
-        except ValueError:
-            raise _damaged_description(head) from None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise self._damaged(head) from None
+
+    def _described(self, group: Mapping[str, Any]) -> Variant | None:
+        attributes = group.get("attributes", {}).get("combo")
         if attributes is None:
             return None
         known = {"stage", "variant", "fingerprint", "settings", "weights", "arrays"}
@@ -269,6 +263,24 @@ class SplitStore:
                 for a in attributes["arrays"]
             ),
             attributes={k: v for k, v in attributes.items() if k not in known},
+        )
+
+    def is_described(self, variant: Variant, spec: ArraySpec, plan: Plan) -> bool:
+        """Whether what describes an array is what `create` writes, at any level of compression."""
+        import zarr
+        from zarr.storage import MemoryStore
+
+        wanted = _create_array(MemoryStore(), spec.name, spec, plan)
+        try:
+            there = zarr.open_array(self.tensors / variant.key / spec.name, mode="r")
+        except Exception:  # whatever damaged bytes lead the library into
+            return False
+        return _plain(there.metadata.to_dict()) == _plain(wanted.metadata.to_dict())
+
+    def _damaged(self, file: Path) -> "StoreDamaged":
+        return StoreDamaged(
+            f"{file} is damaged; run: {remedies.repair(self.data_set, self.split)}: it is written "
+            "anew, and the units that are done stay"
         )
 
     # -- the manifest of a finished variant ----------------------------------------------------
@@ -350,7 +362,7 @@ class SplitStore:
             try:
                 self._opened[key] = zarr.open_array(store, path=key[0], mode="r+")
             except ValueError:
-                raise _damaged_description(self.tensors / key[0] / "zarr.json") from None
+                raise self._damaged(self.tensors / key[0] / "zarr.json") from None
         return self._opened[key]
 
 
@@ -369,17 +381,39 @@ class StoreDamaged(ComboError):
     """What a record calls done cannot be read back."""
 
 
-def _damaged_description(file: Path) -> StoreDamaged:
-    return StoreDamaged(
-        f"{file} is damaged; remove this one file and run combo preprocess again: it is written "
-        "anew, and the units that are done stay"
+def _create_array(store: Any, name: str, spec: ArraySpec, plan: Plan) -> Any:
+    """An empty array: one inner chunk a clip, one shard a unit."""
+    import zarr
+    from zarr.codecs import ZstdCodec
+
+    return zarr.create_array(
+        store,
+        name=name,
+        shape=(plan.units * plan.clips_per_unit, *spec.shape),
+        shards=(plan.clips_per_unit, *spec.shape),
+        chunks=(1, *spec.shape),
+        dtype=spec.dtype,
+        fill_value=spec.fill,
+        compressors=ZstdCodec(level=-5, checksum=True),
     )
 
 
-def splits_in(store: Path, data_sets: Sequence[str] | None = None) -> list[SplitStore]:
-    """Every split that a store holds, by data set and split."""
-    found = sorted(store.glob("*/*/plan.json"))
-    splits = [SplitStore(store, p.parent.parent.name, p.parent.name) for p in found]
+def _plain(described: Any) -> Any:
+    """What describes an array, without the level of compression, which readers need not know."""
+    if isinstance(described, Mapping):
+        return {key: _plain(value) for key, value in described.items() if key != "level"}
+    if isinstance(described, list | tuple):
+        return [_plain(value) for value in described]
+    return described
+
+
+def splits_in(
+    store: Path, data_sets: Sequence[str] | None = None, lost: bool = False
+) -> list[SplitStore]:
+    """Every split that a store holds, by data set and split. lost: those without a plan, too."""
+    found = {path.parent for path in store.glob("*/*/plan.json")}
+    found |= {path.parent for path in store.glob("*/*/records")} if lost else set()
+    splits = [SplitStore(store, home.parent.name, home.name) for home in sorted(found)]
     return [s for s in splits if data_sets is None or s.data_set in data_sets]
 
 
