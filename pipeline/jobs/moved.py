@@ -11,13 +11,11 @@ What would be lost (clips that are gone from the list, or whose files are others
 only thrown away when that is asked for.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
-from pathlib import Path
 
 from .. import durable
 from ..errors import ComboError
@@ -109,7 +107,6 @@ def move(
         target.tensors.mkdir(exist_ok=True)
         (target.root / "records").mkdir(exist_ok=True)
         remember(target, data)
-        os.sync()
         durable.write_bytes(target.root / READY, b"")
         _exchange(split)
         for each in stays:
@@ -146,10 +143,9 @@ def _exchange(split: SplitStore) -> None:
             if (new / name).exists():
                 if (split.root / name).exists():
                     old.mkdir(exist_ok=True)
-                    (split.root / name).rename(old / name)
-                (new / name).rename(split.root / name)
-        (new / plan).rename(split.plan_path)
-        os.sync()
+                    durable.move(split.root / name, old / name)
+                durable.move(new / name, split.root / name)
+        durable.move(new / plan, split.plan_path)
     split.forget()
     durable.remove(new / READY)
     give_up(split)
@@ -262,7 +258,7 @@ class _Assembly:
         self._target.create(self._variant, self._new)
         for unit in range(self._new.units):
             names = [self._new.clips[index] for index in self._new.members(unit)]
-            if any(name in self._places for name in names) and not self._link(unit, names):
+            if not self._link(unit, names):
                 self._write(unit, names, discard)
         records.finalise(self._target, self._variant, self._new)
 
@@ -285,7 +281,8 @@ class _Assembly:
                 (self._split, record.unit), (self._target, unit)
             ))  # fmt: skip
             for there, here in zip(*shards, strict=True):
-                _link(there, here)
+                if there.exists():  # a shard of fill values may have no file
+                    durable.link(there, here)
             records.commit(self._target, self._variant, mine)
         return True
 
@@ -307,9 +304,9 @@ class _Assembly:
             found.append(outcome)
         whole = all(each is not None for each in found)
         good = [(n, each) for n, each in zip(names, found, strict=True) if each and each.arrays]
+        records.withdraw(self._target, self._variant, unit)  # of one who was killed
         if not whole and not good:
             return
-        records.withdraw(self._target, self._variant, unit)
         filled = [each or Outcome(None) for each in found]
         arrays, clips = gather(self._variant, self._new, unit, filled)
         outputs = self._target.write_unit(self._variant, self._new, unit, arrays)
@@ -345,15 +342,3 @@ class _Assembly:
             finished_at=max((r.finished_at for r in known), default=0.0),
             device=", ".join(sorted({r.device for r in known})) or "cpu",
         )
-
-
-def _link(there: Path, here: Path) -> None:
-    """A second name for a file that is only ever replaced as a whole; a copy where there are none.
-    A shard of fill values has no file."""
-    here.unlink(missing_ok=True)
-    if there.exists():
-        here.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            here.hardlink_to(there)
-        except OSError:
-            durable.write_bytes(here, there.read_bytes())

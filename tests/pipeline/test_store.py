@@ -207,7 +207,9 @@ def test_nothing_is_left_beside_what_was_written(split: SplitStore) -> None:
 def test_the_plan_comes_back_and_damage_is_one_line(split: SplitStore) -> None:
     assert split.plan() == PLAN
     split.plan_path.write_text('{"layout": 1}')
-    with pytest.raises(ComboError, match=r"plan\.json is damaged .* units that are done stay") as caught:
+    with pytest.raises(
+        ComboError, match=r"plan\.json is damaged .* units that are done stay"
+    ) as caught:
         split.plan()
     assert "\n" not in str(caught.value)
 
