@@ -60,16 +60,13 @@ def broken(split: SplitStore, plan: Plan, wanted: Variant | None, key: str) -> l
     """The files that describe a variant and are damaged or missing.
 
     wanted: the variant as its stage describes it, where that is known; else its own description is
-    believed as far as it can be read.
+    believed where it agrees with itself.
     """
     home = split.tensors / key
     groups = (split.tensors, home.parent)
     found = [file for group in groups if not _is_group(file := group / "zarr.json")]
-    try:
-        there = split.read_variant(key)
-    except StoreDamaged:
-        there = None
-    if there is None or not _fits(there, key, wanted):
+    there = own(split, key)
+    if there is None or (wanted is not None and not _same(there, wanted)):
         found.append(home / "zarr.json")
     variant = wanted or there
     return found + [
@@ -79,23 +76,22 @@ def broken(split: SplitStore, plan: Plan, wanted: Variant | None, key: str) -> l
     ]
 
 
-def _fits(described: Variant, key: str, wanted: Variant | None) -> bool:
-    """Whether a variant's description agrees with itself and with what is wanted.
+def own(split: SplitStore, key: str) -> Variant | None:
+    """A variant by its own description, if that can be read and agrees with itself."""
+    try:
+        there = split.read_variant(key)
+    except StoreDamaged:
+        return None
+    if there is None or there.key != key:
+        return None
+    identity = {"stage": there.stage, "settings": there.settings, "weights": there.weights}
+    return there if there.fingerprint == fingerprint(identity) else None
 
-    One of an older combo may lack attributes.
-    """
-    identity = {
-        "stage": described.stage,
-        "settings": described.settings,
-        "weights": described.weights,
-    }
-    if described.key != key or described.fingerprint != fingerprint(identity):
-        return False
-    known = dict(wanted.attributes) if wanted else {}
-    mine = {name: value for name, value in known.items() if name in described.attributes}
-    return wanted is None or described == replace(
-        wanted, attributes={**described.attributes, **mine}
-    )
+
+def _same(there: Variant, wanted: Variant) -> bool:
+    """Whether two describe the same; one of an older combo may lack attributes."""
+    known = {k: v for k, v in wanted.attributes.items() if k in there.attributes}
+    return there == replace(wanted, attributes={**there.attributes, **known})
 
 
 def described(split: SplitStore, key: str, there: "PlannedSplit | None") -> Variant | None:
@@ -109,9 +105,8 @@ def described(split: SplitStore, key: str, there: "PlannedSplit | None") -> Vari
             if made.key == key:
                 return made
     for other in splits_in(split.store, [split.data_set]):
-        with contextlib.suppress(StoreDamaged):
-            if other.split != split.split and (found := other.read_variant(key)):
-                return found
+        if other.split != split.split and (found := own(other, key)):
+            return found
     return None
 
 

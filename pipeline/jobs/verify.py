@@ -14,7 +14,7 @@ from ..store import VALID, Plan, SplitStore, StoreDamaged, Variant, array_digest
 from . import records
 from .inputs import digest_of
 from .records import UnitRecord
-from .repair import broken, described, rebuild, rebuild_plan
+from .repair import broken, described, own, rebuild, rebuild_plan
 from .run import Options, run_job
 from .stopping import Stop
 from .unit import Job, storing
@@ -75,7 +75,7 @@ def verify_description(
     found = list(broken(split, plan, described(split, key, there) if there else None, key))
     if not found:
         return [], []
-    variant = described(split, key, there) or split.read_variant(key)
+    variant = described(split, key, there) or own(split, key)
     mend = f"run: {remedies.repair(split.data_set, split.split)}"
     if repair and variant is None:
         mend = "give a manifest with the settings that it was made with, and its weights"
