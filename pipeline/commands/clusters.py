@@ -93,7 +93,12 @@ def submit(
         environment=manifest.environment(),
     )
     if print_only:
-        scripts = [batch.script(each) for each in array.divided(batch.largest_array())]
+        try:
+            largest = batch.largest_array()
+        except ComboError as error:  # a script may be looked at where the scheduler is out of reach
+            output.warn(f"how long an array may be is not known here: {error}")
+            largest = None
+        scripts = [batch.script(each) for each in array.divided(largest)]
         output.result("\n".join([*scripts, batch.closing_script(array)]))
         return
     numbers, closing = schedulers.submit(batch, array)

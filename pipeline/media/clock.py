@@ -73,20 +73,34 @@ def last_shown(container: "InputContainer", stream: "VideoStream") -> float | No
         if end is not None and stream.time_base:
             # The last to be decoded need not be the last to be shown.
             container.seek(int((end - _TAIL) / stream.time_base), stream=stream)
-            end = max(end, end_of(container.demux(stream)) or end)
+            end = end_of(container.demux(stream)) or end
     except FFmpegError:
         return None
     return end
 
 
 def end_of(packets: "Iterable[Packet]") -> float | None:
-    """When the last of these packets' pictures has been shown, in seconds; None: no times."""
-    ends = (
-        shown + float((packet.duration or 0) * packet.time_base)
-        for packet in packets
-        if (shown := shown_at(packet)) is not None
-    )
-    return max(ends, default=None)
+    """When the last of these packets' pictures has been shown, in seconds; None: no times.
+
+    A packet lasts until the next one in the order of decoding. Where that is not the order of
+    showing, the last picture is taken to be shown no longer than the one before it.
+    """
+    last = before = None
+    duration, reordered = 0.0, False
+    for packet in packets:
+        shown = shown_at(packet)
+        if shown is None:
+            continue
+        if last is None or shown > last:
+            before, last = last, shown
+            duration = float((packet.duration or 0) * packet.time_base)
+        else:
+            before, reordered = shown if before is None else max(shown, before), True
+    if last is None:
+        return None
+    if reordered and before is not None and before < last:
+        duration = min(duration, last - before)
+    return last + duration
 
 
 def shown_at(packet: "Packet") -> float | None:

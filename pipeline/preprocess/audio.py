@@ -120,6 +120,8 @@ class AudioStage:
         encode = made.open(files, place.device, limit)
 
         def patches(clip: Clip) -> "tuple[Tensor, str] | Outcome":
+            if clip.problem is not None:
+                return Outcome(None, clip.problem)
             try:
                 return self._patches(clip, lambda windows: front_end(windows, at_once))
             except MediaError as error:
@@ -158,9 +160,9 @@ class AudioStage:
         from ...model.vggish import PADDINGS, pad_zeros
 
         file = self._file(clip)
-        if clip.problem is not None or file is None:
+        if file is None:
             missing = {"sound": "no sound file and no video", "log-mel": "no log-mel patches"}
-            raise MediaError(clip.name, clip.problem or missing[self.settings.source])
+            raise MediaError(clip.name, missing[self.settings.source])
         digests: dict[Path, str] = {}
         try:
             if self.settings.source == "log-mel":

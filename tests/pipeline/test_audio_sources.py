@@ -16,6 +16,7 @@ from combo.pipeline.layouts import Clip
 from combo.pipeline.manifest import AudioSettings, Manifest
 from combo.pipeline.media.sound_files import read_sound
 from combo.pipeline.preprocess.audio import AudioStage, describe
+from combo.pipeline.preprocess.frames import FramesStage
 
 VIDEO = Path(__file__).parents[3] / "shared" / "real" / "videos" / "nasa_13013.mp4"
 
@@ -85,3 +86,11 @@ def test_a_videos_second_sound_stream_can_be_chosen() -> None:
     assert np.array_equal(heard[0], heard[1])
     assert not np.array_equal(heard[0], heard[2])
     assert not heard[0][3:].any(), "frames that the clip does not have"
+
+
+def test_a_clip_that_is_no_clip_has_the_same_reason_in_the_frames_and_the_sound() -> None:
+    clip = Clip("c", problem="missing, a link to x where nothing is: clips/c")
+    frames = FramesStage((64, 64), "squash", 5, "binary", 2)
+    sound = AudioStage(AudioSettings(encoder="mel-stats"), "centred", 5, {})
+    for stage in (frames, sound):
+        assert stage.open(Place())([clip])[0].reason == clip.problem

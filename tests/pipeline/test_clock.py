@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from combo.model.vggish import LogMel, centred, mel_statistics
@@ -96,6 +96,11 @@ def recipes(draw: st.DrawFn) -> Recipe:
     )
 
 
+GAP = Recipe("mov", "libx264", Fraction(25), (0, *range(30, 50)), group=5, b_frames=2)
+"""In MOV one of the last packets lasts as long as the gap, since pictures are reordered."""
+
+
+@example(GAP, 0.2)
 @given(recipes(), st.sampled_from([1.0, 0.5, 0.2]))
 @settings(
     max_examples=EXAMPLES,
@@ -114,7 +119,9 @@ def test_every_frame_has_its_number_its_orientation_and_its_sound_or_the_clip_ha
     length = last + float(1 / recipe.rate) - first
     clip = listed(folder, step)
     if clip.problem is not None:
-        assert len(made.decodable) < len(made.shown)
+        # FFmpeg opens no transport stream of a few packets.
+        tiny = recipe.name == "ts" and file.stat().st_size < 2_000
+        assert tiny or len(made.decodable) < len(made.shown)
     else:
         assert abs(len(clip.frames) - max(1, length / step)) <= 1.01
         middle = min(step, length) / 2

@@ -1,9 +1,12 @@
 """Lines of a job script as sbatch reads them, and what a cluster's own settings say."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from combo.cli import app
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs import slurm
 from combo.pipeline.jobs.job_array import JobArray
@@ -66,3 +69,16 @@ def test_an_array_counted_from_one_has_room_for_one_task_less_than_its_size(
     says("")
     with pytest.raises(ComboError, match="tells no MaxArraySize"):
         slurm.largest_array()
+
+
+def test_a_script_can_be_looked_at_where_slurm_does_not_answer(
+    manifest_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}")
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho 'no controller' >&2; exit 1\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    words = ["submit", "frames", "--data", "ms3", "--split", "train", "--tasks", "2", "--print"]
+    done = CliRunner().invoke(app, [*words, "--manifest", str(manifest_file())])
+    assert done.exit_code == 0, done.output
+    assert "#SBATCH" in done.stdout
+    assert "not known here: scontrol said: no controller" in done.stderr
