@@ -11,7 +11,17 @@ from typing import Annotated
 import typer
 
 from . import __version__
-from .pipeline.commands import clusters, demo, imports, preprocess, runs, samples, stores, weights
+from .pipeline.commands import (
+    clusters,
+    demo,
+    imports,
+    preprocess,
+    runs,
+    samples,
+    scores,
+    stores,
+    weights,
+)
 
 app = typer.Typer(
     name="combo",
@@ -21,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _group in (preprocess, clusters, imports, stores, runs, samples, demo):
+for _group in (preprocess, clusters, imports, stores, runs, scores, samples, demo):
     app.add_typer(_group.app)
 app.add_typer(weights.app, name="weights")
 

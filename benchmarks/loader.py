@@ -38,9 +38,10 @@ from combo.pipeline.jobs.pack import pack
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.manifest import Manifest, load_manifest
+from combo.pipeline.rows import Rows
 from combo.pipeline.sample import write_sample
 from combo.pipeline.source import Choice, open_source
-from combo.pipeline.store import SplitStore
+from combo.pipeline.store import Finished, SplitStore, Variant
 from combo.pipeline.train.loader import Batch, ClipReader, shuffled
 
 PHOTO_CLIPS = Path(__file__).resolve().parents[2] / "shared" / "tools" / "make_photo_clips.py"
@@ -157,6 +158,23 @@ class Road:
         return f"{self.name:46s} {np.median(self.rates):9.0f} {max(self.rates):9.0f} {cpu}"
 
 
+class Unchecked(SplitStore):
+    """A split whose clips are held against nothing."""
+
+    def reader(self, variant: Variant, name: str, finished: Finished | None = None) -> Rows:
+        del finished
+        return super().reader(variant, name)
+
+
+def first_reads(reader: ClipReader) -> Iterator[object]:
+    """The loader's batches, each clip held against its checks as in the first epoch."""
+    for batch in reader.batches(endless(len(reader))):
+        for rows in reader._pictures:
+            assert isinstance(rows, Rows)
+            rows.held[:] = False
+        yield batch
+
+
 def endless(clips: int) -> Iterator[list[int]]:
     return shuffled(clips, BATCH, 0, 0, sys.maxsize)
 
@@ -206,7 +224,7 @@ def stored_bytes(reader: ClipReader) -> int:
 
 
 def print_results(turns: Sequence[Road], workers: Road, reader: ClipReader, root: Path) -> None:
-    one, loader, on_cpu, packed_loader, *_ = turns
+    one, loader, on_cpu, packed_loader, _, unchecked, first = turns
     print(f"{'':46s} {'clips/s':>9} {'best':>9} {'CPU ms':>9}")
     for road in (one, workers, *turns[1:]):
         print(road.row())
@@ -218,6 +236,9 @@ def print_results(turns: Sequence[Road], workers: Road, reader: ClipReader, root
     print(f"        {ratio:.1f} times as many reading processes as there are cores")
     ratio = np.median(np.array(packed_loader.rates) / np.array(loader.rates))
     print(f"from a packed file {ratio:.2f} times the store")
+    for road, when in ((loader, "later"), (first, "first")):
+        ratio = np.median(np.array(unchecked.rates) / np.array(road.rates))
+        print(f"checks of clips make {when} epochs {ratio:.3f} times as long (goal: 1.02)")
     clips = len(reader)
     loose = sum(path.stat().st_size for path in (root / "files").rglob("*") if path.is_file())
     store = stored_bytes(reader)
@@ -241,6 +262,9 @@ def main() -> None:
         reader = make_store(load_manifest(root / "data_manifest.yaml"))
         write_files(reader, root / "files")
         packed = make_packed(reader, root / "packed.h5")
+        split = reader.split
+        unchecked = ClipReader(Unchecked(split.store, split.data_set, split.split), reader.choice)
+        first = ClipReader(split, reader.choice)
         files, cores = Files(root / "files"), os.cpu_count() or 1
         print(f"{len(reader)} clips of {FRAMES} frames at {SIZE}, {content}; {cores} cores\n")
         turns = [
@@ -249,6 +273,8 @@ def main() -> None:
             Road("store, Maskiges painted on the CPU", painted(reader)),
             Road("packed file, training loader", packed.batches(endless(len(packed)))),
             Road("packed file, Maskiges painted on the CPU", painted(packed)),
+            Road("store, clips held against nothing", unchecked.batches(endless(len(unchecked)))),
+            Road("store, every clip as if for the first time", first_reads(first)),
         ]
         for _ in range(options.rounds):
             for road in turns:

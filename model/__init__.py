@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .combo import Combo, ComboOutput, Prediction
     from .criterion import Criterion
-    from .interface import Losses, Network
+    from .interface import Losses, Network, NetworkCriterion
     from .networks import NETWORKS, NetworkKind
     from .optimiser import parameter_groups
     from .presets import PRESETS, preset
@@ -21,6 +21,7 @@ __all__ = [
     "Criterion",
     "Losses",
     "Network",
+    "NetworkCriterion",
     "NetworkKind",
     "NetworkSettings",
     "Prediction",
@@ -36,6 +37,7 @@ _HOMES = {
     "Losses": "interface",
     "NETWORKS": "networks",
     "Network": "interface",
+    "NetworkCriterion": "interface",
     "NetworkKind": "networks",
     "NetworkSettings": "settings",
     "PRESETS": "presets",

@@ -31,45 +31,70 @@ def _neighbour_terms(masks: Iterable[Tensor]) -> Tensor:
     return (distance * torch.exp(-distance)).float()
 
 
-def _pairs(masks: Sequence[Tensor], valid: Tensor | None) -> Tensor:
-    """[B, T - 1]: 1 where a frame and its successor both exist."""
-    clips, frames = masks[0].shape[:2]
-    if valid is None:
-        return masks[0].new_ones(clips, frames - 1, dtype=torch.float32)
-    both = valid[:, :-1] & valid[:, 1:]
-    return both.to(masks[0].device, torch.float32)
+def _pairs(valid: Tensor, group: int | None = None) -> Tensor:
+    """[B, T - 1] float32: 1 where a frame and its successor both exist, in one group of frames."""
+    pairs = (valid[:, :-1] & valid[:, 1:]).to(torch.float32)
+    if group is None:
+        return pairs
+    place = torch.arange(pairs.shape[1], device=pairs.device)
+    return pairs * (place % group != group - 1)
 
 
-def reference_consistency(mask_logits: Sequence[Tensor], valid: Tensor | None) -> Tensor:
+def _every(masks: Tensor) -> Tensor:
+    return torch.ones(masks.shape[:2], dtype=torch.bool)
+
+
+GROUP = 5
+"""Frames whose neighbours the public code compares; between groups it does not."""
+
+
+def reference_divisor(valid: Tensor) -> Tensor:
+    """The number of neighbours inside groups of five frames. valid: [B, T] bool."""
+    return _pairs(valid, GROUP).sum().clamp(min=1)
+
+
+def paper_divisor(valid: Tensor) -> Tensor:
+    """The number of clips. valid: [B, T] bool."""
+    return torch.tensor(float(valid.shape[0]), device=valid.device)
+
+
+def reference_consistency(
+    mask_logits: Sequence[Tensor], valid: Tensor | None, divisor: Tensor | None = None
+) -> Tensor:
     """Mean over the neighbours inside groups of five frames, of raw logits (public code).
 
-    mask_logits: L times [B, T, Q, h, w]; valid: [B, T] bool or None. Returns [L] float32, zeros
-    where no frame has a neighbour.
+    mask_logits: L times [B, T, Q, h, w]; valid: [B, T] bool or None.  divisor: of the batch that
+    these clips are a part of, when they are not all of it.
+    Returns [L] float32, zeros where no frame has a neighbour.
     """
-    group = 5
-    pairs = _pairs(mask_logits, valid)
-    place = torch.arange(pairs.shape[1], device=pairs.device)
-    pairs = pairs * (place % group != group - 1)
-    terms = (_neighbour_terms(mask_logits) * pairs).sum(dim=(1, 2))
-    return terms / pairs.sum().clamp(min=1)
+    valid = _every(mask_logits[0]) if valid is None else valid
+    pairs = _pairs(valid.to(mask_logits[0].device), GROUP)
+    divisor = reference_divisor(valid) if divisor is None else divisor
+    return (_neighbour_terms(mask_logits) * pairs).sum(dim=(1, 2)) / divisor.to(pairs.device)
 
 
-def paper_consistency(mask_logits: Sequence[Tensor], valid: Tensor | None) -> Tensor:
+def paper_consistency(
+    mask_logits: Sequence[Tensor], valid: Tensor | None, divisor: Tensor | None = None
+) -> Tensor:
     """Eq. 7: the sum over all neighbours of a clip, of predicted masks in 0..1; mean over clips.
 
     The text calls O^mask "predicted masks" and shows them as heat maps, hence the sigmoid.
     Shapes as in `reference_consistency`.
     """
-    pairs = _pairs(mask_logits, valid)
+    valid = _every(mask_logits[0]) if valid is None else valid
+    pairs = _pairs(valid.to(mask_logits[0].device))
+    divisor = paper_divisor(valid) if divisor is None else divisor
     masks = (of_layer.sigmoid() for of_layer in mask_logits)
-    return (_neighbour_terms(masks) * pairs).sum(dim=(1, 2)) / pairs.shape[0]
+    return (_neighbour_terms(masks) * pairs).sum(dim=(1, 2)) / divisor.to(pairs.device)
 
 
 @dataclass(frozen=True)
 class Consistency:
     """One reading of L_ada."""
 
-    loss: Callable[[Sequence[Tensor], Tensor | None], Tensor]
+    loss: Callable[[Sequence[Tensor], Tensor | None, Tensor | None], Tensor]
+    divisor: Callable[[Tensor], Tensor]
+    """Of the frames that exist, [B, T] bool: what the loss of these clips is divided by."""
     initial: bool
     """Whether the prediction before the first decoder layer takes part; the last never does."""
     lambda_object: float

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from .combo import ComboOutput
 from .fidelity import FIDELITY
-from .interface import Losses
+from .interface import Losses, NetworkCriterion
 from .matching import IGNORED, Targets, match
 from .presets import preset
 from .settings import ComboSettings
@@ -34,7 +34,18 @@ class LabelledFrames:
     """[B, T] bool, on the CPU."""
 
 
-class Criterion(nn.Module):
+@dataclass(frozen=True)
+class Divisors:
+    """What the losses of a batch are divided by; float32 without dimensions."""
+
+    targets: Tensor
+    """The number of targets, at least one."""
+    queries: Tensor
+    """The weights of all queries' true classes together."""
+    consistency: Tensor
+
+
+class Criterion(NetworkCriterion):
     """Matches queries to targets and compares them.
 
     Losses: loss_ce, loss_mask, loss_dice of the last layer; with _i of prediction set i, from the
@@ -69,6 +80,7 @@ class Criterion(nn.Module):
         labels: Tensor,
         points: Tensor | None = None,
         annotated: Tensor | None = None,
+        divisors: Divisors | None = None,
     ) -> Losses:
         """labels: [B, T', H, W] integers, classes or 255 for pixels of no mask; T' < T means that
         the first T' frames of each clip have labels.
@@ -76,6 +88,7 @@ class Criterion(nn.Module):
         points: [P, 2] as (x, y) in 0..1, used for the matching and every mask in place of all
         random draws.
         annotated: [B, T] bool, the frames to learn from; else all that are not 255 throughout.
+        divisors: of the batch that these clips are a part of; else these clips are the batch.
         Labels and flags cost no wait for a device when they are on the CPU.
         Raises ValueError for labels of another shape or outside the classes.
         """
@@ -83,10 +96,38 @@ class Criterion(nn.Module):
         with torch.autocast(out.mask_logits.device.type, enabled=False):
             selected = self.select(out, labels, annotated)
             matched = self.match(selected, points)
-            losses = self.class_losses(selected, matched)
-            losses.update(self.mask_losses(selected, matched, points))
-            losses.update(self.consistency_losses(out))
+            if divisors is None:
+                every = torch.ones(out.mask_logits.shape[:2], dtype=torch.bool)
+                present = every if out.valid is None else out.valid
+                queries = out.class_logits.shape[2]
+                divisors = self._divisors(labels, selected.frames, present, queries)
+            losses = self.class_losses(selected, matched, divisors)
+            losses.update(self.mask_losses(selected, matched, points, divisors))
+            losses.update(self.consistency_losses(out, divisors))
         return Losses(losses, self.weights)
+
+    def divisors(self, labels: Tensor, annotated: Tensor, present: Tensor) -> Divisors:
+        return self._divisors(labels, annotated, present, self.settings.query_count)
+
+    def _divisors(
+        self, labels: Tensor, annotated: Tensor, present: Tensor, queries: int
+    ) -> Divisors:
+        frames = labels.shape[1]
+        chosen = (annotated & present.to(annotated.device))[:, :frames].flatten().nonzero()[:, 0]
+        maps = labels.flatten(0, 1)[chosen.to(labels.device, non_blocking=True)].flatten(1)
+        # Which values a map holds, as a set in 256 places: `unique` would wait for the device.
+        values = maps.to(torch.int64).clamp(0, IGNORED)
+        found = torch.zeros(len(maps), IGNORED + 1, device=labels.device)
+        found.scatter_(1, values, 1.0)
+        of_frames = found[:, :IGNORED].sum(dim=1)
+        # A frame's targets are matched as far as there are queries; all others are "no object".
+        matched = of_frames.clamp(max=queries).sum()
+        left = len(maps) * queries - matched
+        return Divisors(
+            of_frames.sum().clamp(min=1),
+            matched + self.settings.no_object_weight * left,
+            self.consistency.divisor(present),
+        )
 
     def select(self, out: ComboOutput, labels: Tensor, annotated: Tensor | None) -> LabelledFrames:
         """Stacks what the annotated frames' predictions are."""
@@ -139,7 +180,9 @@ class Criterion(nn.Module):
         matched = match(selected.class_logits, masks, selected.targets, points, weights)
         return torch.from_numpy(matched).to(device, non_blocking=True)
 
-    def class_losses(self, selected: LabelledFrames, matched: Tensor) -> dict[str, Tensor]:
+    def class_losses(
+        self, selected: LabelledFrames, matched: Tensor, divisors: Divisors
+    ) -> dict[str, Tensor]:
         """L_cls: cross entropy over all queries, "no object" for those without a target."""
         logits = selected.class_logits
         layers, n, queries, outputs = logits.shape
@@ -153,19 +196,23 @@ class Criterion(nn.Module):
         weight[-1] = self.settings.no_object_weight
         loss = F.cross_entropy(logits.flatten(0, 2), truth.flatten(), weight, reduction="none")
         of_layers = loss.unflatten(0, (layers, -1)).sum(dim=1)
-        share = weight[truth].flatten(1).sum(dim=1)
-        return _by_layer("loss_ce", of_layers / share.clamp(min=torch.finfo(share.dtype).tiny))
+        share = divisors.queries.to(logits.device).clamp(min=torch.finfo(torch.float32).tiny)
+        return _by_layer("loss_ce", of_layers / share)
 
     def mask_losses(
-        self, selected: LabelledFrames, matched: Tensor, points: Tensor | None
+        self,
+        selected: LabelledFrames,
+        matched: Tensor,
+        points: Tensor | None,
+        divisors: Divisors,
     ) -> dict[str, Tensor]:
         """L_mask: binary cross entropy and dice of the matched masks, on points.
 
-        Sums over masks, divided by the number of targets, which is at least one.
+        Sums over masks, divided by the number of targets.
         """
         targets = selected.targets
         layers, count = matched.shape
-        number = max(count, 1)
+        number = divisors.targets.to(matched.device)
         frame = selected.index[targets.frame]
         masks = torch.stack(
             [
@@ -210,13 +257,14 @@ class Criterion(nn.Module):
         others = settings.mask_points - uncertain
         return torch.cat([best, points.new_empty(masks.shape[0], others, 2).uniform_()], dim=1)
 
-    def consistency_losses(self, out: ComboOutput) -> dict[str, Tensor]:
+    def consistency_losses(self, out: ComboOutput, divisors: Divisors) -> dict[str, Tensor]:
         """L_ada of the prediction sets before the last, over all valid frames (Eq. 6-7)."""
         first = 0 if self.consistency.initial else 1
         sets = out.layers[first:-1]
         if not sets or self.weights["loss_cosine"] == 0:
             return {}
-        loss = self.consistency.loss([p.mask_logits for p in sets], out.valid)
+        masks = [p.mask_logits for p in sets]
+        loss = self.consistency.loss(masks, out.valid, divisors.consistency)
         return {f"loss_cosine_{first + i}": value for i, value in enumerate(loss.unbind())}
 
 

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from .bilateral_fusion import PaperFusion, ReferenceFusion
-from .consistency import Consistency, paper_consistency, reference_consistency
+from .consistency import (
+    Consistency,
+    paper_consistency,
+    paper_divisor,
+    reference_consistency,
+    reference_divisor,
+)
 from .settings import ComboSettings, Fidelity
 from .siam_encoder import GateOf, LinearGate, SqueezeGate
 
@@ -50,12 +56,12 @@ FIDELITY: dict[Fidelity, Choices] = {
         gate=SqueezeGate,
         fusion=ReferenceFusion,
         queries=reshaped_queries,
-        consistency=Consistency(reference_consistency, True, 10.0, 10.0),
+        consistency=Consistency(reference_consistency, reference_divisor, True, 10.0, 10.0),
     ),
     "paper": Choices(
         gate=LinearGate,
         fusion=PaperFusion,
         queries=own_queries,
-        consistency=Consistency(paper_consistency, False, 10.0, 5.0),
+        consistency=Consistency(paper_consistency, paper_divisor, False, 10.0, 5.0),
     ),
 }

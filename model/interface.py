@@ -37,6 +37,30 @@ class Network(nn.Module, ABC):
         return parameter_groups(self, lr, weight_decay, backbone_lr_factor)
 
 
+class NetworkCriterion(nn.Module, ABC):
+    """What a network is to learn.
+
+    Losses are sums over a batch, each over a divisor: a number of targets, say. Where a batch is
+    computed in parts, a part's losses are divided by what belongs to the whole batch, so that the
+    parts' losses add up to the batch's, and their gradients too.
+    """
+
+    @abstractmethod
+    def divisors(self, labels: Tensor, annotated: Tensor, present: Tensor) -> Any:
+        """What the losses of a batch are divided by.
+
+        labels: [B, T, H, W]; annotated, present: [B, T] bool, on the CPU, the frames to learn from
+        and the frames that exist. Costs no wait for a device that the labels are on.
+        """
+
+    @abstractmethod
+    def forward(
+        self, out: Any, labels: Tensor, *, annotated: Tensor, divisors: Any = None
+    ) -> "Losses":
+        """Of a network's output for some clips. divisors: of the batch that they are a part of;
+        when left out, these clips are the batch."""
+
+
 class Losses(dict[str, Tensor]):
     """What a criterion gives: losses by name, before their weights; `weighted` after them, `total`
     their sum. A name's first two words, as in loss_mask_3, are what its weight is known by.

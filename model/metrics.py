@@ -167,11 +167,23 @@ def count_classes(scores: Tensor, labels: Tensor) -> SemanticCounts:
     _check_pair(best, labels)
     if bool(best.isnan().any()):
         raise ValueError("scores must not be NaN")
-    frames, classes = scores.shape[:2]
+    predicted = torch.stack(list(map(_first_class_of, scores, best)))
+    return count_predicted(predicted, labels, scores.shape[1])
+
+
+def count_predicted(predicted: Tensor, labels: Tensor, classes: int) -> SemanticCounts:
+    """Count a clip whose class is known for each pixel.
+
+    predicted: [T, H, W] uint8 below classes <= 255.  labels: [T, H, W] uint8 below it, or 255
+    (ignored). Raises ValueError for other shapes, types and values.
+    """
+    _check_pair(predicted, labels)
     ignored = labels == IGNORED
     if bool((labels >= classes).logical_and_(~ignored).any()):
         raise ValueError(f"labels must be below {classes} or 255 (ignored)")
-    predicted = torch.stack(list(map(_first_class_of, scores, best)))
+    if bool((predicted >= classes).any()):
+        raise ValueError(f"predicted classes must be below {classes}")
+    frames = len(labels)
     # A confusion matrix a frame, with one more row for the ignored pixels.
     cells = labels.long().masked_fill_(ignored, classes) * classes + predicted
     cells += (classes + 1) * classes * _frame_numbers(labels)
@@ -222,7 +234,11 @@ class ObjectMetrics:
         positive rate.
         """
         scores, labels = _annotated(scores, labels, annotated)
-        counts = count_objects(foreground(scores), labels)
+        return self.add(foreground(scores), labels, audible)
+
+    def add(self, probability: Tensor, labels: Tensor, audible: bool = True) -> Score:
+        """As `update`, of the object's probability [T, H, W], 0..1; all frames count."""
+        counts = count_objects(probability, labels)
         self.clips.append(counts)
         if not audible or not bool(counts.has_object.any()):
             self.false_alarms.append(bool(counts.segmented.any()))
@@ -290,7 +306,13 @@ class SemanticMetrics:
         scores, labels = _annotated(scores, labels, annotated)
         if scores.ndim != 4 or scores.shape[1] != self.classes:
             raise ValueError(f"scores must be [T, {self.classes}, H, W], not {list(scores.shape)}")
-        counts = count_classes(scores, labels)
+        return self._add(count_classes(scores, labels), audible)
+
+    def add(self, predicted: Tensor, labels: Tensor, audible: bool = True) -> Score:
+        """As `update`, of each pixel's class [T, H, W] uint8; all frames count."""
+        return self._add(count_predicted(predicted, labels, self.classes), audible)
+
+    def _add(self, counts: SemanticCounts, audible: bool) -> Score:
         self.clips.append(counts)
         if not audible or not bool(counts.truth[:, 1:].any()):
             self.false_alarms.append(bool(counts.segmented[:, 1:].any()))

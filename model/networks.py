@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from .combo import Combo
 from .criterion import Criterion
-from .interface import Network
+from .interface import Network, NetworkCriterion
 from .presets import PRESETS, TRAINING
 from .settings import ComboSettings, NetworkSettings
 
@@ -27,9 +25,7 @@ class NetworkKind:
     """
     build: Callable[[Any, bool], Network]
     """The network; True: with what its encoders learned on ImageNet, by timm."""
-    criterion: Callable[[Any], nn.Module]
-    """Called with the network's output, labels [B, T, H, W] and, as `annotated`, the frames to
-    learn from, [B, T] bool; returns `Losses`."""
+    criterion: Callable[[Any], NetworkCriterion]
 
 
 NETWORKS: dict[str, NetworkKind] = {

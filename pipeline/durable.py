@@ -8,6 +8,7 @@ its age. Ages are measured by the file system's own clock, which all hosts share
 """
 
 import contextlib
+import errno
 import glob
 import json
 import os
@@ -18,6 +19,8 @@ import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from .errors import ComboError
 
 PARTIAL = ".partial"
 
@@ -70,6 +73,27 @@ def write_json(path: Path, value: Any, lasting: bool = True) -> None:
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), lasting)
 
 
+@contextlib.contextmanager
+def writing(where: Path, again: str, elsewhere: str) -> Generator[None]:
+    """What the system says about writing to `where` becomes one line with a way out.
+
+    again: what to do when there is room.  elsewhere: what to do when it may not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        mends = {
+            errno.ENOSPC: f"the disk is full; free space there and {again}",
+            errno.EDQUOT: f"the quota is used up; free space there and {again}",
+            errno.EFBIG: f"a file may not grow that large; raise the limit (ulimit -f) and {again}",
+            errno.EROFS: f"the file system is read-only; {elsewhere}",
+            errno.EACCES: f"no permission to write; {elsewhere}",
+            errno.EPERM: f"no permission to write; {elsewhere}",
+        }
+        mend = mends.get(error.errno or 0, f"{error.strerror or error}; {again}")
+        raise ComboError(f"cannot write {where}: {mend}") from error
+
+
 def remove(path: Path) -> None:
     """Remove a file, if it is there, and make that last."""
     try:
@@ -119,6 +143,23 @@ def leftovers(folder: Path, of: str | None = None) -> Iterator[Path]:
             dead = (age(path, now) or 0.0) > ABANDONED
         if dead:
             yield path
+
+
+def listed(folder: Path) -> list[Path]:
+    """What lies in a folder, by name; nothing where there is none.
+
+    Raises PermissionError for one that may not be looked into, which `glob` takes for empty.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def absolute(path: Path) -> Path:
+    """A path that stays the same wherever the process goes, and has no `..`, which tensorstore
+    does not take. Links are followed only where a `..` has to be."""
+    return path.resolve() if ".." in path.parts else path.absolute()
 
 
 def existing(path: Path) -> Path:

@@ -24,6 +24,7 @@ from pydantic import (
     create_model,
 )
 
+from .durable import absolute
 from .errors import ComboError, readable
 from .generators import SECTIONS
 from .generators.generator import Precision
@@ -211,7 +212,7 @@ class Manifest(Model):
     file: Path = Path(FILE_NAME)
 
     def path(self, text: str, of: str) -> Path:
-        """A path of this manifest with its variables filled. of: what it is, for the error."""
+        """A path of this manifest, absolute, variables filled. of: what it is, for the error."""
 
         def fill(match: re.Match[str]) -> str:
             name, default = match.group(1), match.group(2)
@@ -224,7 +225,7 @@ class Manifest(Model):
             return value
 
         try:
-            filled = self.folder / Path(_VARIABLE.sub(fill, text)).expanduser()
+            filled = absolute(self.folder / Path(_VARIABLE.sub(fill, text)).expanduser())
         except RuntimeError as error:
             raise ComboError(f"{of} in {self.file}: {text}: {error}") from None
         if "\0" in str(filled):
@@ -271,7 +272,7 @@ class Manifest(Model):
 
     def with_store(self, store: Path | None) -> "Manifest":
         """A copy with another store, or packed file, where one is given."""
-        return self if store is None else self.model_copy(update={"store": str(store.absolute())})
+        return self if store is None else self.model_copy(update={"store": str(absolute(store))})
 
     def with_stages(
         self,

@@ -3,6 +3,7 @@
     index                                    JSON: plans, variants, their finished manifests
     <data set>/<split>/<stage>/<variant>/<array>         [clips, ...], not padded
     <data set>/<split>/<stage>/<variant>/<array>.crc32c  [clips], of each clip's bytes in the file
+    <data set>/<split>/<stage>/<variant>/crc32c_sha256   of all these of a variant, in hex
 
 This is the only place that knows these names. Arrays lie in the file as they are, which is what is
 read fastest, and whatever reads HDF5 reads it.
@@ -13,7 +14,8 @@ places are then written from here. On a disk that is full it may take the proces
 Reading for training goes around the HDF5 library, which has one lock for all threads: where each
 clip's bytes lie is looked up once, and from then on threads of our own read them with `pread`,
 which no fork and no other thread can disturb. Every clip's bytes are held against their CRC-32C,
-which processors compute: zlib's CRC-32 would be half of all the work.
+which processors compute: zlib's CRC-32 would be half of all the work. The digest of these checks
+tells a file that is half of another one, as an interrupted copy over an older file leaves it.
 """
 
 import errno
@@ -39,7 +41,8 @@ SUFFIXES = (".h5", ".hdf5")
 """By which a path is told to mean a packed file before there is one."""
 
 FORMAT = 1
-INDEX, INDEX_DIGEST, CHECKS = "index", "index_sha256", ".crc32c"
+INDEX, INDEX_DIGEST = "index", "index_sha256"
+CHECKS, CHECKS_DIGEST = ".crc32c", "crc32c_sha256"
 CHECK_TYPE = "u4"
 
 
@@ -107,6 +110,7 @@ class PackedSplit:
                 f"pack it too: {remedies.pack('FILE')}"
             )
         self._entry = found[0]
+        self._places: dict[str, dict[str, tuple[int, np.ndarray]]] = {}
 
     def __repr__(self) -> str:
         return f"{self.data_set}/{self.split}"
@@ -127,23 +131,37 @@ class PackedSplit:
         """A whole array, [clips, ...]; for small ones such as `valid`."""
         return self.reader(variant, name).read(np.arange(len(self._entry.plan.clips)))
 
-    def reader(self, variant: Variant, name: str) -> "PackedRows":
-        """An array, for many random reads a second."""
+    def reader(self, variant: Variant, name: str, finished: Finished | None = None) -> "PackedRows":
+        """An array, for many random reads a second. Clips are always held against their checks."""
+        del finished
+        spec = next(spec for spec in variant.all_arrays if spec.name == name)
+        if variant.key not in self._places:
+            self._places[variant.key] = self._look_up(variant)
+        what = f"{self}/{variant.key}/{name}"
+        return PackedRows(self.store, what, self._file, spec, *self._places[variant.key][name])
+
+    def _look_up(self, variant: Variant) -> "dict[str, tuple[int, np.ndarray]]":
+        """Where the clips of each array of a variant begin in the file, and their checks."""
         import h5py
 
-        spec = next(spec for spec in variant.all_arrays if spec.name == name)
-        path = f"{self._entry.group(variant)}/{name}"
+        found: dict[str, tuple[int, np.ndarray]] = {}
+        digest = hashlib.sha256()
         try:
             with h5py.File(self._file, "r") as file:
-                dataset: Any = file[path]
-                stored: Any = file[path + CHECKS]
-                offset = dataset.id.get_offset()
-                self._check(dataset, spec, offset)
-                checks: np.ndarray = stored[:]
+                group: Any = file[self._entry.group(variant)]
+                for spec in variant.all_arrays:
+                    offset = group[spec.name].id.get_offset()
+                    self._check(group[spec.name], spec, offset)
+                    checks: np.ndarray = group[spec.name + CHECKS][:]
+                    digest.update(checks.astype(CHECK_TYPE).tobytes())
+                    found[spec.name] = (offset, checks)
+                # An older combo wrote none.
+                whole = group[CHECKS_DIGEST][:] if CHECKS_DIGEST in group else None
+            if whole is not None and whole.tobytes() != digest.hexdigest().encode():
+                raise ValueError("other checks than were packed")
         except Exception as error:  # HDF5 raises whatever damaged bytes lead it into
-            raise damaged(self.store, f"{self}/{variant.key}/{name}", error) from error
-        what = f"{self}/{variant.key}/{name}"
-        return PackedRows(self.store, what, self._file, spec, offset, checks)
+            raise damaged(self.store, f"{self}/{variant.key}", error) from error
+        return found
 
     def _check(self, dataset: Any, spec: ArraySpec, offset: int | None) -> None:
         """Raises ValueError where what HDF5 says of an array cannot be."""
@@ -217,14 +235,17 @@ def _lay_out(layout: MemoryFile, index: Index) -> dict[str, int]:
         for entry in index.splits:
             clips = len(entry.plan.clips)
             for variant in (each.variant for each in entry.packed):
+                group = entry.group(variant)
+                datasets: list[tuple[str, tuple[int, ...], str]] = [
+                    (f"{group}/{CHECKS_DIGEST}", (64,), "u1")
+                ]
                 for spec in variant.all_arrays:
-                    path = f"{entry.group(variant)}/{spec.name}"
-                    for name, shape, dtype in (
-                        (path, (clips, *spec.shape), spec.dtype),
-                        (path + CHECKS, (clips,), CHECK_TYPE),
-                    ):
-                        made: Any = file.create_dataset(name, shape, dtype, dcpl=kind)
-                        places[name] = made.id.get_offset()
+                    path = f"{group}/{spec.name}"
+                    datasets.append((path, (clips, *spec.shape), spec.dtype))
+                    datasets.append((path + CHECKS, (clips,), CHECK_TYPE))
+                for name, shape, dtype in datasets:
+                    made: Any = file.create_dataset(name, shape, dtype, dcpl=kind)
+                    places[name] = made.id.get_offset()
     return places
 
 
@@ -246,8 +267,13 @@ def _write_variant(
                 file, flat.data, places[f"{group}/{spec.name}"] + len(done) * spec_bytes(spec)
             )
             done += [_crc32c(row) for row in flat]
+    digest = hashlib.sha256()
     for name, done in checks.items():
-        _write_at(file, np.array(done, CHECK_TYPE).data, places[f"{group}/{name}{CHECKS}"])
+        written = np.array(done, CHECK_TYPE)
+        digest.update(written.tobytes())
+        _write_at(file, written.data, places[f"{group}/{name}{CHECKS}"])
+    whole = memoryview(digest.hexdigest().encode())
+    _write_at(file, whole, places[f"{group}/{CHECKS_DIGEST}"])
 
 
 def _reserve(file: int, size: int) -> None:
@@ -309,6 +335,13 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _read_index(file: BinaryIO, path: Path) -> Index:
+    try:
+        return _index_of(file, path)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise damaged(path, INDEX, error) from error
+
+
+def _index_of(file: BinaryIO, path: Path) -> Index:
     import h5py
 
     try:
@@ -328,7 +361,12 @@ def _read_index(file: BinaryIO, path: Path) -> Index:
             f"{path} was packed by combo {found['version']} in a form that this one does not know; "
             f"pack it anew: {remedies.pack(path)}"
         )
-    return TypeAdapter(Index).validate_python(found)
+    return _adapter().validate_python(found)
+
+
+@cache
+def _adapter() -> TypeAdapter[Index]:
+    return TypeAdapter(Index)
 
 
 def _crc32c(data: Any) -> int:

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import remedies
+from .durable import absolute
 from .errors import ComboError
 from .packed import PackedSplit, is_packed, splits_in_packed
-from .store import Finished, Plan, SplitStore, Variant, splits_in
+from .store import Finished, Plan, SplitStore, StoreDamaged, Variant, splits_in
 
 
 class RowReader(Protocol):
@@ -38,15 +39,15 @@ class Source(Protocol):
 
     def finished(self, variant: Variant) -> Finished | None: ...
 
-    def read_array(self, variant: Variant, name: str) -> np.ndarray:
-        """A whole array, [at least as many as clips, ...]."""
+    def reader(self, variant: Variant, name: str, finished: Finished | None = None) -> RowReader:
+        """An array. finished: what closed the variant, so that all that is read is what was written
+        then, or an error."""
         ...
-
-    def reader(self, variant: Variant, name: str) -> RowReader: ...
 
 
 def open_source(store: Path, data_set: str, split: str) -> Source:
     """A split of a store, or of a packed file where the path is one. Raises ComboError."""
+    store = absolute(store)
     if not store.exists():
         raise ComboError(f"the store {store} is not there; --store says where it lies now")
     kind = PackedSplit if is_packed(store) else SplitStore
@@ -71,11 +72,16 @@ def usable(source: Source, variant: Variant) -> Finished | None:
 
 
 def demand_usable(source: Source, variant: Variant) -> Finished:
-    """As `usable`. Raises ComboError with the command that finishes the variant."""
-    finished = usable(source, variant)
+    """As `usable`, and described as it was when it was finished. Raises ComboError with the command
+    that finishes the variant, or writes its description anew."""
+    finished, command = usable(source, variant), remake(source, variant.stage, variant.settings)
     if finished is None:
-        command = remake(source, variant.stage, variant.settings)
         raise ComboError(f"{variant.key} of {source} is not finished; run: {command}")
+    if finished.description not in ("", variant.digest):
+        raise StoreDamaged(
+            f"the description of {variant.key} of {source} in {source.store} is not what the "
+            f"variant was finished with; run: {command}"
+        )
     return finished
 
 

@@ -12,24 +12,29 @@ one fingerprint: other settings or other weights make another variant beside it,
 
 Chunks are zstd with a checksum: without one, a flipped byte is read back as another picture. A fast
 level, since training waits for the decoder: frames are read in half the time, for an eighth more
-bytes than level 1.
+bytes than level 1. Chunks of fill value alone are written too, so that a file that is not there is
+a file that was lost. All reading goes through tensorstore, so that what is verified is what
+training reads.
 """
 
 import hashlib
 import json
 import random
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 
 from . import durable, remedies
+from .clip_checks import parse_checks
 from .errors import ComboError
 from .identity import Later, fingerprint, recorded
+from .rows import Checked, Rows
 
 STAGES = ("frames", "audio", "maskige")
 
@@ -80,6 +85,11 @@ class Variant:
     def all_arrays(self) -> tuple[ArraySpec, ...]:
         return (*self.arrays, ArraySpec(VALID, (), "uint8"))
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that a reader goes by: settings, arrays, attributes such as a palette."""
+        return fingerprint(asdict(self))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -119,6 +129,10 @@ class Finished:
     """Clip name -> reason."""
     outputs: str
     """SHA-256 over the outputs of all units."""
+    description: str = ""
+    """The variant's `digest`. Not there, nor are checks, where an older combo wrote a unit."""
+    checks: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Array -> the check of each clip (see `clip_checks`)."""
 
 
 def array_digest(array: np.ndarray) -> str:
@@ -134,9 +148,14 @@ class SplitStore:
         self.root = self.store / data_set / split
         self.tensors = self.root / "tensors.zarr"
         self._opened: dict[tuple[str, bool], Any] = {}
+        self._writables: dict[str, Any] = {}
 
     def __repr__(self) -> str:
         return f"{self.data_set}/{self.split}"
+
+    def __reduce__(self) -> tuple[type["SplitStore"], tuple[Path, str, str]]:
+        # Another process opens its own arrays, if it needs any.
+        return SplitStore, (self.store, self.data_set, self.split)
 
     # -- the plan ----------------------------------------------------------------------------
 
@@ -146,10 +165,8 @@ class SplitStore:
 
     def read_plan(self) -> Plan | None:
         """The plan of this split, or None before the first `combo preprocess`."""
-        from pydantic import TypeAdapter
-
         try:
-            return TypeAdapter(Plan).validate_json(self.plan_path.read_bytes())
+            return _adapter(Plan).validate_json(self.plan_path.read_bytes())
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -175,6 +192,7 @@ class SplitStore:
     def forget(self) -> None:
         """Close what was opened of the arrays, which others have replaced."""
         self._opened.clear()
+        self._writables.clear()
 
     # -- variants ----------------------------------------------------------------------------
 
@@ -187,9 +205,9 @@ class SplitStore:
         return self.tensors / variant.stage / variant.name
 
     def variants(self, stage: str | None = None) -> list[Variant]:
-        """The variants that this split holds, by stage and name."""
-        heads = sorted(self.tensors.glob("*/*/zarr.json"))
-        found = [self.read_variant(f"{p.parent.parent.name}/{p.parent.name}") for p in heads]
+        """The variants that this split holds, by stage and name. Raises PermissionError."""
+        homes = [v for of_stage in durable.listed(self.tensors) for v in durable.listed(of_stage)]
+        found = [self.read_variant(f"{home.parent.name}/{home.name}") for home in homes]
         return [v for v in found if v is not None and stage in (None, v.stage)]
 
     def create(self, variant: Variant, plan: Plan) -> None:
@@ -241,11 +259,14 @@ class SplitStore:
         """The variant of a key, or None where there is none. Raises StoreDamaged."""
         head = self.tensors / key / "zarr.json"
         try:
-            return self._described(json.loads(head.read_bytes()))
-        except FileNotFoundError:
+            found = self._described(json.loads(head.read_bytes()))
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             raise self._damaged(head) from None
+        if found is not None and found.key != key:
+            raise self._damaged(head)
+        return found
 
     def _described(self, group: Mapping[str, Any]) -> Variant | None:
         attributes = group.get("attributes", {}).get("combo")
@@ -290,11 +311,8 @@ class SplitStore:
 
     def finished(self, variant: Variant) -> Finished | None:
         """What closed a variant, or None where nothing did, or nothing that can be read."""
-        from pydantic import TypeAdapter
-
         try:
-            text = self.finished_path(variant).read_bytes()
-            return TypeAdapter(Finished).validate_json(text)
+            return _adapter(Finished).validate_json(self.finished_path(variant).read_bytes())
         except (FileNotFoundError, ValueError):
             return None
 
@@ -315,66 +333,112 @@ class SplitStore:
                 raise ValueError(
                     f"{variant.key}/{spec.name}: {data.dtype}{data.shape}, not {spec.dtype}{wanted}"
                 )
-            self._zarr(variant, spec.name, write=True)[start : start + len(data)] = data
+            self._writable(variant, spec)[start : start + len(data)] = data
         return {spec.name: array_digest(arrays[spec.name]) for spec in variant.all_arrays}
 
+    def _writable(self, variant: Variant, spec: ArraySpec) -> Any:
+        import zarr
+
+        path = f"{variant.key}/{spec.name}"
+        if path not in self._writables:
+            try:
+                found = zarr.open_array(
+                    _durable_store(self.tensors, blind=True), path=path, mode="r+"
+                )
+            except ValueError:
+                raise self._damaged(self.tensors / path / "zarr.json") from None
+            self._writables[path] = found.with_config({"write_empty_chunks": True})
+        return self._writables[path]
+
     def read_unit(self, variant: Variant, plan: Plan, unit: int) -> dict[str, np.ndarray]:
-        """The arrays of one unit, [clips_per_unit, ...]. Raises StoreDamaged for a broken shard."""
+        """The arrays of one unit, [clips_per_unit, ...], as they are there, whatever was written.
+
+        Raises StoreDamaged for a broken shard; one that is missing is fill value.
+        """
         start = unit * plan.clips_per_unit
         found: dict[str, np.ndarray] = {}
         for spec in variant.all_arrays:
+            array = self._array(variant, spec)
+            if array.shape[0] != plan.units * plan.clips_per_unit:
+                raise self._damaged(self.arrays(variant) / spec.name / "zarr.json")
             try:
-                part = self._zarr(variant, spec.name)[start : start + plan.clips_per_unit]
+                found[spec.name] = array[start : start + plan.clips_per_unit].read().result()
             except Exception as error:  # codecs raise whatever their library raises
                 raise StoreDamaged(f"{variant.key}/{spec.name} unit {unit}: {error}") from error
-            found[spec.name] = np.asarray(part)
         return found
 
+    def shard(self, variant: Variant, spec: ArraySpec, unit: int) -> Path:
+        """The file that holds a unit of an array. An older combo wrote none that would be all fill
+        value."""
+        rest = "/0" * len(spec.shape)
+        return Path(f"{self.tensors}/{variant.key}/{spec.name}/c/{unit}{rest}")
+
     def shards(self, variant: Variant, unit: int) -> list[Path]:
-        """The files that hold a unit (a shard that is all fill value has none)."""
-        return [
-            self.tensors
-            / variant.key
-            / spec.name
-            / "c"
-            / "/".join([str(unit), *"0" * len(spec.shape)])
-            for spec in variant.all_arrays
-        ]
+        """The files that hold a unit."""
+        return [self.shard(variant, spec, unit) for spec in variant.all_arrays]
 
     def read_array(self, variant: Variant, name: str) -> np.ndarray:
-        """A whole array, [clips padded to whole shards, ...]; for small ones such as `valid`."""
-        return np.asarray(self._zarr(variant, name)[:])
+        """A whole array, [clips padded to whole shards, ...], as it is there."""
+        spec = next(spec for spec in variant.all_arrays if spec.name == name)
+        return np.asarray(self._array(variant, spec).read().result())
 
-    def reader(self, variant: Variant, name: str) -> "Rows":
-        """The array through tensorstore, for many random reads a second."""
+    def reader(self, variant: Variant, name: str, finished: Finished | None = None) -> Rows:
+        """An array, for many random reads a second.
+
+        finished: what closed the variant, against which clips are held. Without it, or where an
+        older combo wrote it, a missing file is read as fill value.
+        """
+        spec = next(spec for spec in variant.all_arrays if spec.name == name)
+        repair = f"run: {remedies.repair(self.data_set, self.split)}"
+        filled = self._array(variant, spec)
+        if finished is None or not finished.description:
+            return Rows(filled, filled, None, self._damaged_clip(variant, spec))
+        try:
+            checks = parse_checks(finished.checks.get(name, ""), finished.clips)
+        except ValueError as error:
+            file = self.finished_path(variant)
+            raise StoreDamaged(f"{file} is damaged ({name}: {error}); {repair}") from None
+        whole = self._array(variant, spec, fill=False)
+        per_unit, codecs = whole.chunk_layout.write_chunk.shape[0], whole.codec.to_json()["codecs"]
+        shard = partial(self.shard, variant, spec) if _ends_in_checksums(codecs) else None
+        checked = Checked(checks, per_unit, shard)
+        return Rows(whole, filled, checked, self._damaged_clip(variant, spec))
+
+    def _damaged_clip(
+        self, variant: Variant, spec: ArraySpec
+    ) -> Callable[[int, str], "StoreDamaged"]:
+        """The error for a clip, given its row and what is wrong with it."""
+
+        def damaged(row: int, reason: str) -> StoreDamaged:
+            plan = self.plan()
+            shard = self.shard(variant, spec, row // plan.clips_per_unit)
+            return StoreDamaged(
+                f"{shard}: clip {plan.clips[row]} {reason}; "
+                f"run: {remedies.repair(self.data_set, self.split)}"
+            )
+
+        return damaged
+
+    def _array(self, variant: Variant, spec: ArraySpec, fill: bool = True) -> Any:
+        """An array, opened once. fill: missing chunks are fill value; else they are an error."""
         import tensorstore
 
-        path = self.tensors / variant.key / name
-        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/"}}
-        return Rows(tensorstore.open(spec, open=True, read=True).result())
-
-    def _zarr(self, variant: Variant, name: str, write: bool = False) -> Any:
-        import zarr
-
-        key = (f"{variant.key}/{name}", write)
+        path = self.arrays(variant) / spec.name
+        key = (str(path), fill)
         if key not in self._opened:
-            store = _durable_store(self.tensors, blind=write)
+            asked = {
+                "driver": "zarr3",
+                "kvstore": {"driver": "file", "path": f"{path}/"},
+                "fill_missing_data_reads": fill,
+            }
             try:
-                self._opened[key] = zarr.open_array(store, path=key[0], mode="r+")
-            except ValueError:
-                raise self._damaged(self.tensors / key[0] / "zarr.json") from None
+                found = tensorstore.open(asked, open=True, read=True).result()
+            except Exception:
+                raise self._damaged(path / "zarr.json") from None
+            if found.dtype.numpy_dtype != np.dtype(spec.dtype) or found.shape[1:] != spec.shape:
+                raise self._damaged(path / "zarr.json")
+            self._opened[key] = found
         return self._opened[key]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Clips of one array, read in tensorstore's own threads."""
-
-    array: Any
-
-    def ask(self, rows: np.ndarray) -> Any:
-        """Start reading: a future whose `result()` is [len(rows), ...]."""
-        return self.array[rows].read()
 
 
 class StoreDamaged(ComboError):
@@ -407,14 +471,48 @@ def _plain(described: Any) -> Any:
     return described
 
 
+@cache
+def _adapter(kind: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _ends_in_checksums(codecs: Any) -> bool:
+    """Whether chunks are a clip's bytes as they are in memory, compressed by zstd with checksum."""
+    match codecs:
+        case [
+            {
+                "name": "sharding_indexed",
+                "configuration": {
+                    "codecs": [
+                        {"name": "bytes", **order},
+                        {"name": "zstd", "configuration": {"checksum": True}},
+                    ],
+                    "index_location": "end",
+                },
+            }
+        ]:
+            return order in ({}, {"configuration": {"endian": sys.byteorder}})
+        case _:
+            return False
+
+
 def splits_in(
     store: Path, data_sets: Sequence[str] | None = None, lost: bool = False
 ) -> list[SplitStore]:
-    """Every split that a store holds, by data set and split. lost: those without a plan, too."""
-    found = {path.parent for path in store.glob("*/*/plan.json")}
-    found |= {path.parent for path in store.glob("*/*/records")} if lost else set()
-    splits = [SplitStore(store, home.parent.name, home.name) for home in sorted(found)]
-    return [s for s in splits if data_sets is None or s.data_set in data_sets]
+    """Every split that a store holds, by data set and split. lost: those without a plan, too.
+
+    Raises PermissionError for a folder that may not be looked into.
+    """
+    folders = [
+        split
+        for data_set in durable.listed(store)
+        if data_sets is None or data_set.name in data_sets
+        for split in durable.listed(data_set)
+    ]
+    splits = [SplitStore(store, folder.parent.name, folder.name) for folder in folders]
+    return [s for s in splits if s.plan_path.exists() or (lost and (s.root / "records").exists())]
 
 
 def new_jobs_folder(store: Path, name: str) -> Path:

@@ -264,7 +264,13 @@ def command(
                 name: kind(**{each.name: given.pop(each.name) for each in fields(kind)})
                 for name, kind in records.items()
             }
-            function(**filled, **given)
+            try:
+                function(**filled, **given)
+            except PermissionError as error:
+                raise ComboError(
+                    f"{error.filename or 'a file'}: no permission to read or write it; ask its "
+                    f"owner, or name another store, run or folder"
+                ) from error
 
         run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
         run.__annotations__ = {each.name: each.annotation for each in parameters}

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .. import remedies
 from ..console import Output, duration
 from .options import (
     Device,
@@ -20,6 +21,9 @@ from .options import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..train.loader import ClipReader, StoredBatch
     from ..train.trainer import Step, Trainer
 
 app = typer.Typer()
@@ -85,6 +89,7 @@ def run_trainer(output: Output, trainer: "Trainer") -> None:
         without = len(reader) - len(reader.labelled)
         labels = f", {without} of them without a label" if without else ""
         output.note(f"{split}: {len(reader)} clips{labels}{left_out}")
+        _tell_unchecked(output, reader)
     settings, root = trainer.settings, trainer.run.root
     output.note(f"{root}: {settings.iterations} iterations on {trainer.device}")
     done = trainer.iteration
@@ -103,6 +108,16 @@ def run_trainer(output: Output, trainer: "Trainer") -> None:
     output.answer(value, f"{root}: trained {settings.iterations} iterations{words}")
 
 
+def _tell_unchecked(output: Output, reader: "ClipReader") -> None:
+    """Say which variants an older combo wrote: nothing tells one clip's bytes from another's."""
+    if reader.unchecked:
+        where = reader.split
+        output.warn(
+            f"{where}: {', '.join(reader.unchecked)} have no checks of each clip yet; "
+            f"to add them, run: {remedies.repair(where.data_set, where.split)}"
+        )
+
+
 @command(app)
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
@@ -114,25 +129,37 @@ def evaluate(
     store: Store = None,
     variant: Variants = None,
     device: Device = "auto",
+    predictions: Annotated[
+        Path | None, typer.Option(help="Save the masks in this folder, for combo score.")
+    ] = None,
 ) -> None:
     """M_J and M_F of a run's best network.
 
     Example: combo evaluate runs/combo-r50-s4 --split test --json
     """
     from ..devices import choose_device, keep_freed_memory
+    from ..saved_masks import demand_empty, write_clip
     from ..train.evaluate import as_json, measure, open_run, open_split
     from ..train.run_folder import RunFolder
 
     keep_freed_memory()
+    if predictions is not None:
+        demand_empty(predictions)
     output, folder = printing.output, RunFolder(run)
     settings = folder.settings()
     reader = open_split(folder, split, store, one_variant_each(variant))
+    _tell_unchecked(output, reader)
     where = choose_device(device)
     with output.bar(f"{split}, {sound} sound", len(reader.labelled)) as bar:
         network = open_run(folder, where)
-        result = measure(
-            network, reader, where, sound=sound.value, on_clip=lambda *_: bar.advance()
-        )
+
+        def seen(clip: "StoredBatch", scores: "Tensor") -> None:
+            if predictions is not None:
+                frames = clip.present[0].nonzero()[:, 0].tolist()
+                write_clip(predictions, clip.clips[0], scores, frames)
+            bar.advance()
+
+        result = measure(network, reader, where, sound=sound.value, on_clip=seen)
     if output.as_json:
         output.json(
             {

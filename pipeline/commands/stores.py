@@ -34,8 +34,9 @@ def status(splits: Splits, printing: Printing) -> None:
     from ..jobs.status import stage_statuses
 
     output, store = printing.output, splits.open().store_path
-    states = stage_statuses(store, splits.data or None, splits.split or None)
-    if not states and not output.as_json:
+    problems: list[str] = []
+    states = stage_statuses(store, splits.data or None, splits.split or None, problems.append)
+    if not states and not problems and not output.as_json:
         output.note(f"nothing in {store} yet; run: combo preprocess all")
         return
     output.records(
@@ -89,6 +90,10 @@ def status(splits: Splits, printing: Printing) -> None:
             ),
             title="units in hand, the longest first",
         )
+    for problem in problems:
+        output.warn(problem)
+    if problems:
+        sys.exit(1)
 
 
 @command(app)
@@ -141,6 +146,7 @@ def _verify_store(
     from ..jobs.stopping import listening
     from ..jobs.verify import (
         Finding,
+        add_checks,
         count_findings,
         repair_variant,
         verify_description,
@@ -178,11 +184,13 @@ def _verify_store(
                         good += 1
                         bar.advance()
             mended = list[Finding]()
-            if repair and job and any(finding.unit is not None for finding in wrong):
+            if repair and job and wrong:
                 title = f"{split} {variant.stage} again"
                 with listening() as stop, output.bar(title, len(wrong)) as bar:
                     mended = repair_variant(job, wrong, stop, lambda _, bar=bar: bar.advance())
             sort(wrong, mended)
+            if repair and (added := add_checks(split, variant)):
+                output.note(f"{split} {variant.key}: checks of each clip added to {added} units")
     return good, findings, repaired
 
 

@@ -74,7 +74,7 @@ def outcomes(split: SplitStore, variant: Variant, plan: Plan, unit: int) -> dict
     Only what has the digests that were written: nothing of a damaged unit.
     """
     record = records.read_record(split, variant, unit)
-    if record is None or not records.speaks_of(record, variant, plan):
+    if record is None or not records.speaks_of(record, variant, plan, unit):
         return _kept(split, variant, plan, unit)
     try:
         arrays = split.read_unit(variant, plan, unit)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 
 from .. import durable
+from ..clip_checks import clip_checks
 from ..errors import ComboError
 from ..preprocess.stage import Outcome
 from ..store import Plan, SplitStore, Variant
@@ -271,7 +272,7 @@ class _Assembly:
             or self._old.clips_per_unit != self._new.clips_per_unit
             or [clip.name for clip in record.clips] != names
             or not self._places.keys() >= set(names)
-            or not records.speaks_of(record, self._variant, self._old)
+            or not records.speaks_of(record, self._variant, self._old, record.unit)
         ):
             return False
         mine = replace(record, unit=unit, plan=self._new.fingerprint)
@@ -311,7 +312,9 @@ class _Assembly:
         arrays, clips = gather(self._variant, self._new, unit, filled)
         outputs = self._target.write_unit(self._variant, self._new, unit, arrays)
         if whole:
-            records.commit(self._target, self._variant, self._recorded(unit, clips, outputs))
+            checks = clip_checks(arrays, len(clips))
+            record = self._recorded(unit, clips, outputs, checks)
+            records.commit(self._target, self._variant, record)
         else:
             kept.write(self._target, self._variant, kept.of(unit, self._variant, self._new, good))
 
@@ -326,7 +329,11 @@ class _Assembly:
         return bool(clips) and {clip.name: clip.inputs for clip in clips} == expected
 
     def _recorded(
-        self, unit: int, clips: tuple[ClipRecord, ...], outputs: dict[str, str]
+        self,
+        unit: int,
+        clips: tuple[ClipRecord, ...],
+        outputs: dict[str, str],
+        checks: dict[str, str],
     ) -> UnitRecord:
         """A record that says who made the clips, and in what time: their shares of old units."""
         made = [self._record(self._places[clip.name].unit) for clip in clips]
@@ -341,4 +348,5 @@ class _Assembly:
             write_seconds=round(sum(r.write_seconds / len(r.clips) for r in known), 4),
             finished_at=max((r.finished_at for r in known), default=0.0),
             device=", ".join(sorted({r.device for r in known})) or "cpu",
+            checks=checks,
         )

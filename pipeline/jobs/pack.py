@@ -8,7 +8,7 @@ checked from end to end without the store.
 import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,10 @@ from ..packed import (
     splits_in_packed,
     write,
 )
-from ..source import Choice, demand_usable, remake, usable
+from ..source import Choice, demand_usable, remake
 from ..store import SplitStore, StoreDamaged, Variant, array_digest
 from . import records
-from .verify import Finding
+from .verify import Finding, read_back
 
 OnUnit = Callable[[], None]
 
@@ -87,8 +87,11 @@ def verify_packed(path: Path, on_unit: OnUnit = lambda: None) -> Iterator[Findin
                     yield unit
                 on_unit()
             whole = len(outputs) == split.plan().units
-            finished = usable(split, variant)
-            if finished is None or (whole and fingerprint(outputs) != finished.outputs):
+            try:
+                good = not whole or fingerprint(outputs) == demand_usable(split, variant).outputs
+            except ComboError:
+                good = False
+            if not good:
                 yield Finding(f"{split}/{variant.key}", "is not what was finished", mend)
 
 
@@ -98,8 +101,18 @@ def _reason(error: OSError) -> str:
 
 
 def _entry(split: SplitStore, choice: Choice) -> Entry:
-    packed = tuple(Packed(v, demand_usable(split, v)) for v in choice.variants)
-    return Entry(split.data_set, split.split, split.plan(), packed)
+    plan, packed = split.plan(), list[Packed]()
+    for variant in choice.variants:
+        finished = demand_usable(split, variant)
+        done = list(records.done_units(split, variant, plan))
+        if len(done) == plan.units and records.manifest(variant, plan, done) != finished:
+            raise ComboError(
+                f"finished.json of {variant.key} of {split} is not what its records say, so "
+                f"nothing was packed; run: {remake(split, variant.stage, variant.settings)}"
+            )
+        # A packed file has checks of its own.
+        packed.append(Packed(variant, replace(finished, checks={})))
+    return Entry(split.data_set, split.split, plan, tuple(packed))
 
 
 def _check_space(target: Path, entries: Sequence[Entry]) -> None:
@@ -124,23 +137,16 @@ def _checked(
     plan = split.plan()
     done = {record.unit: record for record in records.done_units(split, variant, plan)}
     for unit in range(plan.units):
-        problem = ""
-        arrays: dict[str, np.ndarray] = {}
         try:
-            arrays = split.read_unit(variant, plan, unit)
+            if unit not in done:
+                raise StoreDamaged("its record is gone")
+            arrays = read_back(split, variant, plan, unit, done[unit])
         except StoreDamaged as error:
-            problem = str(error)
-        if unit not in done:
-            problem = "its record is gone"
-        for name, array in arrays.items():
-            if not problem and done[unit].outputs.get(name) != array_digest(array):
-                problem = f"{name} is not what was written"
-        if problem:
             raise ComboError(
-                f"{split}/{variant.key} unit {unit} is damaged ({problem}), so nothing was packed; "
+                f"{split}/{variant.key} unit {unit} is damaged ({error}), so nothing was packed; "
                 f"run: {remedies.repair(split.data_set, split.split)}, "
                 f"then {remake(split, variant.stage, variant.settings)}"
-            )
+            ) from error
         yield {name: array[: len(plan.members(unit))] for name, array in arrays.items()}
         on_unit()
 

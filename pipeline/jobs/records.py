@@ -8,16 +8,17 @@ of; what stands in the middle of a kill is a unit that is not done.
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from .. import durable
 from ..identity import fingerprint
-from ..store import Finished, Plan, SplitStore, Variant
+from ..store import Finished, Plan, SplitStore, Variant, array_digest
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class UnitRecord:
     finished_at: float
     """By the clock of the host, for people; nothing depends on it."""
     device: str = "cpu"
+    checks: dict[str, str] = field(default_factory=dict[str, str])
+    """Array -> the check of each clip (see `clip_checks`); none in records of an older combo."""
 
     @property
     def failed(self) -> tuple[ClipRecord, ...]:
@@ -123,16 +126,16 @@ def done_units(
     there = listing(split, variant)
     for unit in sorted(there) if units is None else units:
         record = read_record(split, variant, unit) if unit in there else None
-        if record is not None and speaks_of(record, variant, plan):
+        if record is not None and speaks_of(record, variant, plan, unit):
             yield record
 
 
-def speaks_of(record: UnitRecord, variant: Variant, plan: Plan) -> bool:
-    """Whether a record is about this variant and this list of clips."""
+def speaks_of(record: UnitRecord, variant: Variant, plan: Plan, unit: int) -> bool:
+    """Whether a record is about this unit of this variant and this list of clips."""
     return (
         record.plan == plan.fingerprint
         and record.fingerprint == variant.fingerprint
-        and record.unit < plan.units
+        and record.unit == unit < plan.units
     )
 
 
@@ -149,13 +152,7 @@ def finalise(split: SplitStore, variant: Variant, plan: Plan) -> Finished | None
             return None
         for path in leftovers(split, variant):
             durable.remove(path)
-        finished = Finished(
-            plan=plan.fingerprint,
-            fingerprint=variant.fingerprint,
-            clips=len(plan.clips),
-            failed={clip.name: clip.reason for record in records for clip in record.failed},
-            outputs=fingerprint([record.outputs for record in records]),
-        )
+        finished = manifest(variant, plan, records)
         if split.finished(variant) == finished:
             return finished
         if _files(split, variant) == seen:
@@ -179,6 +176,38 @@ def _files(split: SplitStore, variant: Variant) -> dict[str, tuple[int, int]]:
             stat = path.stat()
             found[path.name] = (stat.st_ino, stat.st_mtime_ns)
     return found
+
+
+def manifest(variant: Variant, plan: Plan, records: Sequence[UnitRecord]) -> Finished:
+    """What closes a variant with these records, one a unit."""
+    names = [spec.name for spec in variant.all_arrays]
+    checked = all(record.checks.keys() == set(names) for record in records)
+    return Finished(
+        plan=plan.fingerprint,
+        fingerprint=variant.fingerprint,
+        clips=len(plan.clips),
+        failed={clip.name: clip.reason for record in records for clip in record.failed},
+        outputs=fingerprint([record.outputs for record in records]),
+        description=variant.digest if checked else "",
+        checks={
+            name: "".join(record.checks[name] for record in records) for name in names if checked
+        },
+    )
+
+
+def missing_shard(split: SplitStore, variant: Variant, plan: Plan) -> Path | None:
+    """A file without which a finished variant would be read as fill value where something else was
+    written. For those of an older combo, which left out what was fill value alone."""
+    for unit in range(plan.units):
+        for spec in variant.all_arrays:
+            shard = split.shard(variant, spec, unit)
+            if shard.exists():
+                continue
+            record = read_record(split, variant, unit)
+            empty = np.full((plan.clips_per_unit, *spec.shape), spec.fill, spec.dtype)
+            if record is None or record.outputs.get(spec.name) != array_digest(empty):
+                return shard
+    return None
 
 
 def leftovers(split: SplitStore, variant: Variant) -> Iterator[Path]:

@@ -69,9 +69,11 @@ def broken(split: SplitStore, plan: Plan, wanted: Variant | None, key: str) -> l
     if there is None or (wanted is not None and not _same(there, wanted)):
         found.append(home / "zarr.json")
     variant = wanted or there
+    if variant is None:
+        return found
     return found + [
         home / spec.name / "zarr.json"
-        for spec in (variant.all_arrays if variant else ())
+        for spec in variant.all_arrays
         if not split.is_described(variant, spec, plan)
     ]
 

@@ -1,10 +1,11 @@
 """How far a store is: read from names of records and signs of life, while others write or after
 they died."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..errors import ComboError, reason_of
 from ..packed import PackedSplit, is_packed, splits_in_packed
 from ..source import Source, annotated_frames, usable
 from ..store import SplitStore, Variant, splits_in
@@ -44,9 +45,16 @@ class StageStatus:
 
 
 def stage_statuses(
-    store: Path, data_sets: Sequence[str] | None = None, splits: Sequence[str] | None = None
+    store: Path,
+    data_sets: Sequence[str] | None = None,
+    splits: Sequence[str] | None = None,
+    on_problem: Callable[[str], None] | None = None,
 ) -> list[StageStatus]:
-    """The state of every variant in a store or a packed file, by data set, split and stage."""
+    """The state of every variant in a store or a packed file, by data set, split and stage.
+
+    on_problem: gets a line for each split that cannot be read, which is left out; without it the
+    first such is raised.
+    """
     if is_packed(store):
         return [
             _packed(split, variant)
@@ -54,12 +62,18 @@ def stage_statuses(
             if not splits or split.split in splits
             for variant in split.variants()
         ]
-    return [
-        _stage_status(split, variant)
-        for split in splits_in(store, data_sets)
-        if not splits or split.split in splits
-        for variant in split.variants()
-    ]
+    found: list[StageStatus] = []
+    for split in splits_in(store, data_sets):
+        if splits and split.split not in splits:
+            continue
+        try:
+            found += [_stage_status(split, variant) for variant in split.variants()]
+        except (ComboError, OSError) as error:
+            if on_problem is None:
+                raise
+            where = "" if isinstance(error, ComboError) else f"{error.filename}: cannot be read: "
+            on_problem(f"{split}: {where}{reason_of(error)}")
+    return found
 
 
 def _packed(split: PackedSplit, variant: Variant) -> StageStatus:

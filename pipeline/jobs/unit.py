@@ -4,7 +4,6 @@ Ownership is what makes repair and resume simple: a unit owns whole shards and n
 them, so it may be computed again at any time, by anybody.
 """
 
-import errno
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .. import durable
+from ..clip_checks import clip_checks
 from ..devices import Place
 from ..errors import ComboError, MediaError
 from ..layouts import Clip, Listing
@@ -116,7 +117,7 @@ class OpenJob:
             # Looked for under the claim: whoever had it before may have finished the unit.
             there = records.has_record(job.split, job.variant, unit)
             record = records.read_record(job.split, job.variant, unit) if there else None
-            good = record is not None and records.speaks_of(record, job.variant, job.plan)
+            good = record is not None and records.speaks_of(record, job.variant, job.plan, unit)
             if record is not None and good and not self._again:
                 return Done(record, computed=False)
             return Done(self._compute(unit, there), computed=True)
@@ -146,6 +147,7 @@ class OpenJob:
                 write_seconds=round(written - computed, 4),
                 finished_at=round(time.time(), 3),
                 device=self._device,
+                checks=clip_checks(arrays, len(clips)),
             )
             records.commit(job.split, job.variant, record)
             try:
@@ -228,16 +230,7 @@ def _signature(split: SplitStore) -> tuple[int, int, int] | None:
 @contextmanager
 def storing(split: SplitStore) -> Generator[None]:
     """What the system says about writing to the store becomes one line with a way out."""
-    go_on = "free space there and run the same command again: it goes on where it stopped"
+    again = "run the same command again: it goes on where it stopped"
     elsewhere = "give another store in the manifest or COMBO_STORE"
-    mends = {
-        errno.ENOSPC: f"the disk is full; {go_on}",
-        errno.EDQUOT: f"the quota is used up; {go_on}",
-        errno.EROFS: f"the file system is read-only; {elsewhere}",
-        errno.EACCES: f"no permission to write; {elsewhere}",
-    }
-    try:
+    with durable.writing(split.root, again, elsewhere):
         yield
-    except OSError as error:
-        mend = mends.get(error.errno or 0, f"{error.strerror or error}; run the same command again")
-        raise ComboError(f"cannot write {split.root}: {mend}") from error

@@ -1,17 +1,20 @@
 """Reads a store back and says what is wrong: records, digests, shapes, leftovers."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import remedies
+from ..clip_checks import clip_checks
 from ..errors import ComboError, MediaError
 from ..layouts import layout
 from ..source import remake, usable
 from ..store import VALID, Plan, SplitStore, StoreDamaged, Variant, array_digest
 from . import records
+from .claims import Claims
 from .inputs import digest_of
 from .records import UnitRecord
 from .repair import broken, described, own, rebuild, rebuild_plan
@@ -98,31 +101,62 @@ def verify_variant(
     where = f"{split}/{variant.key}"
     again = f"run: {remake(split, variant.stage, variant.settings)}"
     mend = f"run: {remedies.repair(split.data_set, split.split)}"
+    good: list[UnitRecord] = []
     for unit in range(plan.units):
         record = records.read_record(split, variant, unit)
-        if record is None and not records.has_record(split, variant, unit):
-            yield Finding(f"{where} unit {unit}", "is not done", again)
-        elif problem := (
-            "its record is damaged"
-            if record is None
-            else _problem(split, variant, plan, record) or _changed_input(job, record)
-        ):
+        if record is None:
+            there = records.has_record(split, variant, unit)
+            problem = "its record is damaged" if there else "is not done"
+            yield Finding(
+                f"{where} unit {unit}", problem, mend if there else again, unit if there else None
+            )
+        elif problem := _problem(split, variant, plan, unit, record) or _changed_input(job, record):
             yield Finding(f"{where} unit {unit}", problem, mend, unit)
-        elif record is not None:
+        else:
+            good.append(record)
             yield record
-    yield from verify_finish(split, variant)
+    yield from verify_finish(split, variant, good)
 
 
-def verify_finish(split: SplitStore, variant: Variant) -> Iterator[Finding]:
-    """What is wrong with a variant as a whole, whatever its units are."""
+def verify_finish(
+    split: SplitStore, variant: Variant, good: Sequence[UnitRecord]
+) -> Iterator[Finding]:
+    """What is wrong with a variant as a whole. good: the records of the units that are whole."""
     where = f"{split}/{variant.key}"
     again = f"run: {remake(split, variant.stage, variant.settings)}"
-    if split.finished(variant) is None:
+    finished, plan = split.finished(variant), split.plan()
+    if finished is None:
         yield Finding(where, "is not finished", again)
     elif usable(split, variant) is None:
         yield Finding(where, "was finished for other settings", again)
+    elif finished.description not in ("", variant.digest):
+        yield Finding(where, "its description is not what it was finished with", again)
+    elif len(good) == plan.units and records.manifest(variant, plan, good) != finished:
+        yield Finding(where, "its finished.json is not what its records say", again)
     for path in records.leftovers(split, variant):
         yield Finding(where, f"left over by a killed process: {path}", again)
+
+
+def add_checks(split: SplitStore, variant: Variant) -> int:
+    """Give whole units of an older combo the checks that readers hold clips against; how many."""
+    plan, added = split.plan(), 0
+    old = [r.unit for r in records.done_units(split, variant, plan) if not r.checks]
+    if not old:
+        return 0
+    with storing(split):
+        claims = Claims(split.records(variant))
+        for unit in (unit for unit in old if claims.take(unit)):
+            record = records.read_record(split, variant, unit)
+            if record is not None and not record.checks:
+                with suppress(StoreDamaged):
+                    arrays = read_back(split, variant, plan, unit, record)
+                    checks = clip_checks(arrays, len(record.clips))
+                    records.commit(split, variant, replace(record, checks=checks))
+                    added += 1
+            claims.release(unit)
+        claims.close()
+        records.finalise(split, variant, plan)
+    return added
 
 
 def repair_variant(
@@ -143,7 +177,8 @@ def repair_variant(
     summary = run_job(job, Options(force=True), stop=stop, units=broken, on_unit=on_unit)
     mended = [f for f in findings if f.unit is not None and f.unit not in summary.lost]
     if summary.finished:
-        still = list(verify_finish(job.split, job.variant))
+        done = list(records.done_units(job.split, job.variant, job.plan))
+        still = list(verify_finish(job.split, job.variant, done))
         mended += [f for f in findings if f.unit is None and f not in still]
     return mended
 
@@ -165,22 +200,44 @@ def _changed_input(job: Job | None, record: UnitRecord) -> str | None:
     return None
 
 
-def _problem(split: SplitStore, variant: Variant, plan: Plan, record: UnitRecord) -> str | None:
-    if record.fingerprint != variant.fingerprint:
-        return "was made with other settings"
-    if record.plan != plan.fingerprint:
-        return "was made for another list of clips"
-    names = tuple(plan.clips[i] for i in plan.members(record.unit))
-    if tuple(clip.name for clip in record.clips) != names:
-        return "its record names other clips"
+def _problem(
+    split: SplitStore, variant: Variant, plan: Plan, unit: int, record: UnitRecord
+) -> str | None:
     try:
-        arrays = split.read_unit(variant, plan, record.unit)
+        read_back(split, variant, plan, unit, record)
     except StoreDamaged as error:
-        return f"cannot be read back ({error})"
+        return str(error)
+    return None
+
+
+def read_back(
+    split: SplitStore, variant: Variant, plan: Plan, unit: int, record: UnitRecord
+) -> dict[str, np.ndarray]:
+    """The arrays of a unit, [clips_per_unit, ...], if they and its record are what they must be.
+
+    Raises StoreDamaged: what is wrong.
+    """
+    if record.unit != unit:
+        raise StoreDamaged(f"its record speaks of unit {record.unit}")
+    if record.fingerprint != variant.fingerprint:
+        raise StoreDamaged("was made with other settings")
+    if record.plan != plan.fingerprint:
+        raise StoreDamaged("was made for another list of clips")
+    names = tuple(plan.clips[i] for i in plan.members(unit))
+    if tuple(clip.name for clip in record.clips) != names:
+        raise StoreDamaged("its record names other clips")
+    if records.record_path(split, variant, unit, with_failures=not record.failed).exists():
+        raise StoreDamaged("the name of its record is wrong about failed clips")
+    try:
+        arrays = split.read_unit(variant, plan, unit)
+    except StoreDamaged as error:
+        raise StoreDamaged(f"cannot be read back ({error})") from error
     for name, array in arrays.items():
         if record.outputs.get(name) != array_digest(array):
-            return f"{name} is not what was written"
+            raise StoreDamaged(f"{name} is not what was written")
     counted = arrays[VALID][: len(names)].astype(bool)
     if not np.array_equal(counted, [not clip.failed for clip in record.clips]):
-        return "valid and the record disagree"
-    return None
+        raise StoreDamaged("valid and the record disagree")
+    if record.checks and record.checks != clip_checks(arrays, len(names)):
+        raise StoreDamaged("the checks in its record are not of what was written")
+    return arrays

@@ -1,13 +1,14 @@
 """Checkpoints: everything a run needs to go on as if it had not stopped, in one whole file."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .. import durable, remedies
+from .. import durable
 from ..errors import ComboError
 
 
@@ -26,15 +27,15 @@ class Checkpoint:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, whole or not at all. Raises ComboError when it cannot be written."""
+    """Write a checkpoint, whole or not at all. Raises OSError when it cannot be written."""
     try:
         with durable.replacing(path) as file:
             torch.save(vars(checkpoint), file)
-    except OSError as error:
-        raise ComboError(
-            f"cannot write {path}: {error.strerror or error}; "
-            f"free space and go on with: {remedies.resume(path.parent)}"
-        ) from error
+    except RuntimeError as error:
+        # What torch makes of a write that failed in the middle.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def load(path: Path) -> Checkpoint:
@@ -42,17 +43,56 @@ def load(path: Path) -> Checkpoint:
 
     Raises ComboError for a file that is missing or not one; it names the run's other checkpoint.
     """
-    other = path.with_name("best.pt" if path.name == "last.pt" else "last.pt")
-    mend = "train one with combo train"
-    if other != path and other.exists():
-        mend = f"{other} is there, and can take its place: cp {other} {path}"
     try:
-        return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
-    except FileNotFoundError:
-        raise ComboError(f"no checkpoint {path}; {mend}") from None
+        return _read(path)
+    except PermissionError as error:
+        raise ComboError(f"{path} cannot be read ({error.strerror})") from None
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise ComboError(f"{path} is cut short or no checkpoint ({reason}); {mend}") from error
+        missing = isinstance(error, FileNotFoundError)
+        what = (
+            f"no checkpoint {path}"
+            if missing
+            else f"{path} is cut short or no checkpoint ({reason})"
+        )
+        raise ComboError(f"{what}; {_mend(path)}") from error
+
+
+def load_network(path: Path, network: nn.Module) -> None:
+    """Give a network the parameters of a checkpoint. Raises ComboError."""
+    state = load(path).network
+    try:
+        network.load_state_dict(state)
+    except Exception as error:
+        raise misfit(path, error) from error
+
+
+def misfit(path: Path, error: Exception) -> ComboError:
+    """What is said of a checkpoint that is one, but not of this run."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return ComboError(
+        f"{path} does not fit {path.with_name('settings.json')} ({reason}); {_mend(path)}"
+    )
+
+
+def _read(path: Path) -> Checkpoint:
+    found = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+    kinds = get_type_hints(Checkpoint)
+    for name, value in vars(found).items():
+        if not isinstance(value, get_origin(kinds[name]) or kinds[name]):
+            raise TypeError(f"{name} is {type(value).__name__}")
+    return found
+
+
+def _mend(path: Path) -> str:
+    """What can take a checkpoint's place: the run's newest other one that is whole."""
+    for name in ("last.pt", "previous.pt", "best.pt"):
+        other = path.with_name(name)
+        with contextlib.suppress(Exception):
+            if other != path:
+                at = _read(other).iteration
+                return f"{other} (iteration {at}) can take its place: cp {other} {path}"
+    return "train one with combo train"
 
 
 def random_states(augment: torch.Generator) -> dict[str, Tensor]:

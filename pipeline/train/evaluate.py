@@ -122,7 +122,7 @@ def open_run(run: RunFolder, device: torch.device) -> Network:
     """The best network of a run (its last where nothing was evaluated), in eval mode."""
     path = run.best if run.best.exists() else run.last
     network = run.settings().build()
-    network.load_state_dict(checkpoint.load(path).network)
+    checkpoint.load_network(path, network)
     return network.to(device).eval()
 
 

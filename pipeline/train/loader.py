@@ -3,6 +3,7 @@
 Pictures are read when their batch comes; what is small (sound, which frames are annotated)
 is read once when the split is opened. Reads go on in threads of the source (tensorstore's, or
 a packed file's), so a few batches ahead cost no process, no pickling and no copy between processes.
+All that is read is what the stages wrote, or an error that names the clip (see `rows`).
 """
 
 from collections import deque
@@ -18,8 +19,9 @@ from torch import Tensor
 from ...model.maskige import colour
 from .. import remedies
 from ..errors import ComboError
-from ..source import Choice, Source, demand_usable
-from ..store import VALID, Plan
+from ..jobs.records import missing_shard
+from ..source import Choice, RowReader, Source, demand_usable
+from ..store import VALID, Plan, SplitStore, StoreDamaged, Variant
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,10 @@ class ClipReader:
 
     left_out: names of clips that failed in a stage, with the reason.  labelled: places in `rows`
     of the clips with a label on some frame.  outputs: digest of all that
-    each stage wrote, stage -> SHA-256.
-    Raises ComboError when a variant is not finished or belongs to another list of clips.
+    each stage wrote, stage -> SHA-256.  unchecked: variants of a store that an older combo wrote,
+    whose clips are held against nothing.
+    Raises ComboError when a variant is not finished or belongs to another list of clips, or what is
+    read here is not what was written.
     """
 
     def __init__(self, split: Source, choice: Choice) -> None:
@@ -99,32 +103,48 @@ class ClipReader:
         self.plan: Plan = split.plan()
         self.left_out: dict[str, str] = {}
         self.outputs: dict[str, str] = {}
+        self.unchecked: list[str] = []
+        self._finished = {v.stage: demand_usable(split, v) for v in choice.variants}
         usable = np.ones(len(self.plan.clips), bool)
         for variant in choice.variants:
-            finished = demand_usable(split, variant)
+            finished = self._finished[variant.stage]
             self.left_out |= finished.failed
             self.outputs[variant.stage] = finished.outputs
-            valid = split.read_array(variant, VALID)[: len(self.plan.clips)]
-            usable &= valid.astype(bool)
+            if not finished.description and isinstance(split, SplitStore):
+                self._look_for_shards(split, variant)
+            usable &= self._whole(variant, VALID).astype(bool)
         self.rows = np.flatnonzero(usable)
         if not len(self.rows):
             raise ComboError(
                 f"no clip of {split} came through all stages; see: "
                 f"{remedies.show(split.data_set, split.split)}"
             )
-        self._sound = torch.from_numpy(split.read_array(choice.audio, "embedding"))
-        self._present = torch.from_numpy(split.read_array(choice.frames, "present").astype(bool))
-        self._annotated = torch.from_numpy(
-            split.read_array(choice.frames, "annotated").astype(bool)
-        )
+        self._sound = torch.from_numpy(self._whole(choice.audio, "embedding"))
+        self._present = torch.from_numpy(self._whole(choice.frames, "present").astype(bool))
+        self._annotated = torch.from_numpy(self._whole(choice.frames, "annotated").astype(bool))
         self.labelled = [
             place for place, row in enumerate(self.rows) if bool(self._annotated[int(row)].any())
         ]
-        self._pictures = [split.reader(choice.frames, name) for name in ("frames", "labels")]
+        self._pictures = [self._reader(choice.frames, name) for name in ("frames", "labels")]
         self._palette = None
         if choice.maskige is not None:
-            self._pictures.append(split.reader(choice.maskige, "label_map"))
+            self._pictures.append(self._reader(choice.maskige, "label_map"))
             self._palette = torch.tensor(choice.maskige.attributes["palette"], dtype=torch.uint8)
+
+    def _reader(self, variant: Variant, name: str) -> RowReader:
+        return self.split.reader(variant, name, self._finished[variant.stage])
+
+    def _whole(self, variant: Variant, name: str) -> np.ndarray:
+        """A small array, [clips, ...]."""
+        return self._reader(variant, name).ask(np.arange(len(self.plan.clips))).result()
+
+    def _look_for_shards(self, split: SplitStore, variant: Variant) -> None:
+        self.unchecked.append(variant.key)
+        missing = missing_shard(split, variant, self.plan)
+        if missing is not None:
+            raise StoreDamaged(
+                f"{missing} is not there; run: {remedies.repair(split.data_set, split.split)}"
+            )
 
     def __len__(self) -> int:
         return len(self.rows)

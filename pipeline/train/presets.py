@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
-
-from ...model.interface import Network
+from ...model.interface import Network, NetworkCriterion
 from ...model.networks import NETWORKS
 from ...model.settings import NetworkSettings
 from ..errors import ComboError
@@ -77,7 +75,7 @@ class RunSettings:
         """The network. pretrained: timm fetches ImageNet weights for its encoders, or raises."""
         return NETWORKS[self.kind].build(self.network, pretrained)
 
-    def criterion(self) -> nn.Module:
+    def criterion(self) -> NetworkCriterion:
         return NETWORKS[self.kind].criterion(self.network)
 
     def as_dict(self) -> dict[str, Any]:
@@ -161,11 +159,16 @@ def parse(key: str, text: str, wanted: Any) -> Any:
         raise ComboError(f"--set {key}={text}: {reason}") from None
 
 
+WITHOUT_EFFECT = {"annotated"}
+"""Settings that older runs were saved with and that changed nothing."""
+
+
 def restore(value: dict[str, Any]) -> RunSettings:
     """Settings as saved with a run (`RunSettings.as_dict` through JSON).
 
     Runs that do not say which network are of a time when there was COMBO alone. Raises ComboError
-    for a network that this combo does not have.
+    for a network or a setting that this combo does not have, and AttributeError, KeyError,
+    TypeError or ValueError for what was never saved so.
     """
     from pydantic import TypeAdapter
 
@@ -175,6 +178,13 @@ def restore(value: dict[str, Any]) -> RunSettings:
             f"the run's network is {kind!r}, and this combo has {', '.join(NETWORKS)}; "
             f"use the combo that it was trained with"
         )
+    for part, settings in (("train", TrainSettings), ("network", NETWORKS[kind].settings)):
+        known = {field.name for field in dataclasses.fields(settings)} | WITHOUT_EFFECT
+        for name in value[part].keys() - known:
+            raise ComboError(
+                f"the run has a setting {name!r}, which this combo does not know; "
+                f"use the combo that it was trained with"
+            )
     return RunSettings(
         TypeAdapter(TrainSettings).validate_python(value["train"]),
         kind,

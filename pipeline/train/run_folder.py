@@ -4,22 +4,64 @@ settings.json   which network, and resolved settings of it and of its training
 data.json       data set, store, variants and their fingerprints, clips used and left out
 versions.json   combo, Python, torch, ... and the machine
 metrics.jsonl   one line a log entry, also in tensorboard/
-last.pt, best.pt  checkpoints; each is whole or not there
+last.pt, previous.pt, best.pt  checkpoints; each is whole or not there
+lock            who trains; the system drops the lock when that process ends
+
+A folder whose first checkpoint was not finished holds nothing of worth: the run begins again there.
 """
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import platform
+import socket
 import sys
+from collections.abc import Generator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from .. import durable, remedies
-from ..errors import ComboError
+from ..errors import ComboError, reason_of
 from .presets import RunSettings, restore
 
 PACKAGES = ("combo-avs", "torch", "torchvision", "timm", "numpy", "zarr", "tensorstore")
+SETTINGS, DATA, VERSIONS = "settings.json", "data.json", "versions.json"
+BEFORE_THE_FIRST_CHECKPOINT = {SETTINGS, DATA, VERSIONS, "lock", "tensorboard"}
+
+HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)
+NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+
+
+class NamedVariant(TypedDict):
+    name: str
+    fingerprint: str
+
+
+class SplitData(TypedDict):
+    """What a run notes of a split, and holds against it when it is resumed."""
+
+    plan: str
+    clips: int
+    left_out: dict[str, str]
+    outputs: dict[str, str]
+    variants: dict[str, NamedVariant]
+
+
+class RunData(TypedDict):
+    """data.json. settings: split -> stage -> settings.  weights: stage -> digests.
+    manifest: names the weights to begin with; older runs do not say."""
+
+    data_set: str
+    store: str
+    manifest: NotRequired[str]
+    settings: dict[str, dict[str, dict[str, Any]]]
+    weights: dict[str, dict[str, str]]
+    splits: dict[str, SplitData]
 
 
 class RunFolder:
@@ -27,59 +69,120 @@ class RunFolder:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.last, self.best = root / "last.pt", root / "best.pt"
+        self.last, self.previous = root / "last.pt", root / "previous.pt"
+        self.best = root / "best.pt"
         self.metrics = root / "metrics.jsonl"
         self.tensorboard = root / "tensorboard"
 
     @classmethod
-    def create(cls, root: Path, settings: RunSettings, data: dict[str, Any]) -> "RunFolder":
-        """A new run. Raises ComboError when the folder holds something."""
-        if root.exists() and any(root.iterdir()):
+    def create(cls, root: Path, settings: RunSettings, data: RunData) -> "RunFolder":
+        """A new run. Raises ComboError when the folder holds something, or cannot be written."""
+        run = cls(root)
+        if any(each.name not in BEFORE_THE_FIRST_CHECKPOINT for each in run._files()):
             raise ComboError(
                 f"{root} is not empty; go on with it: {remedies.resume(root)}, "
                 f"or give another folder with --out"
             )
-        run = cls(root)
-        durable.write_json(root / "settings.json", settings.as_dict())
-        durable.write_json(root / "data.json", data)
-        durable.write_json(root / "versions.json", versions())
+        with run.claimed(), run.writing():
+            durable.write_json(root / DATA, data)
+            durable.write_json(root / VERSIONS, versions())
+            durable.write_json(root / SETTINGS, settings.as_dict())  # last: now it is a run
         return run
 
+    @property
+    def begun(self) -> bool:
+        """Whether the run has had a checkpoint."""
+        return any(path.exists() for path in (self.last, self.previous, self.best))
+
+    @contextlib.contextmanager
+    def claimed(self) -> Generator[None]:
+        """While the block runs no other process trains here. Clears away half-written files.
+
+        Raises ComboError when another process does. On a file system without locks none is seen.
+        """
+        with contextlib.ExitStack() as stack:
+            with self.writing():
+                self.root.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context((self.root / "lock").open("a+"))
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    left = self._files(hidden=True)
+                except OSError as error:
+                    if error.errno in HELD_ELSEWHERE:
+                        file.seek(0)
+                        raise ComboError(
+                            f"{self.root} is being trained by another process "
+                            f"({file.read().strip()}); wait for it, or stop it"
+                        ) from None
+                    if error.errno not in NO_LOCKS_HERE:
+                        raise
+                    left = list(durable.leftovers(self.root))
+                for path in left:
+                    durable.remove(path)
+                file.truncate(0)
+                file.write(f"{socket.gethostname()} {os.getpid()}\n")
+                file.flush()
+            yield
+
+    def state(self) -> list[tuple[int, int] | None]:
+        """Tells whether somebody began the run anew, or trained it, since it was last looked at."""
+        found: list[tuple[int, int] | None] = []
+        for path in (self.root / SETTINGS, self.last):
+            there = path.stat() if path.exists() else None
+            found.append(there and (there.st_ino, there.st_mtime_ns))
+        return found
+
+    def _files(self, hidden: bool = False) -> list[Path]:
+        """What lies in the folder. hidden: half-written files, instead of all others."""
+        return [
+            path
+            for path in durable.listed(self.root)
+            if (path.name.startswith(".") and path.name.endswith(durable.PARTIAL)) == hidden
+        ]
+
+    @contextlib.contextmanager
+    def writing(self) -> Generator[None]:
+        """What the system says about writing here becomes one line with a way out."""
+        again = f"go on with: {remedies.resume(self.root)}"
+        with durable.writing(self.root, again, "give another folder with --out"):
+            yield
+
     def settings(self) -> RunSettings:
-        return restore(self._read("settings.json"))
-
-    def data(self) -> dict[str, Any]:
-        return self._read("data.json")
-
-    def _read(self, name: str) -> dict[str, Any]:
-        path = self.root / name
+        """Raises ComboError: this is no run folder, or settings.json is damaged."""
+        value = self._read(SETTINGS)
         try:
-            return json.loads(path.read_bytes())
-        except FileNotFoundError:
+            return restore(value)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(SETTINGS, error) from None
+
+    def data(self) -> RunData:
+        """Raises ComboError: this is no run folder, or data.json is damaged."""
+        from pydantic import TypeAdapter
+
+        value = self._read(DATA)
+        try:
+            TypeAdapter(RunData).validate_python(value)
+        except ValueError as error:
+            raise self._damaged(DATA, error) from None
+        return value
+
+    def _read(self, name: str) -> Any:
+        try:
+            return json.loads((self.root / name).read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
             raise ComboError(
                 f"{self.root} is no run folder: {name} is missing; make one with combo train"
             ) from None
-        except ValueError as error:
-            raise ComboError(f"{path} is damaged ({error}); train again") from None
+        except OSError as error:
+            raise ComboError(f"{self.root / name}: cannot be read ({reason_of(error)})") from None
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(name, error) from None
 
-    def log(self, entry: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-
-    def truncate_log(self, iteration: int) -> None:
-        """Drop log entries after an iteration: a resumed run writes them again."""
-        if not self.metrics.exists():
-            return
-        kept: list[str] = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # the line that a kill cut off
-            if entry["iteration"] <= iteration:
-                kept.append(line + "\n")
-        durable.write_bytes(self.metrics, "".join(kept).encode())
+    def _damaged(self, name: str, error: Exception) -> ComboError:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        return ComboError(
+            f"{self.root / name} is damaged ({reason}); put back a copy of it, or train again"
+        )
 
 
 def versions() -> dict[str, Any]:

@@ -11,14 +11,14 @@ from ...model.backbones import Backbone
 from ...model.interface import Network
 from ..errors import ComboError
 from ..jobs.plan import stage_settings
-from ..manifest import Manifest
+from ..manifest import Manifest, load_manifest
 from ..source import Choice, choose_variants, open_source, sources_in
 from ..weights import load_state, resolve
 from . import checkpoint
 from .loader import ClipReader
 from .presets import RunSettings
 from .presets import resolve as resolve_settings
-from .run_folder import RunFolder
+from .run_folder import RunData, RunFolder, SplitData
 from .trainer import Trainer
 
 IMAGENET = {"resnet50": "resnet50", "pvt_v2_b5": "pvt-v2-b5"}
@@ -79,9 +79,10 @@ def start(
         network = _network(settings, manifest)
     except ValueError as error:
         raise ComboError(f"no network has these settings ({error}); change --set") from error
-    data = {
+    data: RunData = {
         "data_set": data_set,
         "store": str(store.resolve()),
+        "manifest": str(manifest.file.absolute()),
         "settings": wanted,
         "weights": weights,
         "splits": {name: _described(reader) for name, reader in readers.items()},
@@ -91,7 +92,7 @@ def start(
 
 
 def resume(folder: Path, store: Path | None = None) -> Trainer:
-    """A run that goes on from its last checkpoint.
+    """A run that goes on from its last checkpoint, or begins again where it had none.
 
     store: where the store lies now, if it moved, or a file packed from it.
     Raises ComboError when the store is no longer what the run was started on.
@@ -109,6 +110,9 @@ def resume(folder: Path, store: Path | None = None) -> Trainer:
                 f"{split} in {split.store} has changed since {folder} was started; "
                 f"begin a new run: combo train --preset {settings.train.preset}"
             )
+    if not run.begun:
+        manifest = load_manifest(Path(data["manifest"]) if "manifest" in data else None)
+        return Trainer(run, settings, _network(settings, manifest), readers)
     torch.manual_seed(settings.train.seed)
     trainer = Trainer(run, settings, settings.build(), readers)
     trainer.resume()
@@ -218,7 +222,7 @@ def _imagenet(settings: RunSettings, manifest: Manifest) -> Network:
     return network
 
 
-def _described(reader: ClipReader) -> dict[str, Any]:
+def _described(reader: ClipReader) -> SplitData:
     """What a run notes of a split, and holds against it when it is resumed."""
     choice = reader.choice
     return {

@@ -4,18 +4,20 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ...model.interface import Network
+from .. import remedies
 from ..devices import choose_device
 from ..errors import ComboError
 from . import checkpoint
 from .augment import Augment
 from .checkpoint import Checkpoint
 from .evaluate import measure
+from .journal import Journal
 from .loader import ClipReader, StoredBatch, shuffled
 from .presets import RunSettings, TrainSettings
 from .run_folder import RunFolder
@@ -76,25 +78,36 @@ class Trainer:
             self.settings.augment, torch.Generator().manual_seed(self.settings.seed)
         )
         self.iteration, self.best = 0, -math.inf
+        self._begun_from = run.state()
 
     def resume(self) -> None:
-        """Go on from the run's last checkpoint."""
+        """Go on from the run's last checkpoint. Raises ComboError for one that does not fit."""
         state = checkpoint.load(self.run.last)
-        self.network.load_state_dict(state.network)
-        self.optimiser.load_state_dict(state.optimiser)
-        self.scaler.load_state_dict(state.scaler)
-        checkpoint.restore_random(state.random, self.augment.generator)
+        try:
+            self.network.load_state_dict(state.network)
+            self.optimiser.load_state_dict(state.optimiser)
+            self.scaler.load_state_dict(state.scaler)
+            checkpoint.restore_random(state.random, self.augment.generator)
+        except Exception as error:  # whatever an odd state leads PyTorch into
+            raise checkpoint.misfit(self.run.last, error) from error
         self.iteration, self.best = state.iteration, state.best
-        self.run.truncate_log(self.iteration)
 
     def train(self, on_step: Callable[[Step], None] = lambda _: None) -> None:
-        """Train to the end. Raises ComboError when the loss is no longer a number."""
-        from torch.utils.tensorboard import SummaryWriter
+        """Train to the end.
 
+        Raises ComboError when the loss is no longer a number, the run's folder cannot be written,
+        or another process trains there.
+        """
         settings, reader = self.settings, self.readers["train"]
-        with SummaryWriter(str(self.run.tensorboard), purge_step=self.iteration) as board:
+        with self.run.claimed():
+            if self.run.state() != self._begun_from:
+                raise ComboError(
+                    f"another process has trained {self.run.root} meanwhile; "
+                    f"go on with: {remedies.resume(self.run.root)}"
+                )
             if self.iteration == 0:
                 self._save(self.run.last)  # from here on the run can be resumed
+            journal = Journal(self.run, self.iteration)
             self.network.train()
             order = shuffled(
                 len(reader), settings.batch_size, settings.seed, self.iteration, settings.iterations
@@ -114,7 +127,7 @@ class Trainer:
                             f"{self.run.root}; lower learning_rate, or set precision=bf16 or fp32"
                         )
                     seconds = (time.perf_counter() - since) / (self.iteration - logged)
-                    self._log(board, "train", values | self._speed(seconds))
+                    journal.write(self.iteration, "train", values | self._speed(seconds))
                     on_step(
                         Step(
                             self.iteration,
@@ -125,7 +138,7 @@ class Trainer:
                     )
                     since, logged = time.perf_counter(), self.iteration
                 if evaluate:
-                    self._evaluate(board)
+                    self._evaluate(journal)
                     since, logged = time.perf_counter(), self.iteration
 
     def _step(self, batch: StoredBatch) -> dict[str, Tensor]:
@@ -159,22 +172,21 @@ class Trainer:
             * learning_rate_factor(self.settings, self.iteration - 1),
         }
 
-    def _evaluate(self, board: Any) -> None:
+    def _evaluate(self, journal: Journal) -> None:
         if "val" in self.readers and self.readers["val"].labelled:
             result = measure(self.network, self.readers["val"], self.device, self.dtype)
-            self._log(board, "val", {"M_J": result.m_j, "M_F": result.m_f})
+            journal.write(self.iteration, "val", {"M_J": result.m_j, "M_F": result.m_f})
             self.network.train()
             if result.m_j > self.best:
                 self.best = result.m_j
                 self._save(self.run.best)
         self._save(self.run.last)
 
-    def _log(self, board: Any, kind: str, values: Mapping[str, float]) -> None:
-        self.run.log({"iteration": self.iteration, "kind": kind, **values})
-        for name, value in values.items():
-            board.add_scalar(f"{kind}/{name}", value, self.iteration)
+    def _save(self, path: Path) -> None:
+        with self.run.writing():
+            self._write(path)
 
-    def _save(self, path: Any) -> None:
+    def _write(self, path: Path) -> None:
         checkpoint.save(
             path,
             Checkpoint(

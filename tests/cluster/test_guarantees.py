@@ -65,12 +65,15 @@ def wait_until(what: Callable[[], bool], seconds: float = 300) -> None:
 # -- kills ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.own_process
 def test_a_worker_killed_at_any_step_leaves_no_unit_done_that_is_not(
     cheap: ModuleType, tmp_path: Path
 ) -> None:
-    """The process dies before its first, second, ... call to the file system, until none kills."""
-    whole = cheap.cheap_job(tmp_path / "whole", 2)
-    cheap.run_cheap(whole)
+    """The process dies before its first, second, ... call to the file system, until none kills.
+
+    In a process of its own, which has no threads that its forks would lack.
+    """
+    assert _in_a_fork(_run_and_die, cheap, tmp_path / "whole", 0) == 0
     survived = False
     for step in range(1, 400):
         store = tmp_path / "killed"
@@ -99,7 +102,7 @@ def _run_and_die(cheap: ModuleType, store: Path, step: int) -> None:
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal left
         if event in ("open", "os.rename", "os.remove", "os.mkdir") and str(store) in str(arguments):
-            left -= 1
+            left -= 1  # from 0 on it never comes to that
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -471,6 +474,7 @@ def test_a_variant_that_the_manifest_does_not_make_is_verified_but_not_repaired(
 # -- parts that are queued again ------------------------------------------------------------------
 
 
+@pytest.mark.own_process
 def test_a_unit_that_always_kills_its_process_keeps_no_other_from_being_done(
     cheap: ModuleType, tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rewritten import rewrite_unit
 
 from combo.model.maskige import colour, reference_palette
 from combo.pipeline.errors import ComboError
@@ -182,7 +183,7 @@ def test_a_split_of_which_no_clip_is_left_says_where_to_look(own: Manifest, open
         (variant,) = split.variants(stage)
         arrays = split.read_unit(variant, split.plan(), 0)
         arrays["valid"][failed] = 0
-        split.write_unit(variant, split.plan(), 0, arrays)
+        rewrite_unit(split, variant, 0, arrays)
     with pytest.raises(ComboError, match=r"no clip of s4/val .* combo status"):
         open_split(own, "s4", "val")
 

@@ -22,6 +22,7 @@ from combo.cli import app
 from combo.model import NETWORKS, Losses, Network, NetworkKind, NetworkSettings
 from combo.model.backbones import Backbone
 from combo.model.clips import ClipLayout
+from combo.pipeline.clip_checks import clip_checks
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs import records
 from combo.pipeline.jobs.plan import make_job
@@ -301,7 +302,8 @@ def narrow_sound(split: SplitStore, width: int) -> None:
     for arrays, record in units:
         arrays["embedding"] = arrays["embedding"][..., :width]
         outputs = split.write_unit(narrow, plan, record.unit, arrays)
-        records.commit(split, narrow, replace(record, outputs=outputs))
+        checks = clip_checks(arrays, len(record.clips))
+        records.commit(split, narrow, replace(record, outputs=outputs, checks=checks))
     assert records.finalise(split, narrow, plan) is not None
 
 

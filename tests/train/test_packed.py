@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from rewritten import rewrite_unit
 from typer.testing import CliRunner
 
 from combo.cli import app
@@ -82,12 +83,9 @@ def test_clips_that_failed_are_left_out_with_their_reasons(own: Manifest, tmp_pa
     (record,) = records.done_units(split, variant, split.plan())
     arrays = split.read_unit(variant, split.plan(), 0)
     arrays["valid"][1] = 0
-    outputs = split.write_unit(variant, split.plan(), 0, arrays)
     failed = replace(record.clips[1], failed=True, reason="no sound")
     clips = (record.clips[0], failed)
-    records.withdraw(split, variant, 0)
-    records.commit(split, variant, replace(record, clips=clips, outputs=outputs))
-    assert records.finalise(split, variant, split.plan()) is not None
+    rewrite_unit(split, variant, 0, arrays, clips=clips)
 
     reader = reader_of(packed(own, tmp_path / "store.h5", ("s4", "val")), split="val")
     assert reader.left_out == {failed.name: "no sound"}
@@ -131,13 +129,9 @@ def test_a_run_goes_on_from_a_packed_copy_and_refuses_one_that_differs(
 
     split = SplitStore(own.store_path, "s4", "val")
     (variant,) = split.variants("audio")
-    (record,) = records.done_units(split, variant, split.plan())
     arrays = split.read_unit(variant, split.plan(), 0)
     arrays["embedding"] += 1
-    outputs = split.write_unit(variant, split.plan(), 0, arrays)
-    records.withdraw(split, variant, 0)
-    records.commit(split, variant, replace(record, outputs=outputs))
-    records.finalise(split, variant, split.plan())
+    rewrite_unit(split, variant, 0, arrays)
     packed(own, file, ("s4", "train"), ("s4", "val"), overwrite=True)
     with pytest.raises(ComboError, match="has changed since"):
         resume(tmp_path / "run", file)
@@ -230,15 +224,17 @@ def test_a_disk_that_is_too_small_is_noticed_before(
 
 FILL = """
 def fill(event, arguments):
-    if event == "open" and {when!r} in str(arguments[0]) and not full:
-        full.append(True)
+    if event == "open" and waits and waits[0] in str(arguments[0]):
+        waits.pop(0)
+        if waits:
+            return
         with open({disk!r} + "/other", "wb", buffering=0) as other:
             try:
                 while other.write(bytes(4096)):
                     pass
             except OSError:
                 pass
-full = []
+waits = {opened!r}
 sys.addaudithook(fill)
 """
 
@@ -246,7 +242,7 @@ sys.addaudithook(fill)
 def test_a_disk_that_fills_up_before_room_was_reserved_is_one_line(
     prepared: Path, finished: Manifest, small_disk: Path
 ) -> None:
-    before = FILL.format(disk=str(small_disk), when=".partial")
+    before = FILL.format(disk=str(small_disk), opened=[".partial"])
     code, said = pack_val(prepared, finished.store_path, small_disk / "s4.h5", before)
     assert code == 1, said
     assert "the disk is full; free space there or give another --to" in " ".join(said.split())
@@ -257,7 +253,8 @@ def test_a_disk_that_fills_up_before_room_was_reserved_is_one_line(
 def test_a_disk_that_fills_up_afterwards_does_no_harm(
     prepared: Path, finished: Manifest, small_disk: Path
 ) -> None:
-    before = FILL.format(disk=str(small_disk), when="/c/")  # the first shard that is read
+    # The first record that is read while the file is written.
+    before = FILL.format(disk=str(small_disk), opened=[".partial", "/records/"])
     code, said = pack_val(prepared, finished.store_path, small_disk / "s4.h5", before)
     assert code == 0, said
     assert sorted(path.name for path in small_disk.iterdir()) == ["other", "s4.h5"]

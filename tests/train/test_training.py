@@ -17,6 +17,7 @@ import torch
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
+from rewritten import rewrite_unit
 from unchanged import settings_put_back
 
 from combo.model import Combo
@@ -188,12 +189,8 @@ def test_clips_that_failed_are_left_out_and_counted(own: Manifest, tmp_path: Pat
     assert unit is not None
     arrays = job.split.read_unit(job.variant, job.plan, 1)
     arrays["valid"][0] = 0
-    outputs = job.split.write_unit(job.variant, job.plan, 1, arrays)
     failed = dataclasses.replace(unit.clips[0], failed=True, reason="no sound at all")
-    changed = dataclasses.replace(unit, outputs=outputs, clips=(failed, *unit.clips[1:]))
-    records.withdraw(job.split, job.variant, 1)
-    records.commit(job.split, job.variant, changed)
-    records.finalise(job.split, job.variant, job.plan)
+    rewrite_unit(job.split, job.variant, 1, arrays, clips=(failed, *unit.clips[1:]))
 
     trainer = tiny(own, tmp_path / "run", "iterations=1")
     noted = trainer.run.data()["splits"]["train"]
@@ -231,11 +228,7 @@ def test_a_store_that_changed_is_refused_on_resume(own: Manifest, tmp_path: Path
 
     arrays = job.split.read_unit(job.variant, job.plan, 0)
     arrays["frames"][0, 0, 0, 0, 0] ^= 1
-    unit = records.read_record(job.split, job.variant, 0)
-    assert unit is not None
-    outputs = job.split.write_unit(job.variant, job.plan, 0, arrays)
-    records.commit(job.split, job.variant, dataclasses.replace(unit, outputs=outputs))
-    records.finalise(job.split, job.variant, job.plan)
+    rewrite_unit(job.split, job.variant, 0, arrays)
     with pytest.raises(ComboError, match=r"s4/train .* has changed .* combo train --preset"):
         resume(folder)
 
@@ -398,7 +391,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_old_one(tmp_path: Path)
     assert checkpoint.load(path).iteration == 3
 
 
-def test_a_damaged_checkpoint_and_a_full_disk_are_one_line(
+def test_a_damaged_checkpoint_is_one_line_and_a_full_disk_leaves_the_old_one(
     trained: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "last.pt"
@@ -414,22 +407,11 @@ def test_a_damaged_checkpoint_and_a_full_disk_are_one_line(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(durable.os, "fsync", full)
-    with pytest.raises(ComboError, match=r"No space left.*combo train --resume"):
+    with pytest.raises(OSError, match="No space left"):
         checkpoint.save(path, a_checkpoint(2))
     monkeypatch.undo()
     assert checkpoint.load(path).iteration == 1
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_log_line_that_a_kill_cut_off_is_dropped(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path)
-    run.truncate_log(5)
-    for iteration in (1, 2, 3):
-        run.log({"iteration": iteration, "kind": "train"})
-    with run.metrics.open("a") as file:
-        file.write('{"iteration": 4, "ki')
-    run.truncate_log(2)
-    assert [entry["iteration"] for entry in log(run)] == [1, 2]
 
 
 # -- evaluation ----------------------------------------------------------------------------------

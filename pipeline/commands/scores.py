@@ -1,0 +1,76 @@
+"""`combo score`: the ruler for masks that any program saved."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Manifest, Printing, command
+
+app = typer.Typer()
+
+
+@command(app)
+def score(
+    masks: Annotated[
+        Path, typer.Argument(help="Folder with masks: CLIP/FRAME.png at any depth, or CLIP.npy.")
+    ],
+    printing: Printing,
+    data: Annotated[str, typer.Option("--data", "-d", help="Data set with the labels.")],
+    split: Annotated[str, typer.Option("--split", "-s", help="Its split.")] = "test",
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out frames that have no mask.")
+    ] = False,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write each clip's numbers to this file.")
+    ] = None,
+    manifest: Manifest = None,
+) -> None:
+    """M_J and M_F of saved masks, of any project, in every protocol.
+
+    Example: combo score ../AVSBench/avs_s4/pred_masks --data s4 --split test
+    """
+    from ..jobs.plan import planned, splits_of
+    from ..manifest import load_manifest
+    from ..scoring import score as score_masks
+
+    output, opened = printing.output, load_manifest(manifest)
+    opened.choose([data])
+    splits_of(opened, data, [split])
+    there = planned(opened, data, split)
+    with output.bar(f"{data}/{split}", len(there.clips)) as bar:
+        result = score_masks(there, masks, allow_missing, bar.advance)
+    if csv is not None:
+        _write_csv(csv, result.clips)
+    if output.as_json:
+        output.json({"masks": str(masks), "data_set": data, "split": split, **result.as_json()})
+        return
+    output.table(
+        ("protocol", "M_J", "M_F"),
+        (
+            (name, f"{100 * j:.2f}", "" if f is None else f"{100 * f:.2f}")
+            for name, (j, f) in result.protocols.items()
+        ),
+        title=f"{masks} against {data}/{split}, {len(result.clips)} clips",
+    )
+    if result.missing:
+        output.warn(f"no mask of {len(result.missing)}: {', '.join(result.missing[:5])}, ...")
+    if result.without_labels:
+        output.warn(f"{result.without_labels} clips left out: no frame of theirs has a label")
+    for name, reason in result.left_out.items():
+        output.warn(f"left out: {name}: {reason}")
+
+
+def _write_csv(path: Path, clips: "dict[str, tuple[float, float | None]]") -> None:
+    import csv
+    import io
+
+    from .. import durable
+
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("clip", "M_J", "M_F"))
+    writer.writerows(
+        (n, f"{j:.6f}", "" if f is None else f"{f:.6f}") for n, (j, f) in clips.items()
+    )
+    durable.write_bytes(path, text.getvalue().encode())

@@ -1,0 +1,82 @@
+"""What a run tells while it goes: metrics.jsonl, and the same for TensorBoard.
+
+Every entry is on its way to the disk when `write` returns. TensorBoard's own writer hands its bytes
+to a thread, which on a full disk dies with a traceback; here they are appended like the lines are.
+"""
+
+import io
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from .. import durable
+from .run_folder import RunFolder
+
+_EVENTS: Any = event_pb2  # their classes are made when they are imported
+_SUMMARIES: Any = summary_pb2
+
+
+class Journal:
+    """Log entries of a run from an iteration on; what stands there of later ones is dropped.
+
+    Raises ComboError when they cannot be written.
+    """
+
+    def __init__(self, run: RunFolder, iteration: int) -> None:
+        self.run = run
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._events = run.tensorboard / name
+        with run.writing():
+            self._truncate(iteration)
+            run.tensorboard.mkdir(exist_ok=True)
+            self._append(_EVENTS.Event(wall_time=time.time(), file_version="brain.Event:2"))
+            start = _EVENTS.SessionLog(status=_EVENTS.SessionLog.START)
+            self._append(_EVENTS.Event(wall_time=time.time(), step=iteration, session_log=start))
+
+    def write(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
+        """Add an entry. What is no number is null, since JSON has no word for it."""
+        said = {k: None if _is_nothing(v) else v for k, v in values.items()}
+        line = json.dumps({"iteration": iteration, "kind": kind, **said}, allow_nan=False)
+        shown = [
+            _SUMMARIES.Summary.Value(tag=f"{kind}/{name}", simple_value=value)
+            for name, value in said.items()
+            if isinstance(value, int | float)
+        ]
+        with self.run.writing():
+            with self.run.metrics.open("a") as file:
+                file.write(line + "\n")
+            summary = _SUMMARIES.Summary(value=shown)
+            self._append(_EVENTS.Event(wall_time=time.time(), step=iteration, summary=summary))
+
+    def _append(self, event: Any) -> None:
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        with self._events.open("ab") as file:
+            file.write(record.getvalue())
+
+    def _truncate(self, iteration: int) -> None:
+        """Drop entries after an iteration, which are written again, and what a kill cut off."""
+        if not self.run.metrics.exists():
+            return
+        found = self.run.metrics.read_bytes()
+        kept = [line + b"\n" for line in found.splitlines() if _number(line) <= iteration]
+        durable.write_bytes(self.run.metrics, b"".join(kept))
+
+
+def _is_nothing(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _number(line: bytes) -> float:
+    """The iteration of an entry; infinity for a line that is none."""
+    try:
+        return int(json.loads(line)["iteration"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
