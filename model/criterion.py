@@ -79,6 +79,7 @@ class Criterion(NetworkCriterion):
         out: ComboOutput,
         labels: Tensor,
         points: Tensor | None = None,
+        *,
         annotated: Tensor | None = None,
         divisors: Divisors | None = None,
     ) -> Losses:
