@@ -63,9 +63,7 @@ def main() -> None:
     except ComboError as error:
         Output().warn(f"combo: {error}")
         sys.exit(1)
-    except Stopped:
-        Output().warn("combo: told to stop; the same command goes on where this one was")
-        sys.exit(EXIT_CODE)
-    except KeyboardInterrupt:
-        Output().warn("combo: stopped; the same command goes on where this one was")
-        sys.exit(130)
+    except (Stopped, KeyboardInterrupt) as end:
+        told, code = ("told to stop", EXIT_CODE) if isinstance(end, Stopped) else ("stopped", 130)
+        Output().warn(f"combo: {told}; {str(end) or 'the same command goes on where this one was'}")
+        sys.exit(code)

@@ -30,10 +30,11 @@ seconds to write."""
 
 
 @contextlib.contextmanager
-def replacing(path: Path, lasting: bool = True) -> Generator[BinaryIO]:
+def replacing(path: Path, lasting: bool = True, keep: Path | None = None) -> Generator[BinaryIO]:
     """A file to write into that becomes `path`, whole, when the block ends without an error.
 
     lasting: False for what need not outlive a crash of the machine; nothing is flushed then.
+    keep: where the file that was `path` goes; there is one at `path` all the time.
     Raises OSError. Whatever is raised in the block, no temporary file is left.
     """
     name = f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}{PARTIAL}"
@@ -44,6 +45,8 @@ def replacing(path: Path, lasting: bool = True) -> Generator[BinaryIO]:
             if lasting:
                 file.flush()
                 os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            _also(path, keep)
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -51,6 +54,17 @@ def replacing(path: Path, lasting: bool = True) -> Generator[BinaryIO]:
         raise
     if lasting:
         _flush_folder(path.parent)
+
+
+def _also(path: Path, name: Path) -> None:
+    """Make a file known under another name, too; whatever had that name goes."""
+    temporary = name.with_name(f".{name.name}.{socket.gethostname()}.{os.getpid()}.0{PARTIAL}")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without links
+        shutil.copyfile(path, temporary)
+    temporary.replace(name)
 
 
 def _new_file(path: Path) -> BinaryIO:

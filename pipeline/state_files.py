@@ -12,7 +12,7 @@ from .pickles import read_pickle
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ENTRIES = ("model", "state_dict")
+_ENTRIES = ("model", "state_dict", "network")
 """Under which of a checkpoint's entries the parameters lie, where they are not at the top."""
 
 
@@ -20,7 +20,8 @@ def load_state(path: Path) -> dict[str, "Tensor"]:
     """The parameters in a weights file, on the CPU, by their published names.
 
     Reads torch.save's files (both formats), detectron2's pickles of numpy arrays (`.pkl`) and
-    `.safetensors`. An entry `model` or `state_dict` is opened; what is no tensor is left out.
+    `.safetensors`. An entry `model`, `state_dict` or `network` is opened; what is no tensor is left
+    out.
     Raises ComboError naming the file: missing, damaged, no parameters in it, or anything in it that
     reading would have to run.
     """

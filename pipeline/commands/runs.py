@@ -81,7 +81,9 @@ def train(
 
 def run_trainer(output: Output, trainer: "Trainer") -> None:
     """Train to the end with a progress bar."""
+    from .. import remedies
     from ..devices import keep_freed_memory
+    from ..jobs.stopping import listening
 
     keep_freed_memory()
     for split, reader in trainer.readers.items():
@@ -93,15 +95,20 @@ def run_trainer(output: Output, trainer: "Trainer") -> None:
     settings, root = trainer.settings, trainer.run.root
     output.note(f"{root}: {settings.iterations} iterations on {trainer.device}")
     done = trainer.iteration
-    with output.bar("training", settings.iterations - done) as bar:
+    left = settings.iterations - done
+    with listening(at_once=False) as stop, output.bar("training", left) as bar:
 
         def tell(step: "Step") -> None:
             nonlocal done
+            skipped = f", {step.skipped} steps skipped" if step.skipped else ""
             left = duration(step.seconds_left)
-            bar.advance(step.iteration - done, f"loss {step.loss:.3f}, {left} left")
+            bar.advance(step.iteration - done, f"loss {step.loss:.3f}{skipped}, {left} left")
             done = step.iteration
 
-        trainer.train(tell)
+        try:
+            trainer.train(tell, stop, output.warn)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"go on with: {remedies.resume(root)}") from None
     best = None if trainer.best < 0 else trainer.best
     words = "" if best is None else f"; best M_J on val {best:.4f}"
     value = {"run": str(root), "iterations": settings.iterations, "best_M_J": best}

@@ -2,7 +2,8 @@
 
 Schedulers send SIGUSR1 some time before the end, SIGTERM shortly before they kill. The first means:
 finish the units in hand, begin no other. The second: leave them, now; what they had written under
-temporary names is removed on the way out, and they are not done.
+temporary names is removed on the way out, and they are not done. Training, whose steps are short,
+takes both for the first: it finishes its step and writes a checkpoint.
 """
 
 import signal
@@ -16,7 +17,10 @@ EXIT_CODE = 75
 
 
 class Stopped(BaseException):
-    """The job was told to go. No Exception, so that no code which survives a bad clip holds it."""
+    """The job was told to go. No Exception, so that no code which survives a bad clip holds it.
+
+    Its text, where there is one, says what goes on where this one was.
+    """
 
 
 class Stop:
@@ -31,8 +35,10 @@ class Stop:
 
 
 @contextmanager
-def listening() -> Generator[Stop]:
-    """Within the block SIGUSR1 sets `asked` and `warned`; SIGTERM raises `Stopped` at once."""
+def listening(at_once: bool = True) -> Generator[Stop]:
+    """Within the block SIGUSR1 sets `asked` and `warned`; SIGTERM raises `Stopped` at once, or with
+    `at_once` False sets `asked`.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread hears signals
@@ -44,7 +50,8 @@ def listening() -> Generator[Stop]:
     def leave(_signal: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break the tidying up
         stop.asked = True
-        raise Stopped
+        if at_once:
+            raise Stopped
 
     before = {
         signal.SIGUSR1: signal.signal(signal.SIGUSR1, ask),

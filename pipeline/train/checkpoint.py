@@ -14,8 +14,10 @@ from ..errors import ComboError
 
 @dataclass
 class Checkpoint:
-    """network, optimiser, scaler: state dictionaries.  iteration: optimiser steps taken.
+    """network, optimiser, scaler: state dictionaries.  iteration: batches seen.
     best: highest M_J on the val split so far.  random: states of the random generators.
+    evaluated: iteration of the last evaluation, -1 where it is not known.  skipped: steps that were
+    not taken, and how many of them in a row just now.
     """
 
     network: dict[str, Tensor]
@@ -24,13 +26,19 @@ class Checkpoint:
     iteration: int
     best: float
     random: dict[str, Tensor]
+    evaluated: int = -1
+    skipped: int = 0
+    in_a_row: int = 0
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, whole or not at all. Raises OSError when it cannot be written."""
+def save(path: Path, value: Checkpoint | dict[str, Any], keep: Path | None = None) -> None:
+    """Write a checkpoint, or other tensors, whole or not at all. Raises OSError.
+
+    keep: where the file that was there goes.
+    """
     try:
-        with durable.replacing(path) as file:
-            torch.save(vars(checkpoint), file)
+        with durable.replacing(path, keep=keep) as file:
+            torch.save(value if isinstance(value, dict) else vars(value), file)
     except RuntimeError as error:
         # What torch makes of a write that failed in the middle.
         if isinstance(error.__context__, OSError):
@@ -86,13 +94,16 @@ def _read(path: Path) -> Checkpoint:
 
 def _mend(path: Path) -> str:
     """What can take a checkpoint's place: the run's newest other one that is whole."""
-    for name in ("last.pt", "previous.pt", "best.pt"):
+    whole: list[tuple[int, Path]] = []
+    for name in ("best.pt", "last.pt", "previous.pt"):
         other = path.with_name(name)
         with contextlib.suppress(Exception):
             if other != path:
-                at = _read(other).iteration
-                return f"{other} (iteration {at}) can take its place: cp {other} {path}"
-    return "train one with combo train"
+                whole.append((_read(other).iteration, other))
+    if not whole:
+        return "train one with combo train"
+    iteration, other = max(whole)
+    return f"{other} (iteration {iteration}) can take its place: cp {other} {path}"
 
 
 def random_states(augment: torch.Generator) -> dict[str, Tensor]:

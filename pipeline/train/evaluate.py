@@ -79,6 +79,11 @@ def measure(
             out = network(on_device.frames, on_device.maskige, on_device.sound, on_device.present)
         frames = clip.present[0]
         scores = network.scores(out)[0].float()
+        if not bool(torch.isfinite(scores).all()):
+            raise ComboError(
+                f"the network's scores of clip {clip.clips[0]} are not numbers; "
+                f"half precision may be too narrow for it: train with --set precision=bf16 or fp32"
+            )
         metrics.update(
             scores[frames],
             on_device.labels[0][frames],

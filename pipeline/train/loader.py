@@ -42,6 +42,12 @@ class Batch:
     annotated: Tensor
     clips: tuple[str, ...]
 
+    def part(self, first: int, last: int) -> "Batch":
+        """Clips `first` to `last` - 1."""
+        names = ("frames", "maskige", "labels", "sound", "present", "annotated", "clips")
+        whole = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(self, **{name: value[first:last] for name, value in whole.items()})
+
 
 @dataclass(frozen=True)
 class StoredBatch:
@@ -73,12 +79,6 @@ class StoredBatch:
             annotated=self.annotated,
             clips=self.clips,
         )
-
-    def part(self, first: int, last: int) -> "StoredBatch":
-        """Clips `first` to `last` - 1."""
-        names = ("frames", "label_map", "labels", "sound", "present", "annotated", "clips")
-        whole = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return replace(self, **{name: value[first:last] for name, value in whole.items()})
 
 
 @dataclass(frozen=True)

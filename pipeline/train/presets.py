@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,12 +26,13 @@ class TrainSettings:
     data: str
     """Data set of the manifest."""
     initialisation: str = "imagenet"
-    """`imagenet` (backbones), `random`, or a run folder whose best network to start from."""
+    """`imagenet` (backbones), `random`, a run folder whose best network to start from, or a file: a
+    checkpoint of a run, or one of `combo weights convert`."""
     iterations: int = 90_000
     batch_size: int = 8
     """Clips an optimiser step."""
     micro_batch: int = 8
-    """Clips that are in memory at once; gradients of micro-batches are averaged."""
+    """Clips that go through the network at once; the gradients are the batch's all the same."""
     learning_rate: float = 1e-4
     backbone_lr_factor: float = 0.1
     weight_decay: float = 0.05
@@ -43,7 +45,11 @@ class TrainSettings:
     precision: Precision = "fp32"
     augment: Recipe = "resize-crop-colour-flip"
     evaluate_every: int = 5_000
-    """Iterations between evaluations on the val split; each also writes a checkpoint."""
+    """Iterations between evaluations on the val split."""
+    checkpoint_every: int = 0
+    """Iterations between checkpoints; 0: by time alone. The last iteration always writes one."""
+    checkpoint_minutes: float = 10
+    """Minutes between checkpoints; 0: by iterations alone."""
     log_every: int = 20
     seed: int = 0
     device: str = "auto"
@@ -55,6 +61,9 @@ class TrainSettings:
         for name in ("iterations", "batch_size", "evaluate_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ComboError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        for name in ("checkpoint_every", "checkpoint_minutes"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ComboError(f"{name} is {getattr(self, name)}, but must be 0 or more")
         if not 1 <= self.micro_batch <= self.batch_size or self.batch_size % self.micro_batch:
             raise ComboError(
                 f"micro_batch {self.micro_batch} must divide batch_size {self.batch_size}; "

@@ -5,6 +5,7 @@ data.json       data set, store, variants and their fingerprints, clips used and
 versions.json   combo, Python, torch, ... and the machine
 metrics.jsonl   one line a log entry, also in tensorboard/
 last.pt, previous.pt, best.pt  checkpoints; each is whole or not there
+skipped/        batches whose loss or gradient was no number, with the state before their step
 lock            who trains; the system drops the lock when that process ends
 
 A folder whose first checkpoint was not finished holds nothing of worth: the run begins again there.
@@ -73,6 +74,7 @@ class RunFolder:
         self.best = root / "best.pt"
         self.metrics = root / "metrics.jsonl"
         self.tensorboard = root / "tensorboard"
+        self.skipped = root / "skipped"
 
     @classmethod
     def create(cls, root: Path, settings: RunSettings, data: RunData) -> "RunFolder":
@@ -167,6 +169,11 @@ class RunFolder:
         return value
 
     def _read(self, name: str) -> Any:
+        if self.root.is_file():
+            raise ComboError(
+                f"{self.root} is a file, no run folder; give the folder that a run was trained in, "
+                f"or begin a run with the file: --set initialisation={self.root}"
+            )
         try:
             return json.loads((self.root / name).read_bytes())
         except (FileNotFoundError, NotADirectoryError):

@@ -166,9 +166,7 @@ def _network(settings: RunSettings, manifest: Manifest) -> Network:
     network = _seeded(settings)
     if start_from == "random":
         return network
-    other = RunFolder(Path(start_from))
-    other.settings()  # says so when it is no run
-    state = checkpoint.load(other.best if other.best.exists() else other.last).network
+    state = _state_of(Path(start_from))
     mine = network.state_dict()
     # Another number of classes: its classifier starts anew, all else must fit.
     fits = {k: v for k, v in state.items() if k in mine and v.shape == mine[k].shape}
@@ -177,11 +175,21 @@ def _network(settings: RunSettings, manifest: Manifest) -> Network:
     }
     if strange:
         raise ComboError(
-            f"{start_from} has another network ({min(strange)} does not fit); "
-            f"give the same settings with --set"
+            f"{start_from} has another network ({min(strange)} does not fit); give the same "
+            f"settings with --set, or, of a checkpoint that was published: "
+            f"combo weights convert {start_from} FILE"
         )
     network.load_state_dict({**mine, **fits})
     return network
+
+
+def _state_of(path: Path) -> Mapping[str, torch.Tensor]:
+    """The network of a run, its best, or of a file: a checkpoint, or one that was converted."""
+    if path.is_file():
+        return load_state(path)
+    run = RunFolder(path)
+    run.settings()  # says so when it is no run
+    return checkpoint.load(run.best if run.best.exists() else run.last).network
 
 
 def _seeded(settings: RunSettings, pretrained: bool = False) -> Network:

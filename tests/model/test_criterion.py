@@ -365,3 +365,36 @@ def test_a_diverged_network_is_still_matched() -> None:
     matched = match(nan, torch.full((1, 1, 4, 8, 8), torch.nan), targets, grid_points()[None],
                     (2.0, 5.0, 5.0))  # fmt: skip
     assert len(set(matched[0])) == len(targets.slot)
+
+
+@pytest.mark.parametrize("fidelity", ["reference", "paper"])
+def test_losses_and_gradients_of_a_batchs_parts_add_up_to_the_batchs(fidelity: str) -> None:
+    valid = torch.tensor([[True] * 5, [True] * 5, [True] * 2 + [False] * 3])
+    out, points = predictions(batch=3, valid=valid), grid_points()
+    labels = labelled(3)
+    labels[0] = 1  # one target a frame, and three
+    labels[1, 1:] = 255  # and frames without labels
+    leaves = [t.requires_grad_() for p in out.layers for t in (p.class_logits, p.mask_logits)]
+    settings = {**SMALL, "fidelity": fidelity, "query_count": 4}
+    criterion = Criterion.from_preset("combo-r50-ms3", **settings)
+    annotated = (labels != 255).flatten(2).any(dim=2)
+    whole = criterion(out, labels, points=points, annotated=annotated)
+    expected = torch.autograd.grad(whole.total, leaves)
+
+    divisors = criterion.divisors(labels, annotated, valid)
+    sums, gradients = dict.fromkeys(whole, 0.0), [torch.zeros_like(leaf) for leaf in leaves]
+    for part in (slice(0, 1), slice(1, 3)):
+        layers = [Prediction(p.class_logits[part], p.mask_logits[part]) for p in out.layers]
+        mine = ComboOutput(layers, out.padded_masks[part], out.image_size, valid[part])
+        losses = criterion(
+            mine, labels[part], points=points, annotated=annotated[part], divisors=divisors
+        )
+        for name, value in losses.items():
+            sums[name] += value.item()
+        for mean, gradient in zip(
+            gradients, torch.autograd.grad(losses.total, leaves), strict=True
+        ):
+            mean += gradient
+    assert sums == pytest.approx({name: value.item() for name, value in whole.items()}, rel=1e-5)
+    for mine, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-7)

@@ -19,7 +19,14 @@ from typer.testing import CliRunner
 from unchanged import settings_put_back
 
 from combo.cli import app
-from combo.model import NETWORKS, Losses, Network, NetworkKind, NetworkSettings
+from combo.model import (
+    NETWORKS,
+    Losses,
+    Network,
+    NetworkCriterion,
+    NetworkKind,
+    NetworkSettings,
+)
 from combo.model.backbones import Backbone
 from combo.model.clips import ClipLayout
 from combo.pipeline.clip_checks import clip_checks
@@ -90,16 +97,23 @@ class Film(Network):
         return out.layout.unpack(out.logits.float().softmax(dim=1))
 
 
-class FilmCriterion(nn.Module):
+class FilmCriterion(NetworkCriterion):
     def __init__(self, settings: FilmSettings) -> None:
         super().__init__()
         del settings
 
-    def forward(self, out: FilmOutput, labels: Tensor, annotated: Tensor) -> Losses:
+    def divisors(self, labels: Tensor, annotated: Tensor, present: Tensor) -> Tensor:
+        return (labels[annotated & present] != 255).sum()
+
+    def forward(
+        self, out: FilmOutput, labels: Tensor, *, annotated: Tensor, divisors: Any = None
+    ) -> Losses:
         chosen = out.layout.pack(annotated)
         truth = out.layout.pack(labels)[chosen].long()
-        loss = F.cross_entropy(out.logits[chosen].float(), truth, ignore_index=255)
-        return Losses({"loss_pixel": loss}, {"loss_pixel": 1.0})
+        logits = out.logits[chosen].float()
+        loss = F.cross_entropy(logits, truth, ignore_index=255, reduction="sum")
+        pixels = (truth != 255).sum() if divisors is None else divisors
+        return Losses({"loss_pixel": loss / pixels}, {"loss_pixel": 1.0})
 
 
 PRESETS = {f"film-small-{data}": FilmSettings() for data in ("s4", "avss")}

@@ -1,0 +1,84 @@
+"""Steps whose loss or gradient is not a number: not taken, counted, and told of afterwards.
+
+Both are judged where they are, on the device, and the optimiser is told there not to step (fused
+optimisers take `found_inf`, as from a GradScaler), so that nobody waits and no network is lost. The
+host learns of it when the next step is already on its way to the device but not yet at the
+optimiser: the network still is what it was before the step.
+
+In half precision a gradient that overflows is nothing strange, and why there is a scale: such steps
+are counted and the scale falls. They are bad when there is no scale left to blame.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .loader import StoredBatch
+
+MOST_IN_A_ROW = 3
+"""Bad steps after which a run ends, and of which the batches are kept."""
+
+
+@dataclass(frozen=True)
+class BadStep:
+    """A step that was not taken. iteration: counted from 1.  random: generators before it."""
+
+    iteration: int
+    loss: float
+    gradient_norm: float
+    in_a_row: int
+    batch: StoredBatch
+    random: dict[str, Tensor]
+
+    def __str__(self) -> str:
+        what = "gradient" if math.isfinite(self.loss) else "loss"
+        value = self.gradient_norm if what == "gradient" else self.loss
+        return f"the {what} is {value} at iteration {self.iteration}"
+
+
+class Health:
+    """Counts of a run. skipped: steps not taken, int64 on the device."""
+
+    def __init__(self, device: torch.device, skipped: int = 0, in_a_row: int = 0) -> None:
+        self.skipped = torch.tensor(skipped, device=device)
+        self.in_a_row = torch.tensor(in_a_row, device=device)
+        self._last: tuple[int, StoredBatch, dict[str, Tensor], Tensor, torch.cuda.Event | None]
+        self._unseen = False
+
+    def judge(
+        self,
+        iteration: int,
+        batch: StoredBatch,
+        random: dict[str, Tensor],
+        loss: Tensor,
+        gradient_norm: Tensor,
+        scale: Tensor,
+    ) -> Tensor:
+        """1.0 on the device where the step must not be taken, else 0.0. Waits for nothing.
+
+        loss, gradient_norm: without the scale.  scale: of the loss; 1 where none is used.
+        """
+        lost, steep = ~torch.isfinite(loss), ~torch.isfinite(gradient_norm)
+        bad = lost | (steep & (scale <= 1))
+        self.skipped = self.skipped + (lost | steep)
+        self.in_a_row = (self.in_a_row + bad) * bad
+        seen = torch.stack([self.in_a_row.float(), loss, gradient_norm])
+        host, copied = seen.to("cpu", non_blocking=True), None
+        if seen.is_cuda:
+            copied = torch.cuda.Event()
+            copied.record()
+        self._last, self._unseen = (iteration, batch, random, host, copied), True
+        return (lost | steep).float()
+
+    def last(self) -> BadStep | None:
+        """The step that was judged last, where it was bad; told once."""
+        if not self._unseen:
+            return None
+        self._unseen = False
+        iteration, batch, random, host, copied = self._last
+        if copied is not None:
+            copied.synchronize()  # long since: the next step's matching has waited for the device
+        in_a_row, loss, norm = host.tolist()
+        return BadStep(iteration, loss, norm, int(in_a_row), batch, random) if in_a_row else None

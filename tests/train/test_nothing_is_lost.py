@@ -1,0 +1,448 @@
+"""What a run never loses: the work since its last checkpoint when it is told to go, its bits when
+it is killed, its network when a gradient is not a number, and the batch's gradient in parts."""
+
+import json
+import math
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+from unchanged import settings_put_back
+
+from combo.cli import app
+from combo.model import Losses, NetworkCriterion
+from combo.pipeline.errors import ComboError
+from combo.pipeline.jobs.stopping import Stop, Stopped
+from combo.pipeline.manifest import Manifest, load_manifest
+from combo.pipeline.train import checkpoint
+from combo.pipeline.train.run_folder import RunFolder
+from combo.pipeline.train.start import resume, start
+from combo.pipeline.train.trainer import Step, Trainer, learning_rate_factor
+
+TINY = (
+    "width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "pixel_ffn=16", "decoder_layers=2",
+    "decoder_ffn=16", "audio_hidden=16", "query_count=4", "mask_points=64", "iterations=6",
+    "batch_size=2", "micro_batch=1", "evaluate_every=4", "log_every=1", "threads=1", "device=cpu",
+    "augment=resize-crop-colour-flip", "fusion_dropout=0.1",
+)  # fmt: skip
+
+pytestmark = pytest.mark.usefixtures("runs_stages")
+
+
+class Killed(Exception):
+    """The end of a process, as far as a run's folder can tell."""
+
+
+def tiny(manifest: Manifest, folder: Path, *changes: str) -> Trainer:
+    return start(manifest, "combo-small-s4", [*TINY, *changes], folder)
+
+
+@pytest.fixture(scope="module")
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """An undisturbed run in micro-batches; not to be changed."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with settings_put_back():
+        tiny(load_manifest(prepared), folder).train()
+    return RunFolder(folder)
+
+
+def lines(run: RunFolder) -> list[dict[str, Any]]:
+    def no_json(text: str) -> None:
+        raise AssertionError(f"{text} is no JSON")
+
+    found = run.metrics.read_text().splitlines()
+    return [json.loads(line, parse_constant=no_json) for line in found]
+
+
+def log(run: RunFolder) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k != "clips_per_second"} for line in lines(run)]
+
+
+def equal(left: object, right: object) -> bool:
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return torch.equal(left, right)
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(equal(left[k], right[k]) for k in left)
+    if isinstance(left, list) and isinstance(right, list):
+        return len(left) == len(right) and all(map(equal, left, right))
+    return left == right
+
+
+def same(run: RunFolder, other: RunFolder) -> bool:
+    """Whether two runs told the same and ended with the same bits of everything."""
+    one, two = (vars(checkpoint.load(each.last)) for each in (run, other))
+    return equal(one, two) and log(run) == log(other)
+
+
+def at(iteration: int, do: Callable[[], object]) -> Callable[[Step], None]:
+    def on_step(step: Step) -> None:
+        if step.iteration == iteration:
+            do()
+
+    return on_step
+
+
+def die() -> None:
+    raise Killed
+
+
+def network_of(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in trainer.network.state_dict().items()}
+
+
+# -- kills and checkpoints -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_run_killed_at_random_steps_ends_with_the_same_bits(
+    trained: RunFolder, finished: Manifest, tmp_path: Path, seed: int
+) -> None:
+    draw, folder = random.Random(seed), tmp_path / "run"
+    trainer, kills = tiny(finished, folder, f"checkpoint_every={seed}"), 0
+    while kills < 4:
+        with pytest.raises(Killed):
+            trainer.train(at(draw.randint(trainer.iteration + 1, 6), die))
+        kills += 1
+        torch.manual_seed(draw.randint(0, 99))  # another process would stand elsewhere
+        trainer = resume(folder)
+        if trainer.iteration == 6:
+            break
+    trainer.train()
+    state = [vars(checkpoint.load(run.last)) for run in (RunFolder(folder), trained)]
+    assert equal(*state)
+    assert log(RunFolder(folder)) == log(trained)
+
+
+def test_checkpoints_come_by_iterations_and_by_time_apart_from_evaluations(
+    finished: Manifest, tmp_path: Path
+) -> None:
+    run, seen = RunFolder(tmp_path / "run"), list[tuple[int, int | None]]()
+
+    def look(_: Step) -> None:
+        paths = (run.last, run.previous)
+        seen.append(tuple(checkpoint.load(p).iteration if p.exists() else None for p in paths))
+
+    for folder, changes, expected in (
+        ("every", ("checkpoint_every=2",), [(0, None), (0, None), (2, 0), (2, 0), (4, 2), (4, 2)]),
+        ("time", ("checkpoint_minutes=1e-9",), [(0, None), (1, 0), (2, 1), (3, 2), (4, 3), (5, 4)]),
+        ("end", ("checkpoint_minutes=0",), [(0, None)] * 6),
+    ):
+        run, seen = RunFolder(tmp_path / folder), []
+        tiny(finished, run.root, "augment=none", *changes).train(look)
+        assert seen == expected, folder
+        assert checkpoint.load(run.last).iteration == 6
+    for wrong in ("checkpoint_every=-1", "checkpoint_minutes=-1", "checkpoint_minutes=.inf"):
+        with pytest.raises(ComboError, match="must be 0 or more"):
+            tiny(finished, tmp_path / "wrong", wrong)
+
+
+def test_a_damaged_last_checkpoint_names_the_one_before_which_ends_with_the_same_bits(
+    trained: RunFolder, finished: Manifest, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(Killed):
+        tiny(finished, run.root, "checkpoint_every=1").train(at(4, die))
+    run.last.write_bytes(run.last.read_bytes()[:5000])
+    with pytest.raises(ComboError, match=r"last\.pt is cut short") as caught:
+        resume(run.root)
+    command = str(caught.value).rpartition("cp ")[2].split()
+    assert command == [str(run.previous), str(run.last)]
+    assert f"{run.previous} (iteration 2)" in str(caught.value)
+    shutil.copy(*command)
+    resume(run.root).train()
+    assert equal(*(vars(checkpoint.load(r.last)) for r in (run, trained)))
+
+
+def test_a_run_that_is_told_to_go_finishes_its_step_and_saves_it(
+    trained: RunFolder, finished: Manifest, tmp_path: Path
+) -> None:
+    run, stop = RunFolder(tmp_path / "run"), Stop()
+    with pytest.raises(Stopped, match=f"combo train --resume {run.root}"):
+        tiny(finished, run.root).train(at(3, lambda: setattr(stop, "asked", True)), stop)
+    assert checkpoint.load(run.last).iteration == 3
+    resume(run.root).train()
+    assert same(run, trained)
+
+
+def test_a_run_that_is_told_to_go_while_it_evaluates_evaluates_again(
+    trained: RunFolder, finished: Manifest, tmp_path: Path
+) -> None:
+    run, stop = RunFolder(tmp_path / "run"), Stop()
+    trainer = tiny(finished, run.root)
+    scores = trainer.network.scores
+
+    def scored(out: Any) -> Tensor:
+        stop.asked = True  # the first clip of two
+        return scores(out)
+
+    trainer.network.scores = scored
+    with pytest.raises(Stopped):
+        trainer.train(stop=stop)
+    assert (checkpoint.load(run.last).iteration, checkpoint.load(run.last).evaluated) == (4, 0)
+    assert [line["kind"] for line in lines(run)] == ["train"] * 4
+    resume(run.root).train()
+    assert same(run, trained)
+
+
+@pytest.mark.slow
+def test_signals_end_a_run_that_then_ends_with_the_same_bits(
+    prepared: Path, tmp_path: Path
+) -> None:
+    many = ("iterations=40", "evaluate_every=20", "checkpoint_every=3")
+    settings = [word for each in (*TINY, *many) for word in ("--set", each)]
+    run = RunFolder(tmp_path / "run")
+    begin = ("--preset", "combo-small-s4", "--manifest", str(prepared), "--out", str(run.root))
+    words = ["train", *begin, *settings]
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL):
+        before = len(lines(run)) if run.metrics.exists() else 0
+        process = subprocess.Popen(
+            [sys.executable, "-m", "combo", *words], stderr=subprocess.PIPE, text=True
+        )
+        while not run.metrics.exists() or run.metrics.read_bytes().count(b"\n") < before + 3:
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, said = process.communicate()
+        if number == signal.SIGKILL:
+            assert process.returncode == -number
+        else:
+            assert process.returncode == 75
+            assert f"combo: told to stop; go on with: combo train --resume {run.root}" in said
+            assert checkpoint.load(run.last).iteration == lines(run)[-1]["iteration"]
+        words = ["train", "--resume", str(run.root)]
+    resume(run.root).train()
+    tiny(load_manifest(prepared), tmp_path / "whole", *many).train()
+    assert same(run, RunFolder(tmp_path / "whole"))
+
+
+# -- what is not a number --------------------------------------------------------------------------
+
+
+def spoil(trainer: Trainer, *iterations: int) -> None:
+    """Makes a gradient of these iterations (counted from 1) NaN, under a loss that is finite."""
+    weight = next(p for p in trainer.network.parameters() if p.requires_grad)
+
+    def spoiled(gradient: Tensor) -> Tensor:
+        return gradient * math.nan if trainer.iteration + 1 in iterations else gradient
+
+    weight.register_hook(spoiled)
+
+
+def test_a_gradient_that_is_no_number_costs_its_step_and_nothing_else(
+    finished: Manifest, tmp_path: Path
+) -> None:
+    run, told = RunFolder(tmp_path / "run"), list[str]()
+    trainer = tiny(finished, run.root)
+    spoil(trainer, 3)
+    states: list[dict[str, Tensor]] = []
+    trainer.train(lambda _: states.append(network_of(trainer)), on_problem=told.append)
+    assert equal(states[1], states[2])
+    assert not equal(states[2], states[3])
+    assert all(value.isfinite().all() for value in states[-1].values() if value.is_floating_point())
+
+    train = [line for line in lines(run) if line["kind"] == "train"]
+    assert [line["skipped"] for line in train] == [0, 0, 1, 1, 1, 1]
+    assert [line["gradient_norm"] is None for line in train] == [False, False, True] + [False] * 3
+    settings = trainer.settings  # the schedule goes by batches, taken or not
+    rates = [settings.learning_rate * learning_rate_factor(settings, i) for i in range(6)]
+    assert [line["learning_rate"] for line in train] == pytest.approx(rates)
+    (entry,) = (line for line in lines(run) if line["kind"] == "skipped")
+    assert (entry["iteration"], entry["loss"], entry["gradient_norm"]) == (
+        3, train[2]["total"], None,
+    )  # fmt: skip
+
+    file = run.skipped / "000003.pt"
+    (line,) = told
+    assert "the gradient is nan at iteration 3: step not taken" in line
+    assert all(text in line for text in (*entry["clips"], str(file)))
+    kept = torch.load(file, weights_only=True)
+    assert equal(dict(kept["network"]), states[1])
+    assert (kept["iteration"], kept["clips"]) == (2, entry["clips"])
+
+    # What was kept does the step again: the loss is that of the log.
+    again = resume(run.root)
+    again.network.load_state_dict(kept["network"])
+    checkpoint.restore_random(kept["random"], again.augment.generator)
+    reader, again.iteration = again.readers["train"], kept["iteration"]
+    batch = reader.read([reader.plan.clips.index(name) for name in kept["clips"]])
+    assert equal(kept["batch"], {k: v for k, v in vars(batch).items() if k != "clips"})
+    again.network.train()
+    assert float(again._step(batch)["total"]) == train[2]["total"]
+
+
+def test_a_run_is_killed_after_a_skipped_step_and_ends_with_the_same_bits(
+    finished: Manifest, tmp_path: Path
+) -> None:
+    for name in ("whole", "killed"):
+        trainer = tiny(finished, tmp_path / name, "checkpoint_every=2")
+        spoil(trainer, 2)
+        if name == "whole":
+            trainer.train()
+            continue
+        with pytest.raises(Killed):
+            trainer.train(at(3, die))
+        resume(tmp_path / name).train()
+    assert same(*(RunFolder(tmp_path / name) for name in ("whole", "killed")))
+    assert checkpoint.load(tmp_path / "whole" / "last.pt").skipped == 1
+
+
+def test_several_in_a_row_end_the_run_with_a_good_checkpoint_and_a_way_out(
+    finished: Manifest, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    trainer, states = tiny(finished, run.root, "log_every=6"), list[dict[str, Tensor]]()
+    spoil(trainer, 2, 3, 4)
+    step = trainer.optimiser.step
+
+    def counted() -> None:
+        step()
+        states.append(network_of(trainer))
+
+    trainer.optimiser.step = counted
+    with pytest.raises(
+        ComboError, match=r"the gradient is nan at iteration 4 .* 3 times in"
+    ) as end:
+        trainer.train()
+    for text in ("lower learning_rate", "precision=bf16", f"combo train --resume {run.root}"):
+        assert text in str(end.value)
+    assert "\n" not in str(end.value)
+    assert sorted(path.name for path in run.skipped.iterdir()) == [
+        "000002.pt", "000003.pt", "000004.pt",
+    ]  # fmt: skip
+    last = checkpoint.load(run.last)
+    assert (last.iteration, last.skipped, last.in_a_row) == (4, 3, 3)
+    assert equal(dict(last.network), states[0])
+    resume(run.root).train()
+    assert checkpoint.load(run.last).iteration == 6
+    assert checkpoint.load(run.last).in_a_row == 0
+
+    # Had the run been stopped there by hand, it would have gone on alike.
+    other = tiny(finished, tmp_path / "other", "log_every=6")
+    spoil(other, 2, 3, 4)
+    stop = Stop()
+    other.optimiser.register_step_post_hook(
+        lambda *_: setattr(stop, "asked", other.iteration + 1 == 3)
+    )
+    with pytest.raises(Stopped):
+        other.train(stop=stop)
+    again = resume(tmp_path / "other")
+    spoil(again, 4)
+    with pytest.raises(ComboError, match="3 times in a row"):
+        again.train()
+    resume(tmp_path / "other").train()
+    assert same(RunFolder(tmp_path / "other"), run)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_a_way_out(
+    finished: Manifest, tmp_path: Path
+) -> None:
+    trainer = tiny(finished, tmp_path / "run")
+    with torch.no_grad():
+        next(trainer.network.parameters()).fill_(math.nan)
+    with pytest.raises(ComboError, match=r"the loss is nan at iteration 3 .*lower learning_rate"):
+        trainer.train()
+    assert [line["total"] for line in lines(trainer.run) if line["kind"] == "train"] == [None] * 2
+
+
+def test_scores_that_are_no_numbers_end_an_evaluation_in_one_line(
+    finished: Manifest, tmp_path: Path
+) -> None:
+    trainer = tiny(finished, tmp_path / "run", "evaluate_every=1")
+    scores = trainer.network.scores
+    trainer.network.scores = lambda out: scores(out) * math.nan
+    with pytest.raises(ComboError, match=r"scores of clip \S+ are not numbers; .*precision=bf16"):
+        trainer.train()
+
+
+def test_what_half_precision_skips_is_counted_and_shown(finished: Manifest, tmp_path: Path) -> None:
+    trainer = tiny(finished, tmp_path / "run", "precision=fp16")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**110, backoff_factor=2.0**-52)
+    told, problems = list[Step](), list[str]()
+    trainer.train(told.append, on_problem=problems.append)
+    assert [step.skipped for step in told] == [1, 2, 2, 2, 2, 2]
+    train = [line for line in lines(trainer.run) if line["kind"] == "train"]
+    assert [line["skipped"] for line in train] == [1, 2, 2, 2, 2, 2]
+    assert [math.log2(line["loss_scale"]) for line in train] == [58, 6, 6, 6, 6, 6]
+    assert problems == []
+    assert not trainer.run.skipped.exists()
+
+
+# -- micro-batches ---------------------------------------------------------------------------------
+
+
+class AtPoints(NetworkCriterion):
+    """A criterion that draws no points, since other parts draw others."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+        self.points = torch.rand(256, 2, generator=torch.Generator().manual_seed(0))
+
+    def divisors(self, labels: Tensor, annotated: Tensor, present: Tensor) -> Any:
+        return self.inner.divisors(labels, annotated, present)
+
+    def forward(self, out: Any, labels: Tensor, **given: Any) -> Losses:
+        return self.inner(out, labels, points=self.points, **given)
+
+
+@pytest.mark.parametrize("preset", ["combo-small-avss", "combo-small-s4"])
+def test_micro_batches_give_the_losses_and_the_gradient_of_the_batch(
+    finished: Manifest, tmp_path: Path, preset: str
+) -> None:
+    # AVSS: clips of five and ten frames. The reference's queries see the other clips of a batch.
+    size = 3 if preset.endswith("avss") else 4
+    found: list[tuple[dict[str, Any], Tensor]] = []
+    for micro in (size, 1):
+        changes = ("augment=none", "fusion_dropout=0.0", "fidelity=paper", "iterations=1",
+                   f"batch_size={size}", f"micro_batch={micro}", "clip_norm=1e9")  # fmt: skip
+        trainer = start(finished, preset, [*TINY, *changes], tmp_path / str(micro))
+        trainer.criterion = AtPoints(trainer.criterion)
+        gradients: list[Tensor] = []
+
+        def keep(*_: object, net: Any = trainer.network, to: Any = gradients) -> None:
+            to += [p.grad.flatten() for p in net.parameters() if p.grad is not None]
+
+        trainer.optimiser.register_step_pre_hook(keep)
+        trainer.train()
+        found.append((log(trainer.run)[0], torch.cat(gradients).double()))
+    (whole, gradient), (parts, summed) = found
+    names = [name for name in whole if name.startswith("loss_")]
+    assert {name.split("_")[1] for name in names} == {"ce", "mask", "dice", "cosine"}
+    for name in (*names, "total", "gradient_norm"):
+        assert parts[name] == pytest.approx(whole[name], rel=2e-4), name
+    assert torch.cosine_similarity(gradient, summed, dim=0) > 1 - 1e-6
+    assert float((gradient - summed).norm() / gradient.norm()) < 1e-3
+
+
+# -- files of weights ------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_begun_with_as_a_file_and_is_no_run_to_evaluate(
+    trained: RunFolder, finished: Manifest, tmp_path: Path
+) -> None:
+    network = checkpoint.load(trained.last).network
+    converted = tmp_path / "converted.pt"
+    torch.save({"network": network, "vggish": {}}, converted)
+    for file in (trained.last, converted):
+        begun = tiny(finished, tmp_path / file.stem, f"initialisation={file}")
+        assert equal(dict(begun.network.state_dict()), dict(network))
+        refused = CliRunner().invoke(app, ["evaluate", str(file)])
+        assert isinstance(refused.exception, ComboError)
+        assert f"{file} is a file, no run folder" in str(refused.exception)
+    published = tmp_path / "published.pth"
+    torch.save({"model": {"sem_seg_head.weight": torch.ones(2)}}, published)
+    with pytest.raises(ComboError, match=rf"combo weights convert {published} FILE"):
+        tiny(finished, tmp_path / "other", f"initialisation={published}")
+    published.write_bytes(b"no weights")
+    with pytest.raises(ComboError, match=r"published\.pth: damaged, or not a weights file"):
+        tiny(finished, tmp_path / "other", f"initialisation={published}")
