@@ -281,12 +281,10 @@ def test_other_stages_keep_their_work_whatever_one_stage_is_asked_to_do(world: W
     assert stage.computed == list("abcdef")
 
 
+@pytest.mark.own_process
 def test_killed_at_any_step_nothing_is_lost_and_it_goes_on(tmp_path: Path) -> None:
     """Dead from its first, second, ... call to the file system on, until it survives."""
-    process = get_context("fork").Process(target=_die_at_each_step, args=(tmp_path,))
-    process.start()  # hooks like those here are never taken out of a process again
-    process.join()
-    assert process.exitcode == 0
+    _die_at_each_step(tmp_path)  # hooks like those here are never taken out of a process again
 
 
 CALLS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate")
