@@ -228,7 +228,7 @@ def test_a_variant_that_nothing_describes_any_more_is_found(own: Manifest) -> No
     (found,) = findings(split)
     assert (found.where, found.mend) == (
         f"s4/train/{variant.key}",
-        "run: combo preprocess audio --data s4 --split train",
+        REPAIR,
     )
     assert str(head) in found.problem
 
