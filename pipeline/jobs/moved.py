@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 
-from .. import durable
+from .. import durable, remedies
 from ..clip_checks import clip_checks
 from ..errors import ComboError
 from ..preprocess.stage import Outcome
@@ -26,6 +26,7 @@ from . import kept, records
 from .claims import WHOLE, Claims, holders
 from .inputs import DataSet, remember, same
 from .records import ClipRecord, UnitRecord
+from .repair import work_in
 from .unit import gather
 
 NEXT, OLD, READY = "next", "old", "whole"
@@ -225,6 +226,13 @@ def _demand_nothing_lost(
         f"{len(names)} clips of {each.variant.key} that {why} (first: {names[0]})"
         for each in stays
         for why, names in each.lost.items()
+    ]
+    known = {each.variant.key for each in stays}
+    repair = remedies.repair(split.data_set, split.split)
+    lost += [
+        f"all of {key}, which nothing describes any more (mend that: {repair})"
+        for key in work_in(split)
+        if key not in known
     ]
     if old is None:
         lost = ["all that was done by it"]

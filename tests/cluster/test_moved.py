@@ -178,6 +178,18 @@ def bytes_of(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
+def test_work_that_nothing_describes_any_more_is_not_thrown_away(world: World) -> None:
+    world.run("abc")
+    job = world.job("cba")
+    head = job.split.arrays(job.variant) / "zarr.json"
+    text = head.read_text()
+    head.unlink()
+    with pytest.raises(ComboError, match=rf"all of {job.variant.key}, which nothing describes"):
+        world.settle(job)
+    head.write_text(text)
+    assert world.run("cba") == []
+
+
 def test_a_clip_whose_files_are_others_now_is_made_again(world: World) -> None:
     world.run("abcdef")
     (world.home / "sounds" / "b").write_text("new")
