@@ -20,7 +20,6 @@ training reads.
 import hashlib
 import json
 import random
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -171,9 +170,10 @@ class SplitStore:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise ComboError(
+            raise StoreDamaged(
                 f"{self.plan_path} is damaged ({str(error).splitlines()[0]}); "
-                f"remove the folder {self.root} and preprocess again"
+                f"run: {remedies.make(remedies.ALL, self.data_set, self.split)}: it is written "
+                "anew, and the units that are done stay"
             ) from None
 
     def plan(self) -> Plan:
@@ -189,12 +189,10 @@ class SplitStore:
     def write_plan(self, plan: Plan) -> None:
         durable.write_json(self.plan_path, asdict(plan))
 
-    def clear(self) -> None:
-        """Remove everything this split holds. The plan goes first: without it nothing counts."""
-        durable.remove(self.plan_path)
+    def forget(self) -> None:
+        """Close what was opened of the arrays, which others have replaced."""
         self._opened.clear()
         self._writables.clear()
-        shutil.rmtree(self.root, ignore_errors=True)
 
     # -- variants ----------------------------------------------------------------------------
 
@@ -208,8 +206,8 @@ class SplitStore:
 
     def variants(self, stage: str | None = None) -> list[Variant]:
         """The variants that this split holds, by stage and name. Raises PermissionError."""
-        folders = [v for of_stage in durable.listed(self.tensors) for v in durable.listed(of_stage)]
-        found = [self._read_variant(folder / "zarr.json") for folder in folders]
+        homes = [v for of_stage in durable.listed(self.tensors) for v in durable.listed(of_stage)]
+        found = [self.read_variant(f"{home.parent.name}/{home.name}") for home in homes]
         return [v for v in found if v is not None and stage in (None, v.stage)]
 
     def create(self, variant: Variant, plan: Plan) -> None:
@@ -222,7 +220,7 @@ class SplitStore:
 
         head = self.tensors / variant.stage / variant.name / "zarr.json"
         for _ in range(CREATE_ATTEMPTS):
-            if self._read_variant(head) == variant and not self._missing(variant):
+            if self.read_variant(variant.key) == variant and not self._missing(variant):
                 return
             try:
                 self._create(variant, plan, head)
@@ -238,21 +236,11 @@ class SplitStore:
 
     def _create(self, variant: Variant, plan: Plan, head: Path) -> None:
         import zarr
-        from zarr.codecs import ZstdCodec
 
         store = _durable_store(self.tensors)
         zarr.open_group(store, mode="a")
         for spec in self._missing(variant):
-            zarr.create_array(
-                store,
-                name=f"{variant.key}/{spec.name}",
-                shape=(plan.units * plan.clips_per_unit, *spec.shape),
-                shards=(plan.clips_per_unit, *spec.shape),
-                chunks=(1, *spec.shape),
-                dtype=spec.dtype,
-                fill_value=spec.fill,
-                compressors=ZstdCodec(level=-5, checksum=True),
-            )
+            _create_array(store, f"{variant.key}/{spec.name}", spec, plan)
         described = {
             "stage": variant.stage,
             "variant": variant.name,
@@ -267,31 +255,54 @@ class SplitStore:
             head, {"zarr_format": 3, "node_type": "group", "attributes": {"combo": described}}
         )
 
-    def _read_variant(self, head: Path) -> Variant | None:
+    def read_variant(self, key: str) -> Variant | None:
+        """The variant of a key, or None where there is none. Raises StoreDamaged."""
+        head = self.tensors / key / "zarr.json"
         try:
-            attributes = json.loads(head.read_bytes()).get("attributes", {}).get("combo")
-            if attributes is None:
-                return None
-            known = {"stage", "variant", "fingerprint", "settings", "weights", "arrays"}
-            found = Variant(
-                stage=attributes["stage"],
-                name=attributes["variant"],
-                fingerprint=attributes["fingerprint"],
-                settings=attributes["settings"],
-                weights=attributes["weights"],
-                arrays=tuple(
-                    ArraySpec(a["name"], tuple(a["shape"]), a["dtype"], a["fill"])
-                    for a in attributes["arrays"]
-                ),
-                attributes={k: v for k, v in attributes.items() if k not in known},
-            )
+            found = self._described(json.loads(head.read_bytes()))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise _damaged_description(head) from None
-        if head.parent != self.arrays(found):
-            raise _damaged_description(head)
+            raise self._damaged(head) from None
+        if found is not None and found.key != key:
+            raise self._damaged(head)
         return found
+
+    def _described(self, group: Mapping[str, Any]) -> Variant | None:
+        attributes = group.get("attributes", {}).get("combo")
+        if attributes is None:
+            return None
+        known = {"stage", "variant", "fingerprint", "settings", "weights", "arrays"}
+        return Variant(
+            stage=attributes["stage"],
+            name=attributes["variant"],
+            fingerprint=attributes["fingerprint"],
+            settings=attributes["settings"],
+            weights=attributes["weights"],
+            arrays=tuple(
+                ArraySpec(a["name"], tuple(a["shape"]), a["dtype"], a["fill"])
+                for a in attributes["arrays"]
+            ),
+            attributes={k: v for k, v in attributes.items() if k not in known},
+        )
+
+    def is_described(self, variant: Variant, spec: ArraySpec, plan: Plan) -> bool:
+        """Whether what describes an array is what `create` writes, at any level of compression."""
+        import zarr
+        from zarr.storage import MemoryStore
+
+        wanted = _create_array(MemoryStore(), spec.name, spec, plan)
+        try:
+            there = zarr.open_array(self.tensors / variant.key / spec.name, mode="r")
+        except Exception:  # whatever damaged bytes lead the library into
+            return False
+        return _plain(there.metadata.to_dict()) == _plain(wanted.metadata.to_dict())
+
+    def _damaged(self, file: Path) -> "StoreDamaged":
+        return StoreDamaged(
+            f"{file} is damaged; run: {remedies.repair(self.data_set, self.split)}: it is written "
+            "anew, and the units that are done stay"
+        )
 
     # -- the manifest of a finished variant ----------------------------------------------------
 
@@ -335,7 +346,7 @@ class SplitStore:
                     _durable_store(self.tensors, blind=True), path=path, mode="r+"
                 )
             except ValueError:
-                raise _damaged_description(self.tensors / path / "zarr.json") from None
+                raise self._damaged(self.tensors / path / "zarr.json") from None
             self._writables[path] = found.with_config({"write_empty_chunks": True})
         return self._writables[path]
 
@@ -349,7 +360,7 @@ class SplitStore:
         for spec in variant.all_arrays:
             array = self._array(variant, spec)
             if array.shape[0] != plan.units * plan.clips_per_unit:
-                raise _damaged_description(self.arrays(variant) / spec.name / "zarr.json")
+                raise self._damaged(self.arrays(variant) / spec.name / "zarr.json")
             try:
                 found[spec.name] = array[start : start + plan.clips_per_unit].read().result()
             except Exception as error:  # codecs raise whatever their library raises
@@ -423,15 +434,41 @@ class SplitStore:
             try:
                 found = tensorstore.open(asked, open=True, read=True).result()
             except Exception:
-                raise _damaged_description(path / "zarr.json") from None
+                raise self._damaged(path / "zarr.json") from None
             if found.dtype.numpy_dtype != np.dtype(spec.dtype) or found.shape[1:] != spec.shape:
-                raise _damaged_description(path / "zarr.json")
+                raise self._damaged(path / "zarr.json")
             self._opened[key] = found
         return self._opened[key]
 
 
 class StoreDamaged(ComboError):
     """What a record calls done cannot be read back."""
+
+
+def _create_array(store: Any, name: str, spec: ArraySpec, plan: Plan) -> Any:
+    """An empty array: one inner chunk a clip, one shard a unit."""
+    import zarr
+    from zarr.codecs import ZstdCodec
+
+    return zarr.create_array(
+        store,
+        name=name,
+        shape=(plan.units * plan.clips_per_unit, *spec.shape),
+        shards=(plan.clips_per_unit, *spec.shape),
+        chunks=(1, *spec.shape),
+        dtype=spec.dtype,
+        fill_value=spec.fill,
+        compressors=ZstdCodec(level=-5, checksum=True),
+    )
+
+
+def _plain(described: Any) -> Any:
+    """What describes an array, without the level of compression, which readers need not know."""
+    if isinstance(described, Mapping):
+        return {key: _plain(value) for key, value in described.items() if key != "level"}
+    if isinstance(described, list | tuple):
+        return [_plain(value) for value in described]
+    return described
 
 
 @cache
@@ -461,16 +498,13 @@ def _ends_in_checksums(codecs: Any) -> bool:
             return False
 
 
-def _damaged_description(file: Path) -> StoreDamaged:
-    return StoreDamaged(
-        f"{file} is damaged; remove this one file and run combo preprocess again: it is written "
-        "anew, and the units that are done stay"
-    )
+def splits_in(
+    store: Path, data_sets: Sequence[str] | None = None, lost: bool = False
+) -> list[SplitStore]:
+    """Every split that a store holds, by data set and split. lost: those without a plan, too.
 
-
-def splits_in(store: Path, data_sets: Sequence[str] | None = None) -> list[SplitStore]:
-    """Every split that a store holds, by data set and split. Raises PermissionError for a folder
-    that may not be looked into."""
+    Raises PermissionError for a folder that may not be looked into.
+    """
     folders = [
         split
         for data_set in durable.listed(store)
@@ -478,7 +512,7 @@ def splits_in(store: Path, data_sets: Sequence[str] | None = None) -> list[Split
         for split in durable.listed(data_set)
     ]
     splits = [SplitStore(store, folder.parent.name, folder.name) for folder in folders]
-    return [split for split in splits if split.plan_path.exists()]
+    return [s for s in splits if s.plan_path.exists() or (lost and (s.root / "records").exists())]
 
 
 def new_jobs_folder(store: Path, name: str) -> Path:

@@ -39,7 +39,7 @@ def prepared(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for data_set, split in SPLITS:
         for stage in STAGES:
             job = make_job(manifest, data_set, split, stage)
-            settle_plan(job.split, job.plan, Options())
+            settle_plan(job, Options())
             with settings_put_back():
                 assert run_job(job, Options()).finished is not None
     return path
