@@ -3,12 +3,16 @@
 import json
 import shutil
 import signal
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -19,15 +23,19 @@ from combo.pipeline.devices import Place
 from combo.pipeline.digests import file_digest
 from combo.pipeline.errors import ComboError
 from combo.pipeline.identity import fingerprint
-from combo.pipeline.jobs import kept, moved, records
+from combo.pipeline.jobs import kept, moved, records, unit
 from combo.pipeline.jobs.claims import Claims
 from combo.pipeline.jobs.inputs import DataSet
 from combo.pipeline.jobs.run import Options, Summary, run_job, settle_plan
-from combo.pipeline.jobs.unit import Job
+from combo.pipeline.jobs.status import stage_statuses
+from combo.pipeline.jobs.stopping import Stop, Stopped
+from combo.pipeline.jobs.unit import Busy, Job
 from combo.pipeline.jobs.verify import Finding, verify_variant
 from combo.pipeline.layouts import Clip, Listing
 from combo.pipeline.preprocess.stage import Description, Outcome, Worker, attempt, combined_digest
 from combo.pipeline.store import ArraySpec, Plan, SplitStore, Variant
+
+from .conftest import CHEAP
 
 
 @dataclass(frozen=True)
@@ -488,3 +496,35 @@ def test_a_finaliser_that_wakes_later_leaves_no_stale_manifest(
     done = list(records.done_units(other.split, other.variant, other.plan))
     there = other.split.finished(other.variant)
     assert there is None or there.outputs == fingerprint([record.outputs for record in done])
+
+
+def test_a_frozen_holder_of_a_claim_is_named_by_whoever_waits_and_by_status(
+    cheap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "log"
+    words = [sys.executable, CHEAP, tmp_path / "store", log, "2", "60"]
+    process = subprocess.Popen([str(word) for word in words], stderr=subprocess.DEVNULL)
+    try:
+        while not (log.exists() and log.read_text()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGSTOP)
+        job, waited, stop = cheap.cheap_job(tmp_path / "store", 2), list[Busy](), Stop()
+        (state,) = stage_statuses(tmp_path / "store")
+        (holder,) = state.held
+        assert (holder.unit, holder.pid, holder.host) == (0, process.pid, socket.gethostname())
+        assert 0 <= time.time() - holder.since < 60
+
+        def told(busy: Busy) -> None:
+            waited.append(busy)
+            stop.asked = True
+
+        monkeypatch.setattr(unit, "TOLD_AFTER", 0.1)
+        with pytest.raises(Stopped):
+            run_job(job, Options(), stop=stop, on_wait=told)
+        assert [busy.holder for busy in waited] == [holder]
+        assert sorted(records.listing(job.split, job.variant)) == [1], "the other unit was free"
+    finally:
+        process.kill()
+        process.wait()
+    assert [state.held for state in stage_statuses(tmp_path / "store")] == [()]
