@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -66,6 +66,7 @@ def test_a_saved_evaluation_scores_what_it_scored(
 
 
 @given(st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=50)
 def test_eight_bits_hold_all_that_the_metrics_ask_of_a_probability(
     tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
