@@ -20,7 +20,6 @@ training reads.
 import hashlib
 import json
 import random
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -35,6 +34,7 @@ from .clip_checks import parse_checks
 from .errors import ComboError
 from .identity import Later, fingerprint, recorded
 from .rows import Checked, Rows
+from .zarr_arrays import create_array, durable_store, ends_in_checksums, read_alike
 
 STAGES = ("frames", "audio", "maskige")
 
@@ -237,7 +237,7 @@ class SplitStore:
     def _create(self, variant: Variant, plan: Plan, head: Path) -> None:
         import zarr
 
-        store = _durable_store(self.tensors)
+        store = durable_store(self.tensors)
         zarr.open_group(store, mode="a")
         for spec in self._missing(variant):
             _create_array(store, f"{variant.key}/{spec.name}", spec, plan)
@@ -296,7 +296,7 @@ class SplitStore:
             there = zarr.open_array(self.tensors / variant.key / spec.name, mode="r")
         except Exception:  # whatever damaged bytes lead the library into
             return False
-        return _plain(there.metadata.to_dict()) == _plain(wanted.metadata.to_dict())
+        return read_alike(there, wanted)
 
     def _damaged(self, file: Path) -> "StoreDamaged":
         return StoreDamaged(
@@ -343,7 +343,7 @@ class SplitStore:
         if path not in self._writables:
             try:
                 found = zarr.open_array(
-                    _durable_store(self.tensors, blind=True), path=path, mode="r+"
+                    durable_store(self.tensors, blind=True), path=path, mode="r+"
                 )
             except ValueError:
                 raise self._damaged(self.tensors / path / "zarr.json") from None
@@ -400,7 +400,7 @@ class SplitStore:
             raise StoreDamaged(f"{file} is damaged ({name}: {error}); {repair}") from None
         whole = self._array(variant, spec, fill=False)
         per_unit, codecs = whole.chunk_layout.write_chunk.shape[0], whole.codec.to_json()["codecs"]
-        shard = partial(self.shard, variant, spec) if _ends_in_checksums(codecs) else None
+        shard = partial(self.shard, variant, spec) if ends_in_checksums(codecs) else None
         checked = Checked(checks, per_unit, shard)
         return Rows(whole, filled, checked, self._damaged_clip(variant, spec))
 
@@ -446,29 +446,9 @@ class StoreDamaged(ComboError):
 
 
 def _create_array(store: Any, name: str, spec: ArraySpec, plan: Plan) -> Any:
-    """An empty array: one inner chunk a clip, one shard a unit."""
-    import zarr
-    from zarr.codecs import ZstdCodec
-
-    return zarr.create_array(
-        store,
-        name=name,
-        shape=(plan.units * plan.clips_per_unit, *spec.shape),
-        shards=(plan.clips_per_unit, *spec.shape),
-        chunks=(1, *spec.shape),
-        dtype=spec.dtype,
-        fill_value=spec.fill,
-        compressors=ZstdCodec(level=-5, checksum=True),
+    return create_array(
+        store, name, spec.shape, spec.dtype, spec.fill, plan.units, plan.clips_per_unit
     )
-
-
-def _plain(described: Any) -> Any:
-    """What describes an array, without the level of compression, which readers need not know."""
-    if isinstance(described, Mapping):
-        return {key: _plain(value) for key, value in described.items() if key != "level"}
-    if isinstance(described, list | tuple):
-        return [_plain(value) for value in described]
-    return described
 
 
 @cache
@@ -476,26 +456,6 @@ def _adapter(kind: type) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
-
-
-def _ends_in_checksums(codecs: Any) -> bool:
-    """Whether chunks are a clip's bytes as they are in memory, compressed by zstd with checksum."""
-    match codecs:
-        case [
-            {
-                "name": "sharding_indexed",
-                "configuration": {
-                    "codecs": [
-                        {"name": "bytes", **order},
-                        {"name": "zstd", "configuration": {"checksum": True}},
-                    ],
-                    "index_location": "end",
-                },
-            }
-        ]:
-            return order in ({}, {"configuration": {"endian": sys.byteorder}})
-        case _:
-            return False
 
 
 def splits_in(
@@ -525,41 +485,3 @@ def new_jobs_folder(store: Path, name: str) -> Path:
             continue
         return folder
     raise ComboError(f"{store / 'jobs'} is full; remove old folders there")
-
-
-@cache
-def _durable_store_class() -> Any:
-    from zarr.core.buffer import Buffer
-    from zarr.storage import LocalStore
-
-    class DurableStore(LocalStore):
-        """zarr's own local store, but every file is written by `durable.write_bytes`.
-
-        blind: shards that are there are not seen. They are only ever written whole, and zarr would
-        first decode the old one, which may be the damaged one that is being repaired.
-        """
-
-        blind = False
-
-        async def get(self, key: str, *args: Any, **kwargs: Any) -> Buffer | None:
-            hidden = self.blind and "/c/" in key
-            return None if hidden else await super().get(key, *args, **kwargs)
-
-        def get_sync(self, key: str, **kwargs: Any) -> Buffer | None:
-            hidden = self.blind and "/c/" in key
-            return None if hidden else super().get_sync(key, **kwargs)
-
-        async def set(self, key: str, value: Buffer) -> None:
-            self.set_sync(key, value)
-
-        def set_sync(self, key: str, value: Buffer) -> None:
-            self._check_writable()
-            durable.write_bytes(self.root / key, value.to_bytes())
-
-    return DurableStore
-
-
-def _durable_store(path: Path, blind: bool = False) -> Any:
-    store = _durable_store_class()(path)
-    store.blind = blind
-    return store

@@ -213,6 +213,10 @@ def test_frames_that_have_a_label_and_no_mask_are_named(
         path.unlink()
     found = score(objects, root, allow_missing=True)
     assert (found.missing, list(found.clips)) == (["dog_2"], ["dog_1"])
+    words = ["score", str(root), "--data", "mine", "--split", "all", "--allow-missing"]
+    done = CliRunner().invoke(app, [*words, "--manifest", str(objects.manifest.file)])
+    assert done.exit_code == 0, done.output
+    assert "left out, no mask of dog_2\n" in done.stderr
 
 
 def test_what_is_no_mask_of_these_labels_is_one_line(
