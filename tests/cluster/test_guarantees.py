@@ -27,26 +27,11 @@ from combo.pipeline.jobs.run import Options, run_job, settle_plan, units_to_do
 from combo.pipeline.jobs.status import stage_statuses
 from combo.pipeline.jobs.stopping import Stop, Stopped
 from combo.pipeline.jobs.unit import Job
-from combo.pipeline.jobs.verify import Finding, verify_variant
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.store import SplitStore, Variant
 
 from .conftest import CHEAP
-
-
-def combo(*words: object, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "combo", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
-
-
-def findings(job: Job, inputs: bool = False) -> list[Finding]:
-    found = verify_variant(job.split, job.variant, job if inputs else None)
-    return [each for each in found if isinstance(each, Finding)]
+from .tools import combo, findings
 
 
 def bytes_of(root: Path) -> dict[str, bytes]:
@@ -398,57 +383,6 @@ def test_a_unit_whose_clips_all_failed_is_no_measure(cheap: ModuleType, tmp_path
     assert not estimate(job, 1, 1).measured
     records.commit(job.split, job.variant, other)
     assert estimate(job, 1, 1).measured
-
-
-# -- disks ---------------------------------------------------------------------------------------
-
-
-def test_a_disk_too_small_is_refused_before_it_is_full(small_disk: Path, manifest_file) -> None:
-    path = manifest_file(store="disk/store", clips_per_unit=1)
-    words = ("preprocess", "frames", "--data", "s4", "--split", "train", "--manifest", path)
-    (small_disk / "other").write_bytes(bytes(1_500_000))
-    refused = combo(*words)
-    _, said = refused.communicate()
-    assert refused.returncode == 1
-    assert "units need about" in said
-    assert "--force" in said
-    job = make_job(load_manifest(path), "s4", "train", "frames")
-    assert len(records.listing(job.split, job.variant)) == 1, "one unit was measured, and kept"
-
-    full = combo(*words, "--force")
-    _, said = full.communicate()
-    assert full.returncode == 1
-    assert "the disk is full; free space there and run the same command again" in said
-    assert "Traceback" not in said
-    assert not list(small_disk.rglob("*.partial"))
-    assert all("not done" in f.problem or "not finished" in f.problem for f in findings(job))
-
-    (small_disk / "other").unlink()
-    assert combo(*words).wait() == 0
-    assert findings(job) == []
-
-
-def test_a_disk_that_cannot_be_written_is_one_line(small_disk: Path, manifest_file) -> None:
-    path = manifest_file(store="disk/store")
-    words = ("preprocess", "frames", "--data", "s4", "--split", "test", "--manifest", path)
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    process = combo(*words)
-    _, said = process.communicate()
-    assert process.returncode == 1
-    assert "the file system is read-only; give another store" in said
-    assert "Traceback" not in said
-
-
-def test_a_dry_run_tells_what_is_needed_and_writes_nothing(manifest_file, tmp_path: Path) -> None:
-    path = manifest_file()
-    words = ("preprocess", "frames", "--data", "s4", "--manifest", path)
-    told, _ = combo(*words, "--split", "train", "--dry-run").communicate()
-    assert "8 units of 2 clips to do" in told
-    assert "at most" in told
-    assert not (tmp_path / "store").exists()
-    assert combo(*words, "--split", "test").wait() == 0
-    told, _ = combo(*words, "--split", "train", "--dry-run").communicate()
-    assert "about" in told, "a unit of another split was measured"
 
 
 def test_a_variant_that_the_manifest_does_not_make_is_verified_but_not_repaired(

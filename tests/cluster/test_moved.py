@@ -1,138 +1,23 @@
 """A data set's list of clips changes: what is done stays done, wherever its clips go."""
 
-import json
 import shutil
 import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from combo.pipeline.devices import Place
-from combo.pipeline.digests import file_digest
 from combo.pipeline.errors import ComboError
-from combo.pipeline.identity import fingerprint
-from combo.pipeline.jobs import kept, moved, records, unit
 from combo.pipeline.jobs.claims import Claims
-from combo.pipeline.jobs.inputs import DataSet
-from combo.pipeline.jobs.run import Options, Summary, run_job, settle_plan
-from combo.pipeline.jobs.status import stage_statuses
-from combo.pipeline.jobs.stopping import Stop, Stopped
-from combo.pipeline.jobs.unit import Busy, Job
-from combo.pipeline.jobs.verify import Finding, verify_variant
-from combo.pipeline.layouts import Clip, Listing
-from combo.pipeline.preprocess.stage import Description, Outcome, Worker, attempt, combined_digest
-from combo.pipeline.store import ArraySpec, Plan, SplitStore, Variant
+from combo.pipeline.jobs.run import Options, run_job, settle_plan
+from combo.pipeline.jobs.unit import Job
 
-from .conftest import CHEAP
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A stage whose array is the text of the clip's sound file, and which tells what it computes.
-
-    A file that holds "broken" fails its clip.
-    """
-
-    computed: list[str]
-    name: str = "reading"
-    has_network: bool = False
-
-    def variant(self) -> Variant:
-        arrays = (ArraySpec("text", (4,), "uint8"),)
-        return Description("audio", self.name, 1, {}, arrays).variant()
-
-    def open(self, place: Place) -> Worker:
-        del place
-        return lambda clips: [attempt(clip, self._clip) for clip in clips]
-
-    def inputs(self, clip: Clip) -> list[Path]:
-        assert clip.sound is not None
-        return [clip.sound]
-
-    def _clip(self, clip: Clip) -> Outcome:
-        self.computed.append(clip.name)
-        (file,) = self.inputs(clip)
-        digest = combined_digest([file_digest(file)])
-        text = np.frombuffer(file.read_bytes().ljust(4)[:4], np.uint8)
-        if file.read_text() == "broken":
-            return Outcome(None, f"{file} is broken")
-        return Outcome({"text": text}, "", digest)
-
-
-@dataclass
-class World:
-    """A folder of sounds, a list of them, and a store."""
-
-    home: Path
-
-    def job(self, names: Sequence[str], per_unit: int = 3, **plan: object) -> Job:
-        """A job over clips of these names; files that are missing are written."""
-        sounds = self.home / "sounds"
-        sounds.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            if not (sounds / name).exists():
-                (sounds / name).write_text(name)
-        clips = Listing.of([Clip(name, sound=sounds / name) for name in names])
-        made = Plan("folders", clips.names, clips.subsets, 1, ("background", "object"), per_unit)
-        stage = Reading([])
-        split = SplitStore(self.home / "store", "mine", "train")
-        data = DataSet(sounds, clips)
-        return Job(split, stage, stage.variant(), replace(made, **plan), clips, data)
-
-    def run(self, names: Sequence[str], per_unit: int = 3, **options: bool) -> list[str]:
-        """Settle and compute; which clips were computed. The store is verified."""
-        job = self.job(names, per_unit)
-        self.settle(job, **options)
-        assert finished(job, **options)
-        whole(job)
-        assert isinstance(job.stage, Reading)
-        return job.stage.computed
-
-    def settle(self, job: Job, **options: bool) -> list[str]:
-        told: list[str] = []
-        settle_plan(job, Options(**options), told.append)
-        return told
-
-
-def finished(job: Job, **options: bool) -> Summary | None:
-    summary = run_job(job, Options(**options))
-    return summary if summary.finished is not None else None
-
-
-def whole(job: Job) -> None:
-    """The store holds the clips of a job's plan, each its own, and nothing else is left of it."""
-    assert job.split.plan() == job.plan
-    found = [f for f in verify_variant(job.split, job.variant) if isinstance(f, Finding)]
-    assert found == []
-    texts = job.split.read_array(job.variant, "text")[: len(job.clips)]
-    valid = job.split.read_array(job.variant, "valid")
-    shown = [
-        bytes(text).decode().strip() if good else ""
-        for text, good in zip(texts, valid, strict=False)
-    ]
-    wanted = [clip.sound.read_text()[:4] for clip in job.clips if clip.sound]
-    assert shown == ["" if text == "brok" else text for text in wanted]
-    assert not valid[len(job.clips) :].any()
-    assert not moved.begun(job.split)
-    assert kept.units(job.split, job.variant) == []
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
-
+from .worlds import Reading, World, finished, whole
 
 ALPHABET = "abcdefghijklmnop"
 
@@ -399,132 +284,3 @@ def lose_plan(world: World, damage: str | None) -> None:
         path.unlink()
     else:
         path.write_text(damage)
-
-
-# -- what files look like ------------------------------------------------------------------------
-
-
-def test_files_that_changed_in_place_are_noticed(world: World) -> None:
-    world.run("abcdef")
-    (world.home / "sounds" / "b").write_text("B")
-    with pytest.raises(ComboError, match="files of 1 clips have changed since audio/reading") as c:
-        world.run("abcdef")
-    assert "first: b" in str(c.value)
-    assert "combo verify --repair --data mine --split train --inputs" in str(c.value)
-    (world.home / "sounds" / "b").write_text("b")
-    assert world.run("abcdef") == [], "it has other times, and was read: it is the same"
-
-
-def test_another_root_under_the_same_name_is_noticed(world: World, tmp_path: Path) -> None:
-    world.run("abc")
-    shutil.copytree(world.home / "sounds", tmp_path / "moved")
-    job = world.job("abc")
-    clips = Listing.of([Clip(name, sound=tmp_path / "moved" / name) for name in "abc"])
-    elsewhere = replace(job, clips=clips, data=DataSet(tmp_path / "moved", clips))
-    (told,) = world.settle(elsewhere)
-    assert f"root was {world.home / 'sounds'}, now {tmp_path / 'moved'}" in told
-    assert world.settle(elsewhere) == []
-    (tmp_path / "moved" / "c").write_text("other")
-    again = replace(elsewhere, data=DataSet(tmp_path / "moved", clips))
-    with pytest.raises(ComboError, match="files of 1 clips have changed"):
-        world.settle(again)
-
-
-def test_a_store_that_never_saw_its_files_gets_them_with_the_next_run(world: World) -> None:
-    world.run("abc")
-    path = world.job("abc").split.root / "inputs.json"
-    path.unlink()
-    assert world.settle(world.job("abc")) == []
-    assert set(json.loads(path.read_text())["clips"]) == set("abc")
-
-
-def test_a_variant_that_is_not_asked_for_stops_nobody(world: World) -> None:
-    world.run("abc")
-    (world.home / "sounds" / "b").write_text("B")
-    job = world.job("abc")
-    stage = Reading([], "another")
-    (told,) = world.settle(replace(job, stage=stage, variant=stage.variant()))
-    assert f"files have changed since the store was made of them: 1 clips of {job.variant.key}" in (
-        told
-    )
-
-
-# -- those who were frozen -----------------------------------------------------------------------
-
-
-def test_a_writer_that_wakes_under_another_plan_withdraws_its_unit(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It has looked at the plan and is about to commit, while others bring in another list."""
-    job = world.job("abcdef")
-    world.settle(job)
-    commit, other = records.commit, world.job("fedcba")
-
-    def frozen(split: SplitStore, variant: Variant, record: records.UnitRecord) -> None:
-        monkeypatch.undo()
-        world.run("fedcba", discard=True)
-        commit(split, variant, record)
-
-    monkeypatch.setattr(records, "commit", frozen)
-    with pytest.raises(ComboError, match="was replaced while this job ran"):
-        run_job(job, Options())
-    assert sorted(records.listing(other.split, other.variant)) == [1]
-    assert other.split.finished(other.variant) is None
-    assert world.run("fedcba") == ["f", "e", "d"]
-
-
-@pytest.mark.parametrize("list_after", ["abcdef", "fedcba"])
-def test_a_finaliser_that_wakes_later_leaves_no_stale_manifest(
-    world: World, monkeypatch: pytest.MonkeyPatch, list_after: str
-) -> None:
-    """It has read all records and is about to write, while others make everything again."""
-    world.run("abcdef")
-    job, other = world.job("abcdef"), world.job(list_after)
-    job.split.finished_path(job.variant).unlink()
-    write = records.durable.write_json
-
-    def frozen(path: Path, value: object) -> None:
-        if path == job.split.finished_path(job.variant):
-            monkeypatch.undo()
-            world.settle(other)
-            (world.home / "sounds" / "a").write_text("new")
-            assert finished(other, overwrite=True)
-        write(path, value)
-
-    monkeypatch.setattr(records.durable, "write_json", frozen)
-    assert (records.finalise(job.split, job.variant, job.plan) is None) == (other.plan != job.plan)
-    done = list(records.done_units(other.split, other.variant, other.plan))
-    there = other.split.finished(other.variant)
-    assert there is None or there.outputs == fingerprint([record.outputs for record in done])
-
-
-def test_a_frozen_holder_of_a_claim_is_named_by_whoever_waits_and_by_status(
-    cheap: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log = tmp_path / "log"
-    words = [sys.executable, CHEAP, tmp_path / "store", log, "2", "60"]
-    process = subprocess.Popen([str(word) for word in words], stderr=subprocess.DEVNULL)
-    try:
-        while not (log.exists() and log.read_text()):
-            assert process.poll() is None
-            time.sleep(0.05)
-        process.send_signal(signal.SIGSTOP)
-        job, waited, stop = cheap.cheap_job(tmp_path / "store", 2), list[Busy](), Stop()
-        (state,) = stage_statuses(tmp_path / "store")
-        (holder,) = state.held
-        assert (holder.unit, holder.pid, holder.host) == (0, process.pid, socket.gethostname())
-        assert 0 <= time.time() - holder.since < 60
-
-        def told(busy: Busy) -> None:
-            waited.append(busy)
-            stop.asked = True
-
-        monkeypatch.setattr(unit, "TOLD_AFTER", 0.1)
-        with pytest.raises(Stopped):
-            run_job(job, Options(), stop=stop, on_wait=told)
-        assert [busy.holder for busy in waited] == [holder]
-        assert sorted(records.listing(job.split, job.variant)) == [1], "the other unit was free"
-    finally:
-        process.kill()
-        process.wait()
-    assert [state.held for state in stage_statuses(tmp_path / "store")] == [()]
