@@ -67,9 +67,13 @@ def begun(split: SplitStore) -> bool:
 
 
 def go_on(split: SplitStore) -> None:
-    """Bring to an end what a killed process had begun. For one process at a time."""
+    """Bring to an end what a killed process had begun. For one process at a time.
+
+    Raises ComboError when somebody is at work on the split.
+    """
     if (split.root / NEXT / READY).exists():
-        _exchange(split)
+        with _nobody_at_work(split):
+            _exchange(split)
     shutil.rmtree(split.root / OLD, ignore_errors=True)
 
 

@@ -1,5 +1,6 @@
 """A data set's list of clips changes: what is done stays done, wherever its clips go."""
 
+import asyncio
 import shutil
 import signal
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zarr.core.sync import sync
 
 from combo.pipeline.errors import ComboError
+from combo.pipeline.jobs import moved
 from combo.pipeline.jobs.claims import Claims
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.jobs.unit import Job
@@ -199,6 +202,12 @@ class Dead(BaseException):
     """What a killed process meets at every call: whatever it still tries changes nothing."""
 
 
+async def _nothing_goes_on() -> None:
+    """What zarr's own threads still try, for which a killed process has none, meets its end."""
+    while others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others)
+
+
 def _die_at_each_step(home: Path) -> None:
     before, after = "abcde", "cdaxbe"
     first, world = World(home / "first"), World(home / "killed")
@@ -224,6 +233,7 @@ def _die_at_each_step(home: Path) -> None:
                 world.settle(world.job(after, 2))
             except Dead:
                 deaths += 1
+                sync(_nothing_goes_on())
         left = float("inf")
         if step % 2:
             assert world.run(after, 2) == ["x"], step
@@ -235,9 +245,18 @@ def _die_at_each_step(home: Path) -> None:
     assert step > 60, f"only {step} steps"
 
 
-def test_nobody_takes_a_split_over_while_somebody_works_on_it(world: World) -> None:
+@pytest.mark.parametrize("begun", [False, True])
+def test_nobody_takes_a_split_over_while_somebody_works_on_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """Also not a takeover that was killed when all was there but nothing was in its place."""
     world.run("abc")
     job = world.job("abc")
+    if begun:
+        monkeypatch.setattr(moved, "_exchange", die)
+        with pytest.raises(Dead):
+            world.settle(world.job("cba"))
+        monkeypatch.undo()
     here, there = get_context("fork").Pipe()
     holder = get_context("fork").Process(target=hold, args=(job, 0, there))
     holder.start()
@@ -249,6 +268,10 @@ def test_nobody_takes_a_split_over_while_somebody_works_on_it(world: World) -> N
         holder.kill()
         holder.join()
     assert world.run("cba") == []
+
+
+def die(*_: object) -> None:
+    raise Dead
 
 
 def hold(job: Job, unit: int, told: Connection) -> None:
