@@ -170,6 +170,14 @@ def test_a_kept_clip_whose_file_changes_before_its_unit_is_done_is_computed(worl
     whole(job)
 
 
+def test_a_kept_clip_that_lies_under_the_bytes_of_another_is_computed(world: World) -> None:
+    world.run("abcd")
+    job = world.job("abcdef")
+    world.settle(job)
+    shutil.copyfile(shard(job, 0), shard(job, 1))
+    assert world.run("abcdef") == ["d", "e", "f"]
+
+
 def test_overwrite_makes_kept_clips_again_too(world: World) -> None:
     world.run("abcd")
     assert world.run("abcdef", overwrite=True) == list("abcdef")
