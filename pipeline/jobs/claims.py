@@ -58,7 +58,7 @@ class Claims:
         if not _lock(self._file, fcntl.LOCK_EX, unit):
             return False
         if unit != WHOLE:
-            self._say(unit, f"{os.getpid()} {time.time():.0f} {socket.gethostname()}")
+            self._say(unit, f"{os.getpid()} {int(time.time())} {socket.gethostname()}")
         return True
 
     def holder(self, unit: int) -> Holder | None:
