@@ -27,13 +27,14 @@ import numpy as np
 from combo.pipeline import durable
 from combo.pipeline.devices import Place
 from combo.pipeline.jobs import records
+from combo.pipeline.jobs.inputs import DataSet
 from combo.pipeline.jobs.local import LocalRunner
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.records import ClipRecord, UnitRecord
 from combo.pipeline.jobs.run import Options, run_job, settle_plan, units_to_do
 from combo.pipeline.jobs.status import stage_statuses
 from combo.pipeline.jobs.unit import Job
-from combo.pipeline.layouts import Clip
+from combo.pipeline.layouts import Clip, Listing
 from combo.pipeline.manifest import load_manifest
 from combo.pipeline.preprocess.stage import Description, Outcome, Worker
 from combo.pipeline.store import ArraySpec, Plan, SplitStore, Variant
@@ -65,9 +66,10 @@ def nothing(store: Path, units: int) -> Job:
     names = tuple(f"clip{number:07d}" for number in range(units))
     plan = Plan("folders", names, ("",) * units, 1, ("background", "object"), 1)
     stage = Nothing()
-    clips = tuple(Clip(name) for name in names)
-    job = Job(SplitStore(store, "nothing", "train"), stage, stage.variant(), plan, clips)
-    settle_plan(job.split, job.plan, Options())
+    clips = Listing.of(tuple(Clip(name) for name in names))
+    data = DataSet(store, clips)
+    job = Job(SplitStore(store, "nothing", "train"), stage, stage.variant(), plan, clips, data)
+    settle_plan(job, Options())
     return job
 
 
@@ -109,7 +111,7 @@ def many(root: Path, units: int) -> None:
     )
     started = time.perf_counter()
     job = make_job(load_manifest(manifest), "s4", "train", "audio")
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
     job.split.create(job.variant, job.plan)
     todo = units_to_do(job, Options())
     print(

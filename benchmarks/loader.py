@@ -79,7 +79,7 @@ def make_store(manifest: Manifest) -> ClipReader:
     split = SplitStore(manifest.store_path, "ms3", "train")
     for stage in ("frames", "audio", "maskige"):
         job = make_job(manifest, "ms3", "train", stage)
-        settle_plan(split, job.plan, Options())
+        settle_plan(job, Options())
         summary = run_job(job, Options(), LocalRunner(os.cpu_count() or 1))
         assert summary.finished is not None, summary
         assert not summary.failed, summary.failed

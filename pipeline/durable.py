@@ -117,6 +117,27 @@ def remove(path: Path) -> None:
     _flush_folder(path.parent)
 
 
+def move(path: Path, target: Path) -> None:
+    """Rename a file or a folder on the same disk, and make that last."""
+    path.rename(target)
+    _flush_folder(target.parent)
+    if target.parent != path.parent:
+        _flush_folder(path.parent)
+
+
+def link(path: Path, name: Path) -> None:
+    """Give a file, which is only ever replaced as a whole, a second name, instead of what has it;
+    a copy where the disk has no second names."""
+    name.unlink(missing_ok=True)
+    name.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        name.hardlink_to(path)
+    except OSError:
+        write_bytes(name, path.read_bytes())
+    else:
+        _flush_folder(name.parent)
+
+
 def leftovers(folder: Path, of: str | None = None) -> Iterator[Path]:
     """Temporary files below `folder` whose writer is dead.
 

@@ -11,11 +11,6 @@ def make(stage: str, data_set: str, split: str, imported: bool = False) -> str:
     return f"combo {verb} --data {data_set} --split {split}"
 
 
-def make_anew(stage: str, data_set: str, split: str) -> str:
-    """What throws a split's work away and makes it again."""
-    return f"combo preprocess {stage} --overwrite --data {data_set} --split {split}"
-
-
 def repair(data_set: str, split: str) -> str:
     return f"combo verify --repair --data {data_set} --split {split}"
 

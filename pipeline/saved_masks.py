@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 IMAGES = frozenset({".png", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".webp", ".jpg", ".jpeg"})
 ARRAYS = frozenset({".npy"})
-STEPS = 254
-"""M_F looks at probabilities in steps of 1 / 254; see `combo.model.metrics`."""
+LOWEST_TOP = 128
+"""A tree with no value of 255 that high has nothing above a half: class numbers, no masks."""
 
 Values = NDArray[np.generic]
 
@@ -123,9 +123,9 @@ class SavedMasks:
             wide = wide or values.dtype.itemsize > 1
             top = max(top, int(values.max()))
             between = between or not bool(np.isin(values, (0, 1, 255, 65535)).all())
-            if between and top > STEPS // 2:
+            if between and top >= LOWEST_TOP:
                 break
-        if between and top <= STEPS // 2:
+        if between and top < LOWEST_TOP:
             raise ComboError(
                 f"{self.root}: no value above {top}, which is neither a mask nor a probability; "
                 "class maps are scored against a data set with classes, as --data avss"
@@ -172,7 +172,9 @@ def _steps(probability: NDArray[np.float32]) -> NDArray[np.int64]:
     """The highest threshold that each probability reaches, by the very numbers of the metrics."""
     import torch
 
-    edges = torch.linspace(0, 1, STEPS + 1).numpy()
+    from ..model.metrics import THRESHOLDS
+
+    edges = torch.linspace(0, 1, THRESHOLDS).numpy()
     return np.searchsorted(edges, probability, side="right") - 1
 
 

@@ -19,6 +19,7 @@ from .layouts import Clip
 from .media.images import Pixels
 from .media.labels import LabelRule, read_label
 from .media.pictures import Fit, fit_label
+from .protocols import as_json
 from .saved_masks import SavedMasks, Values
 
 NAMED = 5
@@ -41,15 +42,8 @@ class Scored:
 
     def as_json(self) -> dict[str, Any]:
         """Under the names of `combo evaluate --json`."""
-        m_j, m_f = self.protocols["avsbench"]
         return {
-            "M_J": round(m_j, 4),
-            "M_F": round(m_f or 0.0, 4),
-            "false_positive_rate": self.false_positive_rate,
-            "protocols": {
-                name: {"M_J": round(j, 4), "M_F": None if f is None else round(f, 4)}
-                for name, (j, f) in self.protocols.items()
-            },
+            **as_json(self.protocols, self.false_positive_rate),
             "clips": len(self.clips),
             "clips_left_out": len(self.left_out),
             "clips_without_labels": self.without_labels,
@@ -94,7 +88,7 @@ def score(
             wanted.append(_Wanted(clip, present))
     if missing and not allow_missing:
         raise ComboError(
-            f"{root}: no mask of {_named(missing)} of {there.where}; "
+            f"{root}: no mask of {named(missing)} of {there.where}; "
             "add them, or score what is there with --allow-missing"
         )
     if not wanted:
@@ -196,6 +190,7 @@ def _labelled(clip: Clip) -> list[int]:
     return [n for n, label in enumerate(clip.labels) if label is not None]
 
 
-def _named(missing: Sequence[str]) -> str:
+def named(missing: Sequence[str]) -> str:
+    """The first few, and how many more."""
     more = len(missing) - NAMED
     return ", ".join(missing[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -20,8 +20,6 @@ training reads.
 import hashlib
 import json
 import random
-import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,6 +34,7 @@ from .clip_checks import parse_checks
 from .errors import ComboError
 from .identity import Later, fingerprint, recorded
 from .rows import Checked, Rows
+from .zarr_arrays import create_array, durable_store, ends_in_checksums, read_alike
 
 STAGES = ("frames", "audio", "maskige")
 
@@ -171,9 +170,10 @@ class SplitStore:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise ComboError(
+            raise StoreDamaged(
                 f"{self.plan_path} is damaged ({str(error).splitlines()[0]}); "
-                f"remove the folder {self.root} and preprocess again"
+                f"run: {remedies.make(remedies.ALL, self.data_set, self.split)}: it is written "
+                "anew, and the units that are done stay"
             ) from None
 
     def plan(self) -> Plan:
@@ -189,12 +189,10 @@ class SplitStore:
     def write_plan(self, plan: Plan) -> None:
         durable.write_json(self.plan_path, asdict(plan))
 
-    def clear(self) -> None:
-        """Remove everything this split holds. The plan goes first: without it nothing counts."""
-        durable.remove(self.plan_path)
+    def forget(self) -> None:
+        """Close what was opened of the arrays, which others have replaced."""
         self._opened.clear()
         self._writables.clear()
-        shutil.rmtree(self.root, ignore_errors=True)
 
     # -- variants ----------------------------------------------------------------------------
 
@@ -208,8 +206,8 @@ class SplitStore:
 
     def variants(self, stage: str | None = None) -> list[Variant]:
         """The variants that this split holds, by stage and name. Raises PermissionError."""
-        folders = [v for of_stage in durable.listed(self.tensors) for v in durable.listed(of_stage)]
-        found = [self._read_variant(folder / "zarr.json") for folder in folders]
+        homes = [v for of_stage in durable.listed(self.tensors) for v in durable.listed(of_stage)]
+        found = [self.read_variant(f"{home.parent.name}/{home.name}") for home in homes]
         return [v for v in found if v is not None and stage in (None, v.stage)]
 
     def create(self, variant: Variant, plan: Plan) -> None:
@@ -222,7 +220,7 @@ class SplitStore:
 
         head = self.tensors / variant.stage / variant.name / "zarr.json"
         for _ in range(CREATE_ATTEMPTS):
-            if self._read_variant(head) == variant and not self._missing(variant):
+            if self.read_variant(variant.key) == variant and not self._missing(variant):
                 return
             try:
                 self._create(variant, plan, head)
@@ -238,21 +236,11 @@ class SplitStore:
 
     def _create(self, variant: Variant, plan: Plan, head: Path) -> None:
         import zarr
-        from zarr.codecs import ZstdCodec
 
-        store = _durable_store(self.tensors)
+        store = durable_store(self.tensors)
         zarr.open_group(store, mode="a")
         for spec in self._missing(variant):
-            zarr.create_array(
-                store,
-                name=f"{variant.key}/{spec.name}",
-                shape=(plan.units * plan.clips_per_unit, *spec.shape),
-                shards=(plan.clips_per_unit, *spec.shape),
-                chunks=(1, *spec.shape),
-                dtype=spec.dtype,
-                fill_value=spec.fill,
-                compressors=ZstdCodec(level=-5, checksum=True),
-            )
+            _create_array(store, f"{variant.key}/{spec.name}", spec, plan)
         described = {
             "stage": variant.stage,
             "variant": variant.name,
@@ -267,31 +255,54 @@ class SplitStore:
             head, {"zarr_format": 3, "node_type": "group", "attributes": {"combo": described}}
         )
 
-    def _read_variant(self, head: Path) -> Variant | None:
+    def read_variant(self, key: str) -> Variant | None:
+        """The variant of a key, or None where there is none. Raises StoreDamaged."""
+        head = self.tensors / key / "zarr.json"
         try:
-            attributes = json.loads(head.read_bytes()).get("attributes", {}).get("combo")
-            if attributes is None:
-                return None
-            known = {"stage", "variant", "fingerprint", "settings", "weights", "arrays"}
-            found = Variant(
-                stage=attributes["stage"],
-                name=attributes["variant"],
-                fingerprint=attributes["fingerprint"],
-                settings=attributes["settings"],
-                weights=attributes["weights"],
-                arrays=tuple(
-                    ArraySpec(a["name"], tuple(a["shape"]), a["dtype"], a["fill"])
-                    for a in attributes["arrays"]
-                ),
-                attributes={k: v for k, v in attributes.items() if k not in known},
-            )
+            found = self._described(json.loads(head.read_bytes()))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise _damaged_description(head) from None
-        if head.parent != self.arrays(found):
-            raise _damaged_description(head)
+            raise self._damaged(head) from None
+        if found is not None and found.key != key:
+            raise self._damaged(head)
         return found
+
+    def _described(self, group: Mapping[str, Any]) -> Variant | None:
+        attributes = group.get("attributes", {}).get("combo")
+        if attributes is None:
+            return None
+        known = {"stage", "variant", "fingerprint", "settings", "weights", "arrays"}
+        return Variant(
+            stage=attributes["stage"],
+            name=attributes["variant"],
+            fingerprint=attributes["fingerprint"],
+            settings=attributes["settings"],
+            weights=attributes["weights"],
+            arrays=tuple(
+                ArraySpec(a["name"], tuple(a["shape"]), a["dtype"], a["fill"])
+                for a in attributes["arrays"]
+            ),
+            attributes={k: v for k, v in attributes.items() if k not in known},
+        )
+
+    def is_described(self, variant: Variant, spec: ArraySpec, plan: Plan) -> bool:
+        """Whether what describes an array is what `create` writes, at any level of compression."""
+        import zarr
+        from zarr.storage import MemoryStore
+
+        wanted = _create_array(MemoryStore(), spec.name, spec, plan)
+        try:
+            there = zarr.open_array(self.tensors / variant.key / spec.name, mode="r")
+        except Exception:  # whatever damaged bytes lead the library into
+            return False
+        return read_alike(there, wanted)
+
+    def _damaged(self, file: Path) -> "StoreDamaged":
+        return StoreDamaged(
+            f"{file} is damaged; run: {remedies.repair(self.data_set, self.split)}: it is written "
+            "anew, and the units that are done stay"
+        )
 
     # -- the manifest of a finished variant ----------------------------------------------------
 
@@ -332,10 +343,10 @@ class SplitStore:
         if path not in self._writables:
             try:
                 found = zarr.open_array(
-                    _durable_store(self.tensors, blind=True), path=path, mode="r+"
+                    durable_store(self.tensors, blind=True), path=path, mode="r+"
                 )
             except ValueError:
-                raise _damaged_description(self.tensors / path / "zarr.json") from None
+                raise self._damaged(self.tensors / path / "zarr.json") from None
             self._writables[path] = found.with_config({"write_empty_chunks": True})
         return self._writables[path]
 
@@ -349,7 +360,7 @@ class SplitStore:
         for spec in variant.all_arrays:
             array = self._array(variant, spec)
             if array.shape[0] != plan.units * plan.clips_per_unit:
-                raise _damaged_description(self.arrays(variant) / spec.name / "zarr.json")
+                raise self._damaged(self.arrays(variant) / spec.name / "zarr.json")
             try:
                 found[spec.name] = array[start : start + plan.clips_per_unit].read().result()
             except Exception as error:  # codecs raise whatever their library raises
@@ -389,7 +400,7 @@ class SplitStore:
             raise StoreDamaged(f"{file} is damaged ({name}: {error}); {repair}") from None
         whole = self._array(variant, spec, fill=False)
         per_unit, codecs = whole.chunk_layout.write_chunk.shape[0], whole.codec.to_json()["codecs"]
-        shard = partial(self.shard, variant, spec) if _ends_in_checksums(codecs) else None
+        shard = partial(self.shard, variant, spec) if ends_in_checksums(codecs) else None
         checked = Checked(checks, per_unit, shard)
         return Rows(whole, filled, checked, self._damaged_clip(variant, spec))
 
@@ -423,15 +434,21 @@ class SplitStore:
             try:
                 found = tensorstore.open(asked, open=True, read=True).result()
             except Exception:
-                raise _damaged_description(path / "zarr.json") from None
+                raise self._damaged(path / "zarr.json") from None
             if found.dtype.numpy_dtype != np.dtype(spec.dtype) or found.shape[1:] != spec.shape:
-                raise _damaged_description(path / "zarr.json")
+                raise self._damaged(path / "zarr.json")
             self._opened[key] = found
         return self._opened[key]
 
 
 class StoreDamaged(ComboError):
     """What a record calls done cannot be read back."""
+
+
+def _create_array(store: Any, name: str, spec: ArraySpec, plan: Plan) -> Any:
+    return create_array(
+        store, name, spec.shape, spec.dtype, spec.fill, plan.units, plan.clips_per_unit
+    )
 
 
 @cache
@@ -441,36 +458,13 @@ def _adapter(kind: type) -> Any:
     return TypeAdapter(kind)
 
 
-def _ends_in_checksums(codecs: Any) -> bool:
-    """Whether chunks are a clip's bytes as they are in memory, compressed by zstd with checksum."""
-    match codecs:
-        case [
-            {
-                "name": "sharding_indexed",
-                "configuration": {
-                    "codecs": [
-                        {"name": "bytes", **order},
-                        {"name": "zstd", "configuration": {"checksum": True}},
-                    ],
-                    "index_location": "end",
-                },
-            }
-        ]:
-            return order in ({}, {"configuration": {"endian": sys.byteorder}})
-        case _:
-            return False
+def splits_in(
+    store: Path, data_sets: Sequence[str] | None = None, lost: bool = False
+) -> list[SplitStore]:
+    """Every split that a store holds, by data set and split. lost: those without a plan, too.
 
-
-def _damaged_description(file: Path) -> StoreDamaged:
-    return StoreDamaged(
-        f"{file} is damaged; remove this one file and run combo preprocess again: it is written "
-        "anew, and the units that are done stay"
-    )
-
-
-def splits_in(store: Path, data_sets: Sequence[str] | None = None) -> list[SplitStore]:
-    """Every split that a store holds, by data set and split. Raises PermissionError for a folder
-    that may not be looked into."""
+    Raises PermissionError for a folder that may not be looked into.
+    """
     folders = [
         split
         for data_set in durable.listed(store)
@@ -478,7 +472,7 @@ def splits_in(store: Path, data_sets: Sequence[str] | None = None) -> list[Split
         for split in durable.listed(data_set)
     ]
     splits = [SplitStore(store, folder.parent.name, folder.name) for folder in folders]
-    return [split for split in splits if split.plan_path.exists()]
+    return [s for s in splits if s.plan_path.exists() or (lost and (s.root / "records").exists())]
 
 
 def new_jobs_folder(store: Path, name: str) -> Path:
@@ -491,41 +485,3 @@ def new_jobs_folder(store: Path, name: str) -> Path:
             continue
         return folder
     raise ComboError(f"{store / 'jobs'} is full; remove old folders there")
-
-
-@cache
-def _durable_store_class() -> Any:
-    from zarr.core.buffer import Buffer
-    from zarr.storage import LocalStore
-
-    class DurableStore(LocalStore):
-        """zarr's own local store, but every file is written by `durable.write_bytes`.
-
-        blind: shards that are there are not seen. They are only ever written whole, and zarr would
-        first decode the old one, which may be the damaged one that is being repaired.
-        """
-
-        blind = False
-
-        async def get(self, key: str, *args: Any, **kwargs: Any) -> Buffer | None:
-            hidden = self.blind and "/c/" in key
-            return None if hidden else await super().get(key, *args, **kwargs)
-
-        def get_sync(self, key: str, **kwargs: Any) -> Buffer | None:
-            hidden = self.blind and "/c/" in key
-            return None if hidden else super().get_sync(key, **kwargs)
-
-        async def set(self, key: str, value: Buffer) -> None:
-            self.set_sync(key, value)
-
-        def set_sync(self, key: str, value: Buffer) -> None:
-            self._check_writable()
-            durable.write_bytes(self.root / key, value.to_bytes())
-
-    return DurableStore
-
-
-def _durable_store(path: Path, blind: bool = False) -> Any:
-    store = _durable_store_class()(path)
-    store.blind = blind
-    return store

@@ -10,6 +10,7 @@ import typer
 from ..errors import ComboError
 from .options import (
     Computers,
+    Discard,
     Force,
     Overwrite,
     Printing,
@@ -48,6 +49,7 @@ def submit(
     overwrite: Overwrite = False,
     retry_failed: RetryFailed = False,
     force: Force = False,
+    discard: Discard = False,
     print_only: Annotated[
         bool, typer.Option("--print", help="Print the job scripts; submit and write nothing.")
     ] = False,
@@ -68,7 +70,7 @@ def submit(
     cluster = manifest.cluster.with_arguments(scheduler_arg or ())
     if not print_only:
         batch.check_ready(cluster)
-    options = Options((1, 1), overwrite, retry_failed, force)
+    options = Options((1, 1), overwrite, retry_failed, force, discard)
     at_work = tasks * (computers.workers or 1)
     most = _plan(output, manifest, selection, stage, options, at_work, print_only)
     if not most:
@@ -151,7 +153,7 @@ def _plan(
 
     at_work: processes that compute at once.  Raises ComboError: a disk that is too small.
     """
-    from ..jobs import records
+    from ..jobs import kept, records
     from ..jobs.estimate import check, estimate
     from ..jobs.run import settle_plan, units_to_do
     from ..jobs.unit import storing
@@ -159,7 +161,7 @@ def _plan(
     most = planned = 0
     for job in selection.jobs(manifest, stage):
         if not print_only:
-            settle_plan(job.split, job.plan, options)
+            settle_plan(job, options, output.warn)
             with storing(job.split):
                 job.split.create(job.variant, job.plan)
         units = units_to_do(job, options)
@@ -172,7 +174,8 @@ def _plan(
         if (options.retry_failed or options.overwrite) and not print_only:
             # Here and once: tasks that are queued again must not begin with them each time.
             with storing(job.split):
-                for unit in set(units) & set(there):
+                begun = set(kept.units(job.split, job.variant)) if options.overwrite else set()
+                for unit in set(units) & (set(there) | begun):
                     records.withdraw(job.split, job.variant, unit)
         output.note(f"{job.split} {job.variant.stage}: {todo} units to do, {needs(needed)}")
         most = max(most, todo and job.plan.units)

@@ -71,11 +71,19 @@ Store = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="Of networks: auto, cpu, cuda, cuda:1, ...")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Do again what is done.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Do again what is done of this stage.")
+]
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Do units with failed clips again.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Go on although the disk looks too small.")]
+Discard = Annotated[
+    bool,
+    typer.Option(
+        "--discard", help="Throw away what is done of clips that are not in the list any more."
+    ),
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be done and needed; write nothing.")
 ]
@@ -215,12 +223,14 @@ class Work:
     overwrite: Overwrite = False
     retry_failed: RetryFailed = False
     force: Force = False
+    discard: Discard = False
 
     @property
     def options(self) -> "Options":
         from ..jobs.run import Options, parse_part
 
-        return Options(parse_part(self.part), self.overwrite, self.retry_failed, self.force)
+        part = parse_part(self.part)
+        return Options(part, self.overwrite, self.retry_failed, self.force, self.discard)
 
 
 def command(

@@ -79,7 +79,7 @@ def run_jobs(
     started = time.monotonic()
     with computers.runner(output, manifest) as runner:
         for job in found:
-            settle_plan(job.split, job.plan, options)
+            settle_plan(job, options, output.warn)
             if str(job.split) not in named and (unread := job.clips.named_unread()):
                 output.warn(f"{job.split}: not read: {unread}")
             named.add(str(job.split))
@@ -127,6 +127,10 @@ def _run(
             on_estimate=lambda e: output.note(f"{title}: {e.units} units to do, {needs(e)}"),
             on_unit=lambda record: bar.advance(
                 len(record.clips), f"{len(record.failed)} failed" if record.failed else ""
+            ),
+            on_wait=lambda busy: output.warn(
+                f"{title}: waiting for unit {busy.unit}, which {busy.holder or 'another process'} "
+                "has; if that does not move, end it"
             ),
         )
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .. import remedies
+from .. import protocols, remedies
 from ..console import Output, duration
 from .options import (
     Device,
@@ -81,7 +81,6 @@ def train(
 
 def run_trainer(output: Output, trainer: "Trainer") -> None:
     """Train to the end with a progress bar."""
-    from .. import remedies
     from ..devices import keep_freed_memory
     from ..jobs.stopping import listening
 
@@ -182,14 +181,8 @@ def evaluate(
             }
         )
         return
-    output.table(
-        ("protocol", "M_J", "M_F"),
-        (
-            (name, f"{100 * j:.2f}", "" if f is None else f"{100 * f:.2f}")
-            for name, (j, f) in result.protocols.items()
-        ),
-        title=f"{reader.split}, {sound} sound, {len(reader.labelled)} clips",
-    )
+    title = f"{reader.split}, {sound} sound, {len(reader.labelled)} clips"
+    output.table(protocols.HEADER, protocols.rows(result.protocols), title=title)
     if result.without_labels:
         output.warn(f"{result.without_labels} clips left out: no frame of theirs has a label")
     if reader.left_out:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from .. import protocols
 from .options import Manifest, Printing, command
 
 app = typer.Typer()
@@ -32,6 +33,7 @@ def score(
     """
     from ..jobs.plan import planned, splits_of
     from ..manifest import load_manifest
+    from ..scoring import named
     from ..scoring import score as score_masks
 
     output, opened = printing.output, load_manifest(manifest)
@@ -45,16 +47,10 @@ def score(
     if output.as_json:
         output.json({"masks": str(masks), "data_set": data, "split": split, **result.as_json()})
         return
-    output.table(
-        ("protocol", "M_J", "M_F"),
-        (
-            (name, f"{100 * j:.2f}", "" if f is None else f"{100 * f:.2f}")
-            for name, (j, f) in result.protocols.items()
-        ),
-        title=f"{masks} against {data}/{split}, {len(result.clips)} clips",
-    )
+    title = f"{masks} against {data}/{split}, {len(result.clips)} clips"
+    output.table(protocols.HEADER, protocols.rows(result.protocols), title=title)
     if result.missing:
-        output.warn(f"no mask of {len(result.missing)}: {', '.join(result.missing[:5])}, ...")
+        output.warn(f"left out, no mask of {named(result.missing)}")
     if result.without_labels:
         output.warn(f"{result.without_labels} clips left out: no frame of theirs has a label")
     for name, reason in result.left_out.items():

@@ -80,6 +80,16 @@ def status(splits: Splits, printing: Printing) -> None:
             ),
             title="parts of what is open",
         )  # fmt: skip
+    held = [(state, holder) for state in states for holder in state.held]
+    if held and not output.as_json:
+        output.table(
+            ("data set", "split", "stage", "unit", "in the hands of"),
+            (
+                (state.data_set, state.split, state.stage, holder.unit, str(holder))
+                for state, holder in sorted(held, key=lambda each: each[1].since)
+            ),
+            title="units in hand, the longest first",
+        )
     for problem in problems:
         output.warn(problem)
     if problems:
@@ -118,7 +128,7 @@ def verify(
             refuse_packed(store, "combo verify with options")
         _tell(output, *_verify_packed(output, store))
         return
-    found = _of(splits_in(store), splits)
+    found = _of(splits_in(store, lost=True), splits)
     if not found:
         raise ComboError(f"nothing in {store} to verify; run: combo preprocess all")
     _tell(output, *_verify_store(output, manifest, found, repair, inputs, full))
@@ -132,25 +142,39 @@ def _verify_store(
     inputs: bool,
     full: bool,
 ) -> "tuple[int, list[Finding], list[Finding]]":
+    from ..jobs.repair import work_in
     from ..jobs.stopping import listening
     from ..jobs.verify import (
         Finding,
         add_checks,
         count_findings,
         repair_variant,
-        undescribed,
+        verify_description,
+        verify_plan,
         verify_variant,
     )
 
     good, findings, repaired = 0, list[Finding](), list[Finding]()
+
+    def sort(wrong: "Iterable[Finding]", mended: "Sequence[Finding]") -> None:
+        for finding in wrong:
+            (repaired if finding in mended else findings).append(finding)
+
     for split in found:
-        findings += count_findings(split) if full else ()
         # A store may hold variants that this manifest does not make: those are only read.
         there = _planned(output, manifest, split) if inputs or repair else None
-        variants = split.variants()
-        findings += undescribed(split, variants)
-        for variant in variants:
-            wrong: list[Finding] = []
+        wrong, mended = verify_plan(split, there if repair else None)
+        sort(wrong, mended)
+        if wrong != mended:
+            continue
+        findings += count_findings(split) if full else ()
+        for key in work_in(split):
+            wrong, mended = verify_description(split, key, there, repair=repair)
+            sort(wrong, mended)
+            variant = split.read_variant(key) if wrong == mended else None
+            if variant is None:
+                continue
+            wrong = list[Finding]()
             job = there and _job(output, there, variant)
             with output.bar(f"{split} {variant.stage}", split.plan().units) as bar:
                 for each in verify_variant(split, variant, job if inputs else None):
@@ -159,15 +183,14 @@ def _verify_store(
                     else:
                         good += 1
                         bar.advance()
+            mended = list[Finding]()
             if repair and job and wrong:
                 title = f"{split} {variant.stage} again"
                 with listening() as stop, output.bar(title, len(wrong)) as bar:
-                    done = repair_variant(job, wrong, stop, lambda _, bar=bar: bar.advance())
-                repaired += [finding for finding in wrong if finding in done]
-                wrong = [finding for finding in wrong if finding not in done]
+                    mended = repair_variant(job, wrong, stop, lambda _, bar=bar: bar.advance())
+            sort(wrong, mended)
             if repair and (added := add_checks(split, variant)):
                 output.note(f"{split} {variant.key}: checks of each clip added to {added} units")
-            findings += wrong
     return good, findings, repaired
 
 
@@ -221,7 +244,8 @@ def _tell(
         )
     else:
         for finding in repaired:
-            output.result(f"{finding.where}: {finding.problem}; computed again")
+            done = "written anew" if finding.unit is None else "computed again"
+            output.result(f"{finding.where}: {finding.problem}; {done}")
         for finding in findings:
             output.result(f"{finding.where}: {finding.problem}; {finding.mend}")
         again = f", {len(repaired)} repaired" if repaired else ""

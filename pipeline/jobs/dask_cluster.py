@@ -36,7 +36,7 @@ from . import records
 from .local import Lost
 from .scheduler import SCHEDULERS, cores
 from .stopping import Stop
-from .unit import BUSY_PAUSE, Busy, Done, Job, OpenJob
+from .unit import BUSY_PAUSE, Busy, Done, Job, OpenJob, Patience
 
 AHEAD = 8
 """Units per worker that Dask is given before the first of them is done."""
@@ -64,7 +64,9 @@ class DaskRunner:
         del job
         return max(1, min(units, self.workers))
 
-    def run(self, job: Job, units: Sequence[int], again: bool, stop: Stop) -> Iterator[Done | Lost]:
+    def run(
+        self, job: Job, units: Sequence[int], again: bool, stop: Stop
+    ) -> Iterator[Done | Lost | Busy]:
         if not units:
             return
         with self._reached():
@@ -83,12 +85,12 @@ class DaskRunner:
 
     def _run(
         self, job: Job, units: Sequence[int], again: bool, stop: Stop
-    ) -> Iterator[Done | Lost]:
+    ) -> Iterator[Done | Lost | Busy]:
         plugin = _Loaded(job, again, self.device, self.threads)
         self.client.register_plugin(plugin)
         waiting, given = deque(units), dict[str, int]()
         answers: Any = as_completed()
-        ahead = max(FEWEST_AHEAD, AHEAD * self.workers)
+        ahead, patience = max(FEWEST_AHEAD, AHEAD * self.workers), Patience()
 
         def give() -> None:
             while waiting and len(given) < ahead and not stop.asked:
@@ -109,9 +111,11 @@ class DaskRunner:
                 if unit is None:
                     continue  # taken back
                 answer = _answer(future, job, unit)
-                if answer is None:
-                    waiting.append(unit)  # somebody else is computing it
+                if isinstance(answer, Busy):
+                    waiting.append(unit)
                 else:
+                    yield answer
+                if patience.after(answer, len(waiting) + len(given)):
                     yield answer
                 if stop.asked:
                     self._take_back(given)
@@ -136,8 +140,8 @@ class DaskRunner:
             self.client.cancel([Future(key, self.client) for key in keys], force=True)
 
 
-def _answer(future: Any, job: Job, unit: int) -> Done | Lost | None:
-    """What became of a unit; None when it is to be asked for again. Raises ComboError."""
+def _answer(future: Any, job: Job, unit: int) -> Done | Lost | Busy:
+    """What became of a unit; `Busy` when it is to be asked for again. Raises ComboError."""
     if future.status == "error":
         error = future.exception()
         if isinstance(error, KilledWorker):
@@ -146,10 +150,10 @@ def _answer(future: Any, job: Job, unit: int) -> Done | Lost | None:
             raise error
         raise ComboError(f"unit {unit} of {job.split}: {type(error).__name__}: {error}")
     if future.status == "cancelled":
-        return None
+        return Busy(unit)
     computed = future.result()
-    if computed is None:
-        return None
+    if isinstance(computed, Busy):
+        return computed
     record = records.read_record(job.split, job.variant, unit)
     if record is None:
         raise ComboError(
@@ -247,10 +251,11 @@ class _Loaded(WorkerPlugin):
             return self._units(unit)
 
 
-def _run(name: str, unit: int) -> bool | None:
-    """On a worker: whether it computed the unit; None when somebody else is at it."""
+def _run(name: str, unit: int) -> bool | Busy:
+    """On a worker: whether it computed the unit; `Busy` when somebody else is at it."""
     plugin: Any = get_worker().plugins[name]
     answer = plugin.run(unit)
     if isinstance(answer, Busy):
         time.sleep(BUSY_PAUSE)
-    return answer.computed if isinstance(answer, Done) else None
+        return answer
+    return answer.computed

@@ -53,8 +53,11 @@ class LocalRunner:
         """How many compute at once, for estimates."""
         return len(self.places(job, units))
 
-    def run(self, job: Job, units: Sequence[int], again: bool, stop: Stop) -> Iterator[Done | Lost]:
-        """Compute and commit `units`; yields each as it is committed, in any order.
+    def run(
+        self, job: Job, units: Sequence[int], again: bool, stop: Stop
+    ) -> Iterator[Done | Lost | Busy]:
+        """Compute and commit `units`; yields each as it is committed, in any order, and now and
+        then one that has been waited for for long.
 
         again: compute units that have a record, too.  stop: when it is asked, no unit is begun and
         those in hand are finished. A process that dies (killed, out of memory) is replaced and its
@@ -69,7 +72,7 @@ class LocalRunner:
 
 def _run_here(
     job: Job, units: Sequence[int], place: Place, again: bool, stop: Stop
-) -> Iterator[Done]:
+) -> Iterator[Done | Busy]:
     if stop.asked:
         return  # a network takes a while to load
     run = job.open(place, again)
@@ -81,7 +84,8 @@ def _run_here(
                 waiting.append(answer.unit)
             else:
                 yield answer
-            patience.after(answer, len(waiting))
+            if patience.after(answer, len(waiting)):
+                yield answer
     finally:
         run.close()
 
@@ -96,7 +100,7 @@ class _Process:
 
 def _run_in_processes(
     job: Job, units: Sequence[int], places: Sequence[Place], again: bool, stop: Stop
-) -> Iterator[Done | Lost]:
+) -> Iterator[Done | Lost | Busy]:
     if stop.asked:
         return
     waiting, deaths, patience = deque(units), Counter[int](), Patience()
@@ -127,7 +131,8 @@ def _run_in_processes(
                         waiting.append(answer.unit)
                     else:
                         yield answer
-                    patience.after(answer, len(waiting))
+                    if patience.after(answer, len(waiting)):
+                        yield answer
                 if stop.asked:
                     waiting.clear()  # also a unit that another process has, and one that died
                 _assign(member, waiting)

@@ -24,6 +24,7 @@ from ..preprocess import audio, frames, imported, maskige
 from ..preprocess.stage import Description, Stage
 from ..store import STAGES, UNASKED, Plan, SplitStore, Variant
 from ..weights import resolve
+from .inputs import DataSet
 from .unit import Job
 
 
@@ -91,13 +92,17 @@ def stage_settings(manifest: Manifest, data_set: str, split: str) -> dict[str, d
 
 @dataclass(frozen=True)
 class PlannedSplit:
-    """A split of the manifest, listed: its place in the store, its plan and its clips."""
+    """A split of the manifest, listed: its place in the store, its plan and its data."""
 
     manifest: Manifest
     where: SplitStore
     rules: Layout
     plan: Plan
-    clips: Listing
+    data: DataSet
+
+    @property
+    def clips(self) -> Listing:
+        return self.data.clips
 
     def job(self, stage: str) -> Job:
         """The job that computes a stage. Opens no media. Raises ComboError for missing weights."""
@@ -132,8 +137,8 @@ class PlannedSplit:
             )
         if job.plan != split.plan():
             raise ComboError(
-                f"the clips of {split} have changed; "
-                f"run: {remedies.make_anew(variant.stage, split.data_set, split.split)}"
+                f"the list of clips of {split} has changed; "
+                f"run: {remedies.make(variant.stage, split.data_set, split.split)}"
             )
         return job
 
@@ -149,7 +154,7 @@ class PlannedSplit:
         return self.manifest.limits, self.rules.reading
 
     def _job(self, stage: Stage, clips: Listing) -> Job:
-        return Job(self.where, stage, stage.variant(), self.plan, clips)
+        return Job(self.where, stage, stage.variant(), self.plan, clips, self.data)
 
     def _stage(self, stage: str) -> Stage:
         settings, length = self.manifest.stages, self.plan.frames_per_clip
@@ -224,7 +229,7 @@ def planned(manifest: Manifest, data_set: str, split: str) -> PlannedSplit:
         clips_per_unit=manifest.clips_per_unit,
         seconds_per_frame=rules.seconds_per_frame,
     )
-    return PlannedSplit(manifest, where, rules, plan, clips)
+    return PlannedSplit(manifest, where, rules, plan, DataSet(root, clips))
 
 
 def make_job(manifest: Manifest, data_set: str, split: str, stage: str) -> Job:

@@ -6,6 +6,7 @@ variant of a split. Both are written whole (see `durable`), the record after the
 of; what stands in the middle of a kill is a unit that is not done.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -60,6 +61,11 @@ def record_path(
     return split.records(variant) / f"{unit:06d}{ending}"
 
 
+def kept_path(split: SplitStore, variant: Variant, unit: int) -> Path:
+    """Where stands what is kept of a unit that is not done (see `kept`)."""
+    return split.records(variant) / f"{unit:06d}.kept.json"
+
+
 def read_record(split: SplitStore, variant: Variant, unit: int) -> UnitRecord | None:
     """A unit's record, or None when there is none, or none that can be read."""
     path = _present(split, variant, unit)
@@ -85,6 +91,7 @@ def withdraw(split: SplitStore, variant: Variant, unit: int) -> None:
     """Make a unit not done, and with it the variant not finished."""
     finished = split.finished_path(variant)
     durable.remove(finished)
+    durable.remove(kept_path(split, variant, unit))
     for with_failures in (False, True):
         durable.remove(record_path(split, variant, unit, with_failures))
     durable.remove(finished)  # written meanwhile by one who had seen the record (see `finalise`)
@@ -138,22 +145,37 @@ def finalise(split: SplitStore, variant: Variant, plan: Plan) -> Finished | None
     Whoever sees the last unit done may call this; two who do write the same bytes. While units are
     missing it costs one look at a folder.
     """
-    if len(listing(split, variant)) < plan.units:
-        return None
-    records = list(done_units(split, variant, plan))
-    if len(records) < plan.units:
-        return None
-    for path in leftovers(split, variant):
-        durable.remove(path)
-    finished = manifest(variant, plan, records)
-    if split.finished(variant) != finished:
-        durable.write_json(split.finished_path(variant), asdict(finished))
-        # Whoever withdraws a unit removes its record and then this file. So either the record is
-        # seen to be gone here, or the file is removed there.
-        if len(listing(split, variant)) < plan.units:
-            durable.remove(split.finished_path(variant))
+    while len(listing(split, variant)) >= plan.units:
+        seen = _files(split, variant)
+        records = list(done_units(split, variant, plan))
+        if len(records) < plan.units:
             return None
-    return finished
+        for path in leftovers(split, variant):
+            durable.remove(path)
+        finished = manifest(variant, plan, records)
+        if split.finished(variant) == finished:
+            return finished
+        if _files(split, variant) == seen:
+            durable.write_json(split.finished_path(variant), asdict(finished))
+        # Whoever withdraws a unit removes its record and then this file. So either the record is
+        # seen to be gone here, or the file is removed there. Who was frozen sees other records.
+        if _files(split, variant) == seen and split.read_plan() == plan:
+            return finished
+        durable.remove(split.finished_path(variant))
+        if split.read_plan() != plan:
+            return None
+    return None
+
+
+def _files(split: SplitStore, variant: Variant) -> dict[str, tuple[int, int]]:
+    """Tells the records of a variant from others that were written since, without reading them."""
+    found: dict[str, tuple[int, int]] = {}
+    for unit, with_failures in listing(split, variant).items():
+        path = record_path(split, variant, unit, with_failures)
+        with contextlib.suppress(FileNotFoundError):
+            stat = path.stat()
+            found[path.name] = (stat.st_ino, stat.st_mtime_ns)
+    return found
 
 
 def manifest(variant: Variant, plan: Plan, records: Sequence[UnitRecord]) -> Finished:

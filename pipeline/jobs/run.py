@@ -1,19 +1,23 @@
 """plan -> run -> finalise, for any stage."""
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..errors import ComboError
-from ..store import Finished, Plan, SplitStore, Variant
-from . import records
+from ..store import Finished, Plan, SplitStore, StoreDamaged, Variant
+from . import kept, moved, records
+from .claims import Claims
 from .estimate import Estimate, check, estimate
+from .inputs import notice
 from .local import LocalRunner, Lost
 from .parts import telling
 from .records import UnitRecord
+from .repair import rebuild_plan
 from .stopping import Stop, Stopped
-from .unit import Done, Job, storing
+from .unit import Busy, Done, Job, Patience, storing
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Options:
     retry_failed: bool = False
     force: bool = False
     """Go on although the disk looks too small."""
+    discard: bool = False
+    """Throw away what is done of clips that the data set does not have any more."""
 
 
 class Runner(Protocol):
@@ -35,7 +41,9 @@ class Runner(Protocol):
         """How many compute at once, for estimates."""
         ...
 
-    def run(self, job: Job, units: Sequence[int], again: bool, stop: Stop) -> Iterator[Done | Lost]:
+    def run(
+        self, job: Job, units: Sequence[int], again: bool, stop: Stop
+    ) -> Iterator[Done | Lost | Busy]:
         """Compute and commit units; see `LocalRunner.run`."""
         ...
 
@@ -66,22 +74,48 @@ def parse_part(text: str) -> tuple[int, int]:
     raise ComboError(f"--part {text}: write I/N with 1 <= I <= N, such as --part 3/8")
 
 
-def settle_plan(split: SplitStore, wanted: Plan, options: Options) -> Plan:
-    """Write the plan, or hold it against the one there. Raises ComboError when they differ."""
-    present = split.read_plan()
-    if present is None:
-        with storing(split):
-            split.write_plan(wanted)
-    elif present != wanted:
-        if not (options.overwrite and options.part == (1, 1)):
-            raise ComboError(
-                f"{split} in {split.store} was planned for {_difference(present, wanted)}; "
-                f"give another store, or --overwrite (without --part) to throw the old one away"
-            )
-        with storing(split):
-            split.clear()
-            split.write_plan(wanted)
-    return wanted
+def settle_plan(job: Job, options: Options, told: Callable[[str], None] = lambda _: None) -> None:
+    """Write a job's plan, or bring the split over to it: see `moved`.
+
+    told: gets lines for people, about what is taken over, waited for, or looks otherwise.
+    Raises ComboError when work would be lost and `options.discard` is not given, and when the files
+    of clips have changed since they were worked on.
+    """
+    split, plan = job.split, job.plan
+    if moved.begun(split) or _plan_there(split) != plan:
+        with storing(split), _alone(split, told):
+            moved.go_on(split)
+            there = _plan_there(split)
+            if there == plan:
+                moved.give_up(split)
+            elif there is not None or not rebuild_plan(split, plan):
+                moved.move(split, there, plan, job.data, options.discard, told)
+    if options.part == (1, 1):  # a thousand tasks need not look at all files
+        told_of = notice(split, plan, job.variant, job.data)
+        if told_of:
+            told(told_of)
+
+
+def _plan_there(split: SplitStore) -> Plan | None:
+    """The plan of a split, or None where there is none, or a damaged one."""
+    try:
+        return split.read_plan()
+    except StoreDamaged:
+        return None
+
+
+@contextmanager
+def _alone(split: SplitStore, told: Callable[[str], None]) -> Generator[None]:
+    """One process at a time replaces a split's plan."""
+    claims, patience = Claims(split.root), Patience()
+    try:
+        while not claims.take(0):
+            if patience.after(busy := Busy(0, claims.holder(0)), 1):
+                told(f"{split}: waiting for its plan, which {busy.holder} is making")
+        yield
+        claims.release(0)
+    finally:
+        claims.close()
 
 
 def units_of_part(plan: Plan, part: tuple[int, int]) -> list[int]:
@@ -109,12 +143,13 @@ def run_job(
     units: Sequence[int] | None = None,
     on_estimate: Callable[[Estimate], None] = lambda _: None,
     on_unit: Callable[[UnitRecord], None] = lambda _: None,
+    on_wait: Callable[[Busy], None] = lambda _: None,
 ) -> Summary:
     """Compute what is not done of this part of a planned job, and finalise when all of it is.
 
     units: these, instead of what is found not done.  runner: this process, when none is given.
     on_estimate gets what is needed (again after the first unit, when none had been measured),
-    on_unit each record as it is committed.
+    on_unit each record as it is committed, on_wait who is waited for, when that takes long.
     Raises ComboError when nothing can go on (disk full or too small, missing weights), and Stopped
     when `stop` is asked before the end; what is committed stays.
     """
@@ -140,7 +175,14 @@ def run_job(
     with telling(split, variant, options.part, len(mine), len(mine) - left) as teller:
         measured = not todo or look_ahead(left)
         again = options.overwrite or options.retry_failed
+        if options.overwrite:
+            with storing(split):
+                for unit in set(kept.units(split, variant)) & set(todo):
+                    kept.forget(split, variant, unit)
         for result in runner.run(job, _turned(todo, options.part), again, stop):
+            if isinstance(result, Busy):
+                on_wait(result)
+                continue
             left -= 1
             if isinstance(result, Lost):
                 summary.lost.append(result.unit)
@@ -178,18 +220,3 @@ def _closed(summary: Summary, job: Job, mine: Sequence[int]) -> Summary:
     with storing(split):
         summary.finished = records.finalise(split, variant, plan)
     return summary
-
-
-def _difference(present: Plan, wanted: Plan) -> str:
-    if present.clips != wanted.clips:
-        new = len(set(wanted.clips) - set(present.clips))
-        gone = len(set(present.clips) - set(wanted.clips))
-        return (
-            f"{len(present.clips)} clips, the data set has {len(wanted.clips)} "
-            f"({new} new, {gone} gone)"
-        )
-    for each in fields(Plan):
-        old, now = getattr(present, each.name), getattr(wanted, each.name)
-        if old != now:
-            return f"{each.name} {old!r}, not {now!r}"
-    return "something else"

@@ -10,6 +10,7 @@ from ..packed import PackedSplit, is_packed, splits_in_packed
 from ..source import Source, annotated_frames, usable
 from ..store import SplitStore, Variant, splits_in
 from . import records
+from .claims import Holder, holders
 from .parts import Part, read_parts
 
 
@@ -39,6 +40,8 @@ class StageStatus:
     """Of the stage `frames`: frames with labels, and frames, so far."""
     parts: tuple[Part, ...]
     """Who works, or worked, on it."""
+    held: tuple[Holder, ...] = ()
+    """Units that somebody has in hand, and since when."""
 
 
 def stage_statuses(
@@ -130,6 +133,7 @@ def _stage_status(split: SplitStore, variant: Variant) -> StageStatus:
         failures=failures,
         annotated=_annotated(split, variant),
         parts=tuple(parts),
+        held=tuple(holders(split.records(variant))),
     )
 
 

@@ -5,7 +5,7 @@ them, so it may be computed again at any time, by anybody.
 """
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,27 +14,36 @@ import numpy as np
 from .. import durable
 from ..clip_checks import clip_checks
 from ..devices import Place
-from ..errors import ComboError
-from ..layouts import Listing
+from ..errors import ComboError, MediaError
+from ..layouts import Clip, Listing
 from ..preprocess.stage import Outcome, Stage, Worker
 from ..store import VALID, Plan, SplitStore, Variant
-from . import records
-from .claims import Claims
+from . import kept, records
+from .claims import Claims, Holder
+from .inputs import DataSet, digest_of
 from .records import ClipRecord, UnitRecord
 
 BUSY_PAUSE = 0.2
 """Seconds before units that other processes have are asked for again."""
 
+TOLD_AFTER = 60.0
+"""Seconds of such waiting after which it is said who has them."""
+
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a process needs to compute and commit units of one stage in one split."""
+    """Everything a process needs to compute and commit units of one stage in one split.
+
+    clips: what the stage reads, those of the plan.  data: the data set's own clips, which are
+    others where the stage is an import.
+    """
 
     split: SplitStore
     stage: Stage
     variant: Variant
     plan: Plan
     clips: Listing
+    data: DataSet
 
     def open(self, place: Place, again: bool = False) -> "OpenJob":
         """Load the stage in this process. again: compute units that have a record, too."""
@@ -54,6 +63,7 @@ class Busy:
     """A unit that another process is computing."""
 
     unit: int
+    holder: Holder | None = None
 
 
 class Patience:
@@ -61,12 +71,23 @@ class Patience:
 
     def __init__(self) -> None:
         self._busy = 0
+        self._since = time.monotonic()
+        self._tell_after = TOLD_AFTER
 
-    def after(self, answer: object, left: int) -> None:
-        """answer: what became of a unit.  left: units still to be asked for."""
+    def after(self, answer: object, left: int) -> bool:
+        """Whether people should hear of it: it has taken long, or twice as long as when they did.
+
+        answer: what became of a unit.  left: units still to be asked for.
+        """
         self._busy = self._busy + 1 if isinstance(answer, Busy) else 0
-        if self._busy and self._busy >= left:
-            time.sleep(BUSY_PAUSE)
+        if not self._busy:
+            self._since, self._tell_after = time.monotonic(), TOLD_AFTER
+        if not self._busy or self._busy < left:
+            return False
+        time.sleep(BUSY_PAUSE)
+        told = time.monotonic() - self._since >= self._tell_after
+        self._tell_after *= 2 if told else 1
+        return told
 
 
 class OpenJob:
@@ -91,7 +112,7 @@ class OpenJob:
         with storing(job.split):
             free = self._claims.take(unit)
         if not free:
-            return Busy(unit)
+            return Busy(unit, self._claims.holder(unit))
         try:
             # Looked for under the claim: whoever had it before may have finished the unit.
             there = records.has_record(job.split, job.variant, unit)
@@ -105,8 +126,8 @@ class OpenJob:
 
     def _compute(self, unit: int, has_record: bool) -> UnitRecord:
         job, started = self.job, time.perf_counter()
-        outcomes = self._work([job.clips[i] for i in job.plan.members(unit)])
-        arrays, clips = self._gather(unit, outcomes)
+        outcomes = self._outcomes(unit, has_record)
+        arrays, clips = gather(job.variant, job.plan, unit, outcomes)
         computed = time.perf_counter()
 
         self._check_plan()
@@ -129,7 +150,35 @@ class OpenJob:
                 checks=clip_checks(arrays, len(clips)),
             )
             records.commit(job.split, job.variant, record)
+            try:
+                # Once more: this process may have been frozen since, and the plan replaced.
+                self._check_plan()
+            except ComboError:
+                records.withdraw(job.split, job.variant, unit)
+                raise
+            kept.forget(job.split, job.variant, unit)
         return record
+
+    def _outcomes(self, unit: int, has_record: bool) -> list[Outcome]:
+        """What becomes of a unit's clips, in order: those that are kept are not computed."""
+        job = self.job
+        clips = [job.clips[index] for index in job.plan.members(unit)]
+        there: dict[str, Outcome] = {}
+        if not has_record and kept.read(job.split, job.variant, job.plan, unit):
+            there = kept.outcomes(job.split, job.variant, job.plan, unit)
+        for clip in clips:
+            if clip.name in there and not self._is_of(there[clip.name], clip):
+                del there[clip.name]
+        new = [clip for clip in clips if clip.name not in there]
+        there |= zip((clip.name for clip in new), self._work(new) if new else (), strict=True)
+        return [there[clip.name] for clip in clips]
+
+    def _is_of(self, outcome: Outcome, clip: Clip) -> bool:
+        """Whether a clip's files are those that an outcome was made of."""
+        try:
+            return outcome.inputs in ("", digest_of(self.job.stage.inputs(clip)))
+        except MediaError:
+            return False
 
     def _check_plan(self) -> None:
         """Raises ComboError when the arrays now belong to another list of clips."""
@@ -143,30 +192,30 @@ class OpenJob:
             )
         self._plan_file = signature  # the same plan, written by another task of the array
 
-    def _gather(
-        self, unit: int, outcomes: list[Outcome]
-    ) -> tuple[dict[str, np.ndarray], tuple[ClipRecord, ...]]:
-        plan, variant = self.job.plan, self.job.variant
-        rows = plan.clips_per_unit
-        arrays = {
-            spec.name: np.full((rows, *spec.shape), spec.fill, spec.dtype)
-            for spec in variant.all_arrays
-        }
-        clips: list[ClipRecord] = []
-        for row, (index, outcome) in enumerate(zip(plan.members(unit), outcomes, strict=True)):
-            if outcome.arrays is not None:
-                arrays[VALID][row] = 1
-                for spec in variant.arrays:
-                    arrays[spec.name][row] = outcome.arrays[spec.name]
-            clips.append(
-                ClipRecord(
-                    name=plan.clips[index],
-                    failed=outcome.arrays is None,
-                    reason=outcome.reason,
-                    inputs=outcome.inputs,
-                )
+
+def gather(
+    variant: Variant, plan: Plan, unit: int, outcomes: Sequence[Outcome]
+) -> tuple[dict[str, np.ndarray], tuple[ClipRecord, ...]]:
+    """The arrays of a unit, [clips_per_unit, ...], and what became of each of its clips."""
+    arrays = {
+        spec.name: np.full((plan.clips_per_unit, *spec.shape), spec.fill, spec.dtype)
+        for spec in variant.all_arrays
+    }
+    clips: list[ClipRecord] = []
+    for row, (index, outcome) in enumerate(zip(plan.members(unit), outcomes, strict=True)):
+        if outcome.arrays is not None:
+            arrays[VALID][row] = 1
+            for spec in variant.arrays:
+                arrays[spec.name][row] = outcome.arrays[spec.name]
+        clips.append(
+            ClipRecord(
+                name=plan.clips[index],
+                failed=outcome.arrays is None,
+                reason=outcome.reason,
+                inputs=outcome.inputs,
             )
-        return arrays, tuple(clips)
+        )
+    return arrays, tuple(clips)
 
 
 def _signature(split: SplitStore) -> tuple[int, int, int] | None:

@@ -3,23 +3,27 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .. import remedies
 from ..clip_checks import clip_checks
-from ..digests import file_digest
-from ..errors import MediaError
+from ..errors import ComboError, MediaError
 from ..layouts import layout
-from ..preprocess.stage import combined_digest
 from ..source import remake, usable
 from ..store import VALID, Plan, SplitStore, StoreDamaged, Variant, array_digest
 from . import records
 from .claims import Claims
+from .inputs import digest_of
 from .records import UnitRecord
+from .repair import broken, described, own, rebuild, rebuild_plan
 from .run import Options, run_job
 from .stopping import Stop
 from .unit import Job, storing
+
+if TYPE_CHECKING:
+    from .plan import PlannedSplit
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,47 @@ def count_findings(split: SplitStore) -> Iterator[Finding]:
             str(split),
             f"{len(plan.clips)} clips, the published {plan.layout} has {expected}",
             "complete the data set and run: "
-            + remedies.make_anew(remedies.ALL, split.data_set, split.split),
+            + remedies.make(remedies.ALL, split.data_set, split.split),
         )
+
+
+def verify_plan(
+    split: SplitStore, there: "PlannedSplit | None"
+) -> tuple[list[Finding], list[Finding]]:
+    """What is wrong with a split's plan, and what of it was mended.
+
+    there: the split as the manifest has it, where it is to be mended.
+    """
+    try:
+        split.plan()
+    except ComboError:
+        again = f"run: {remedies.make(remedies.ALL, split.data_set, split.split)}"
+        lost = [Finding(str(split), f"{split.plan_path} is damaged or missing", again)]
+        return lost, lost if there is not None and rebuild_plan(split, there.plan) else []
+    return [], []
+
+
+def verify_description(
+    split: SplitStore, key: str, there: "PlannedSplit | None", *, repair: bool
+) -> tuple[list[Finding], list[Finding]]:
+    """What is wrong with what describes a variant, and what of it was mended.
+
+    key: of the variant.  there: the split as the manifest has it, if it was asked.
+    """
+    plan = split.plan()
+    found = list(broken(split, plan, described(split, key, there) if there else None, key))
+    if not found:
+        return [], []
+    variant = described(split, key, there) or own(split, key)
+    mend = f"run: {remedies.repair(split.data_set, split.split)}"
+    if repair and variant is None:
+        mend = "give a manifest with the settings that it was made with, and its weights"
+    wrong = [Finding(f"{split}/{key}", f"{file} is damaged or missing", mend) for file in found]
+    if not repair or variant is None:
+        return wrong, []
+    with storing(split):
+        rebuild(split, plan, variant, found)
+    return wrong, wrong
 
 
 def verify_variant(
@@ -92,19 +135,6 @@ def verify_finish(
         yield Finding(where, "its finished.json is not what its records say", again)
     for path in records.leftovers(split, variant):
         yield Finding(where, f"left over by a killed process: {path}", again)
-
-
-def undescribed(split: SplitStore, described: Sequence[Variant]) -> Iterator[Finding]:
-    """Variants whose units are recorded but which nothing describes, so that nobody finds them."""
-    keys = {variant.key for variant in described}
-    for folder in sorted(split.root.glob("records/*/*")):
-        key = f"{folder.parent.name}/{folder.name}"
-        if key not in keys and any(folder.glob("[0-9]*.json")):
-            yield Finding(
-                f"{split}/{key}",
-                f"nothing describes it: {split.tensors / key / 'zarr.json'} is gone or damaged",
-                f"run: {remedies.make(folder.parent.name, split.data_set, split.split)}",
-            )
 
 
 def add_checks(split: SplitStore, variant: Variant) -> int:
@@ -162,8 +192,7 @@ def _changed_input(job: Job | None, record: UnitRecord) -> str | None:
         if made.failed:
             continue
         try:
-            files = job.stage.inputs(clips[made.name])
-            now = combined_digest([file_digest(file) for file in files])
+            now = digest_of(job.stage.inputs(clips[made.name]))
         except MediaError as error:
             return f"an input of clip {made.name} is gone ({error})"
         if now != made.inputs:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...model.interface import Network
 from ...model.metrics import ObjectMetrics, SemanticMetrics
+from .. import protocols
 from ..errors import ComboError
 from ..source import choose_variants, open_source
 from . import checkpoint
@@ -156,13 +157,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
     """An evaluation under the names that papers use."""
     return {
         "sound": evaluation.sound,
-        "M_J": round(evaluation.m_j, 4),
-        "M_F": round(evaluation.m_f, 4),
-        "false_positive_rate": evaluation.false_positive_rate,
-        "protocols": {
-            name: {"M_J": round(j, 4), "M_F": None if f is None else round(f, 4)}
-            for name, (j, f) in evaluation.protocols.items()
-        },
+        **protocols.as_json(evaluation.protocols, evaluation.false_positive_rate),
         "clips": len(evaluation.clips),
         "clips_left_out": evaluation.left_out,
         "clips_without_labels": evaluation.without_labels,

@@ -217,7 +217,10 @@ class Trainer:
         told = {"loss": bad.loss, "gradient_norm": bad.gradient_norm, "clips": clips}
         self.journal.write(bad.iteration, "skipped", told)
         if bad.in_a_row < MOST_IN_A_ROW:
-            self._on_problem(f"{bad}: step not taken; batch and clips {', '.join(clips)}: {file}")
+            self._on_problem(
+                f"{bad}: step not taken, batch and clips ({', '.join(clips)}) are in {file}; if it "
+                f"comes again, lower learning_rate, or set precision=bf16 or fp32"
+            )
             return
         self._save(random)
         raise ComboError(

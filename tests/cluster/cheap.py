@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from combo.pipeline.devices import Place
+from combo.pipeline.jobs.inputs import DataSet
 from combo.pipeline.jobs.local import LocalRunner
 from combo.pipeline.jobs.run import Options, Summary, run_job, settle_plan
 from combo.pipeline.jobs.stopping import listening
 from combo.pipeline.jobs.unit import Job
-from combo.pipeline.layouts import Clip
+from combo.pipeline.layouts import Clip, Listing
 from combo.pipeline.preprocess.stage import Description, Outcome, Worker
 from combo.pipeline.store import ArraySpec, Plan, SplitStore, Variant
 
@@ -56,15 +57,14 @@ class CheapStage:
 
 def cheap_job(store: Path, units: int, log: Path | None = None, seconds: float = 0.0) -> Job:
     """One clip a unit."""
-    clips = tuple(Clip(f"{number:06d}") for number in range(units))
-    names = tuple(clip.name for clip in clips)
-    plan = Plan("folders", names, ("",) * units, 1, ("background", "object"), 1)
-    stage = CheapStage(log, seconds)
-    return Job(SplitStore(store, "cheap", "train"), stage, stage.variant(), plan, clips)
+    clips = Listing.of([Clip(f"{number:06d}") for number in range(units)])
+    plan = Plan("folders", clips.names, clips.subsets, 1, ("background", "object"), 1)
+    split, stage = SplitStore(store, "cheap", "train"), CheapStage(log, seconds)
+    return Job(split, stage, stage.variant(), plan, clips, DataSet(store.parent, clips))
 
 
 def run_cheap(job: Job, workers: int = 1) -> Summary:
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
     with listening() as stop:
         return run_job(job, Options(), LocalRunner(workers), stop)
 

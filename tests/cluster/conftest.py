@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 
+from .worlds import World
+
 CHEAP = Path(__file__).with_name("cheap.py")
 
 
@@ -20,3 +22,8 @@ def cheap() -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)

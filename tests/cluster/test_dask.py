@@ -51,10 +51,10 @@ def test_killed_workers_are_replaced_and_the_bytes_are_those_of_one_process(
     manifest: Manifest, manifest_file, tmp_path: Path
 ) -> None:
     alone = make_job(load_manifest(manifest_file(store="alone")), "s4", "train", "maskige")
-    settle_plan(alone.split, alone.plan, Options())
+    settle_plan(alone, Options())
     run_job(alone, Options(), LocalRunner(1))
     job = make_job(manifest, "s4", "train", "maskige")
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
     killed: list[int] = []
     with local(tmp_path, 2) as (runner, dashboard):
         assert re.match(r"http://.+/status", dashboard)
@@ -76,12 +76,12 @@ def test_killed_workers_are_replaced_and_the_bytes_are_those_of_one_process(
 
         # The same workers take the next job.
         frames = make_job(manifest, "s4", "test", "frames")
-        settle_plan(frames.split, frames.plan, Options())
+        settle_plan(frames, Options())
         assert run_job(frames, Options(), runner).finished is not None
 
         # Told to stop, it finishes what workers have begun and takes back the rest.
         stopped = make_job(load_manifest(manifest_file(store="other")), "s4", "train", "maskige")
-        settle_plan(stopped.split, stopped.plan, Options())
+        settle_plan(stopped, Options())
         stop = Stop()
 
         def ask(_record: object) -> None:
@@ -171,7 +171,7 @@ def test_a_scheduler_that_is_gone_is_one_line_and_what_is_done_stays(
     manifest: Manifest, tmp_path: Path
 ) -> None:
     job = make_job(manifest, "s4", "train", "maskige")
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
     said = r"the Dask scheduler is gone .* run the same command"
     with local(tmp_path, 1) as (runner, _), pytest.raises(ComboError, match=said):
         # What the client does when the scheduler has not answered for half a minute.

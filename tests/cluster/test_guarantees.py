@@ -27,26 +27,11 @@ from combo.pipeline.jobs.run import Options, run_job, settle_plan, units_to_do
 from combo.pipeline.jobs.status import stage_statuses
 from combo.pipeline.jobs.stopping import Stop, Stopped
 from combo.pipeline.jobs.unit import Job
-from combo.pipeline.jobs.verify import Finding, verify_variant
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.store import SplitStore, Variant
 
 from .conftest import CHEAP
-
-
-def combo(*words: object, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "combo", *map(str, words)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
-
-
-def findings(job: Job, inputs: bool = False) -> list[Finding]:
-    found = verify_variant(job.split, job.variant, job if inputs else None)
-    return [each for each in found if isinstance(each, Finding)]
+from .tools import combo, findings
 
 
 def bytes_of(root: Path) -> dict[str, bytes]:
@@ -132,7 +117,7 @@ def test_two_tasks_with_the_same_units_share_them(cheap: ModuleType, tmp_path: P
 
 def test_workers_never_write_what_describes_a_group(manifest: Manifest) -> None:
     job = make_job(manifest, "s4", "train", "audio")
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
     job.split.create(job.variant, job.plan)
 
     def described() -> dict[Path, tuple[int, int]]:
@@ -199,7 +184,7 @@ def test_told_that_time_is_short_a_pool_does_not_wait_for_the_units_of_others(
 ) -> None:
     """Neither those nor units of its own are begun any more."""
     job = make_job(manifest, "s4", "train", "audio")
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
     first = range(job.plan.units // 2)
     holder = get_context("fork").Process(target=_hold, args=(job, first, tmp_path / "held"))
     holder.start()
@@ -296,7 +281,7 @@ def test_a_clock_that_jumps_changes_nothing_that_counts(cheap: ModuleType, tmp_p
 
 def run_job_of_part(cheap: ModuleType, job: Job, part: tuple[int, int]) -> None:
     del cheap
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
     run_job(job, Options(part=part))
 
 
@@ -324,7 +309,7 @@ def test_changed_and_vanished_inputs_are_noticed_and_repaired(
     manifest = load_manifest(path)
     for stage in ("frames", "audio", "maskige"):
         job = make_job(manifest, "s4", "test", stage)
-        settle_plan(job.split, job.plan, Options())
+        settle_plan(job, Options())
         run_job(job, Options())
         assert findings(job, inputs=True) == []
     first, last = job.clips[0], job.clips[-1]
@@ -355,16 +340,17 @@ def test_a_plan_replaced_while_a_task_runs_stops_the_task(
     cheap: ModuleType, tmp_path: Path
 ) -> None:
     job = cheap.cheap_job(tmp_path, 6)
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
 
     def replace_it(_record: object) -> None:
         other = cheap.cheap_job(tmp_path, 5)
-        settle_plan(other.split, other.plan, Options(overwrite=True))
+        settle_plan(other, Options(discard=True))
         other.split.create(other.variant, other.plan)
 
     with pytest.raises(ComboError, match=r"plan of cheap/train .* was replaced while this job ran"):
         run_job(job, Options(), on_unit=replace_it)
-    assert not records.listing(job.split, job.variant)
+    (kept,) = records.done_units(job.split, job.variant, cheap.cheap_job(tmp_path, 5).plan)
+    assert kept.unit == 0, "what was done before was taken over, and nothing is added to it"
 
 
 @pytest.mark.parametrize("which", ["zarr.json", "valid/zarr.json"])
@@ -377,7 +363,7 @@ def test_a_damaged_description_is_one_line_and_removing_it_mends_it(
     whole = file.read_bytes()
     file.write_bytes(b"x" + whole[1:])
     again = cheap.cheap_job(tmp_path, 2)
-    with pytest.raises(ComboError, match=r"zarr.json is damaged; remove this one file"):
+    with pytest.raises(ComboError, match=r"zarr.json is damaged; run: combo verify --repair"):
         run_job(again, Options(overwrite=True))
     file.unlink()
     assert cheap.run_cheap(cheap.cheap_job(tmp_path, 2)).finished is not None
@@ -399,57 +385,6 @@ def test_a_unit_whose_clips_all_failed_is_no_measure(cheap: ModuleType, tmp_path
     assert estimate(job, 1, 1).measured
 
 
-# -- disks ---------------------------------------------------------------------------------------
-
-
-def test_a_disk_too_small_is_refused_before_it_is_full(small_disk: Path, manifest_file) -> None:
-    path = manifest_file(store="disk/store", clips_per_unit=1)
-    words = ("preprocess", "frames", "--data", "s4", "--split", "train", "--manifest", path)
-    (small_disk / "other").write_bytes(bytes(1_500_000))
-    refused = combo(*words)
-    _, said = refused.communicate()
-    assert refused.returncode == 1
-    assert "units need about" in said
-    assert "--force" in said
-    job = make_job(load_manifest(path), "s4", "train", "frames")
-    assert len(records.listing(job.split, job.variant)) == 1, "one unit was measured, and kept"
-
-    full = combo(*words, "--force")
-    _, said = full.communicate()
-    assert full.returncode == 1
-    assert "the disk is full; free space there and run the same command again" in said
-    assert "Traceback" not in said
-    assert not list(small_disk.rglob("*.partial"))
-    assert all("not done" in f.problem or "not finished" in f.problem for f in findings(job))
-
-    (small_disk / "other").unlink()
-    assert combo(*words).wait() == 0
-    assert findings(job) == []
-
-
-def test_a_disk_that_cannot_be_written_is_one_line(small_disk: Path, manifest_file) -> None:
-    path = manifest_file(store="disk/store")
-    words = ("preprocess", "frames", "--data", "s4", "--split", "test", "--manifest", path)
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    process = combo(*words)
-    _, said = process.communicate()
-    assert process.returncode == 1
-    assert "the file system is read-only; give another store" in said
-    assert "Traceback" not in said
-
-
-def test_a_dry_run_tells_what_is_needed_and_writes_nothing(manifest_file, tmp_path: Path) -> None:
-    path = manifest_file()
-    words = ("preprocess", "frames", "--data", "s4", "--manifest", path)
-    told, _ = combo(*words, "--split", "train", "--dry-run").communicate()
-    assert "8 units of 2 clips to do" in told
-    assert "at most" in told
-    assert not (tmp_path / "store").exists()
-    assert combo(*words, "--split", "test").wait() == 0
-    told, _ = combo(*words, "--split", "train", "--dry-run").communicate()
-    assert "about" in told, "a unit of another split was measured"
-
-
 def test_a_variant_that_the_manifest_does_not_make_is_verified_but_not_repaired(
     manifest_file,
 ) -> None:
@@ -458,7 +393,7 @@ def test_a_variant_that_the_manifest_does_not_make_is_verified_but_not_repaired(
     path.write_text(path.read_text().replace("at: stored", "at: native"))
     other = make_job(load_manifest(path), "s4", "test", "maskige")
     for each in (job, other):
-        settle_plan(each.split, each.plan, Options())
+        settle_plan(each, Options())
         run_job(each, Options())
         each.split.shards(each.variant, 0)[0].unlink()
     repair = combo("verify", "--repair", "--data", "s4", "--manifest", path, "--json")
@@ -494,7 +429,7 @@ def _run_part_with_a_poisoned_unit(cheap: ModuleType, store: Path, units: int) -
             os.kill(os.getpid(), signal.SIGKILL)
 
     job = cheap.cheap_job(store, units)
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
     sys.addaudithook(hook)
     run_job(job, Options(part=(1, 2)))
 

@@ -112,7 +112,7 @@ def is_good(job: Job) -> bool:
 def undisturbed(folder: Path, clips: Path) -> Job:
     """The same job by one process."""
     job = make_job(load_manifest(manifest_at(folder, clips, "alone")), "s4", "train", "maskige")
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
     assert run_job(job, Options()).finished is not None
     return job
 
@@ -350,7 +350,7 @@ def test_failed_clips_are_made_again_by_an_array_on_request(tmp_path: Path, clip
     frame = Path(str(job.clips[3].frames[2]))
     whole = frame.read_bytes()
     frame.write_bytes(b"")
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
     assert list(run_job(job, Options()).failed) == [job.clips[3].name]
     before = {unit: records.read_record(job.split, job.variant, unit) for unit in range(CLIPS)}
     frame.write_bytes(whole)

@@ -1,5 +1,5 @@
-"""The automatic mask generator: against published post-processing, against segment-anything, and
-what becomes of images that are large, tiny, grey, empty or crowded.
+"""The automatic mask generator: against segment-anything, and what becomes of images that are
+large, tiny, grey, empty or crowded.
 
 Networks are small, with seeded weights that make masks of many sizes; the numbers of a trained
 network play no part in the rules tested here.
@@ -10,22 +10,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 from public_masks import PublicGrid
-from scipy import ndimage
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 from segment_anything.modeling import (
     ImageEncoderViT,
@@ -36,12 +29,10 @@ from segment_anything.modeling import (
 )
 from torch import Tensor
 
-from combo.model.mask_regions import logit_boxes, mask_boxes, remove_small_regions, stability
 from combo.model.mask_settings import GridSettings, SemanticSamSettings
 from combo.model.maskige import label_map, merge
 from combo.model.point_prompts import (
     DecodedPoints,
-    Upsampling,
 )
 from combo.model.sam_points import EncodedByViT
 from combo.model.semantic_sam.network import SemanticSam
@@ -474,216 +465,3 @@ def test_half_precision_changes_little(sam: Sam) -> None:
     half = PublicGrid(sam, **LOOSE, autocast=torch.bfloat16)
     covered, also = exact.label_map(image) > 0, half.label_map(image) > 0
     assert (covered == also).float().mean() > 0.8
-
-
-# Post-processing alone, on logits that a golden run gave to the published generator.
-
-
-@dataclass(frozen=True)
-class Crafted:
-    """Logits [P, h, w] in place of a network's, for a grid of points over an image."""
-
-    ious: Tensor
-    maps: Tensor
-    side: int
-    size: tuple[int, int]
-    most_points: int = 10**9
-    points_interact: bool = True
-    zero_keeps_all: bool = False
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    mask_threshold: float = 0.0
-
-    def internal_levels(self, levels: Sequence[int]) -> tuple[int, ...]:
-        return tuple(levels)
-
-    def image_bytes(self, height: int, width: int) -> int:
-        return height * width
-
-    def point_bytes(self, height: int, width: int) -> int:
-        return height * width
-
-    def encode(self, images: Tensor) -> list["Crafted"]:
-        return [self] * len(images)
-
-    @property
-    def upsampling(self) -> Upsampling:
-        return Upsampling(4, self.size, self.size)
-
-    def coordinates(self, points: Tensor) -> Tensor:
-        return F.pad(points, (0, 2), value=0.005)
-
-    def decode(self, points: Tensor, levels: Sequence[int]) -> "CraftedPoints":
-        assert tuple(levels) == (3,)
-        if len(points) > self.most_points:
-            raise torch.OutOfMemoryError("as a device would")
-        cell = (points * self.side).long()
-        number = cell[:, 1] * self.side + cell[:, 0]
-        return CraftedPoints(self.ious[number], self.maps[number])
-
-
-@dataclass(frozen=True)
-class CraftedPoints:
-    ious: Tensor
-    maps: Tensor
-
-    def logits(self, chosen: Tensor) -> Tensor:
-        return self.maps[chosen]
-
-
-@pytest.fixture(scope="module")
-def golden() -> dict[str, NDArray[np.float32]]:
-    with np.load(HERE / "postprocess_only.npz") as stored:
-        return {name: stored[name] for name in stored.files}
-
-
-def crafted(golden: dict[str, NDArray[np.float32]], **changes: Any) -> Crafted:
-    height, width = (int(v) for v in golden["image_hw"])
-    maps = torch.from_numpy(golden["lowres_logits"]).float()
-    return Crafted(torch.from_numpy(golden["iou"]), maps, 7, (height, width), **changes)
-
-
-def published_settings(run: str) -> Settings:
-    settings = json.loads((HERE / "generator_configs.json").read_text())
-    chosen = settings["postprocess_only.npz"][run]
-    settings = {k: v for k, v in chosen.items() if k not in ("crop_n_layers", "output_mode")}
-    settings["levels"] = settings.pop("level")
-    return settings
-
-
-RUNS = ["default", "batch9", "minarea0", "minarea200", "nms50", "loose", "offset3"]
-
-
-@pytest.mark.golden
-@pytest.mark.parametrize("run", RUNS)
-def test_post_processing_is_the_published_one(
-    golden: dict[str, NDArray[np.float32]], run: str
-) -> None:
-    net = crafted(golden)
-    image = torch.zeros(3, *net.size, dtype=torch.uint8)
-    records = PublicGrid(net, **published_settings(run)).records(image)
-    assert len(records) == int(golden[f"{run}.n"])
-    assert [r.bbox for r in records] == golden[f"{run}.bbox_xywh"].tolist()
-    assert [r.area for r in records] == golden[f"{run}.area"].tolist()
-    assert [r.crop_box for r in records] == golden[f"{run}.crop_box"].tolist()
-    for ours, theirs in (
-        ([r.predicted_iou for r in records], "predicted_iou"),
-        ([r.stability_score for r in records], "stability_score"),
-        ([r.point_coords[0] for r in records], "point_coords"),
-    ):
-        np.testing.assert_allclose(ours, golden[f"{run}.{theirs}"], rtol=0, atol=1e-6)
-    bits = np.unpackbits(golden[f"{run}.seg_packed"], axis=1)
-    expected = bits[:, : net.size[0] * net.size[1]].reshape(-1, *net.size)
-    np.testing.assert_array_equal(np.stack([r.segmentation for r in records]), expected)
-
-
-def test_running_out_of_memory_halves_the_batch_and_goes_on(
-    golden: dict[str, NDArray[np.float32]],
-) -> None:
-    net = crafted(golden, most_points=5, points_interact=False)
-    image = torch.zeros(3, *net.size, dtype=torch.uint8)
-    settings = {**published_settings("default"), "memory_limit": 2**33}
-    grid = PublicGrid(net, **settings)
-    assert len(grid.records(image)) == int(golden["default.n"])
-
-
-def test_points_that_see_each_other_are_never_split_in_silence(
-    golden: dict[str, NDArray[np.float32]],
-) -> None:
-    net = crafted(golden, most_points=5)
-    grid = PublicGrid(net, **published_settings("default"))
-    with pytest.raises(MemoryError, match="points_per_batch"):
-        grid.records(torch.zeros(3, *net.size, dtype=torch.uint8))
-
-
-def test_any_other_failure_is_not_taken_for_a_lack_of_memory(
-    golden: dict[str, NDArray[np.float32]],
-) -> None:
-    net = crafted(golden)
-    broken = Crafted(net.ious, net.maps[:, :, :1].expand(-1, -1, 0), 7, net.size)
-    with pytest.raises(RuntimeError, match=r"[Ii]nput"):
-        PublicGrid(broken, **published_settings("default")).records(
-            torch.zeros(3, *net.size, dtype=torch.uint8)
-        )
-
-
-# Geometry.
-
-stacks = st.tuples(
-    st.integers(0, 5), st.integers(1, 12), st.integers(1, 12), st.integers(0, 10**6)
-).map(lambda v: np.random.default_rng(v[3]).random(v[:3]) < (v[3] % 9 + 1) / 10)
-
-
-@hypothesis_settings(max_examples=150, deadline=None)
-@given(masks=stacks, min_area=st.integers(1, 30))
-def test_small_regions_go_from_a_stack_as_from_each_mask(
-    masks: NDArray[np.bool_], min_area: int
-) -> None:
-    cleaned, changed = remove_small_regions(torch.from_numpy(masks), min_area)
-    assert cleaned.shape == masks.shape
-    for before, after, flag in zip(masks, cleaned.numpy(), changed.tolist(), strict=True):
-        expected, touched = without_small_regions(before, min_area)
-        np.testing.assert_array_equal(after, expected)
-        assert flag == touched
-
-
-def without_small_regions(mask: NDArray[np.bool_], min_area: int) -> tuple[NDArray[np.bool_], bool]:
-    """One region after another, as the public code describes it."""
-    eight = np.ones((3, 3))
-    filled = mask.copy()
-    holes, count = ndimage.label(~mask, eight)
-    small_holes = [i for i in range(1, count + 1) if (holes == i).sum() < min_area]
-    for hole in small_holes:
-        filled[holes == hole] = True
-    islands, count = ndimage.label(filled, eight)
-    regions = [islands == i for i in range(1, count + 1)]
-    large = [region for region in regions if region.sum() >= min_area]
-    if not large and regions:
-        # The first in the order of OpenCV's blocks of two by two pixels.
-        large = [max(regions, key=lambda r: (r.sum(), [-v for v in first_block(r)]))]
-    kept = np.any(large, axis=0) if large else np.zeros_like(mask)
-    return kept, bool(small_holes) or any(r.sum() < min_area for r in regions)
-
-
-def first_block(region: NDArray[np.bool_]) -> tuple[int, int]:
-    return min((int(y) // 2, int(x) // 2) for y, x in np.argwhere(region))
-
-
-def test_of_equally_small_islands_the_one_that_opencv_numbers_first_stays() -> None:
-    mask = torch.zeros(1, 4, 8, dtype=torch.bool)
-    mask[0, 0, 4] = mask[0, 1, 0] = True
-    cleaned, changed = remove_small_regions(mask, 5)
-    assert cleaned[0].nonzero().tolist() == [[1, 0]]
-    assert changed.tolist() == [True]
-
-
-@hypothesis_settings(max_examples=100, deadline=None)
-@given(masks=stacks)
-def test_boxes_hold_the_outermost_pixels(masks: NDArray[np.bool_]) -> None:
-    expected = []
-    for mask in masks:
-        y, x = np.nonzero(mask)
-        expected.append([x.min(), y.min(), x.max(), y.max()] if len(x) else [0, 0, 0, 0])
-    stack = torch.from_numpy(masks)
-    boxes = mask_boxes(stack)
-    assert boxes.tolist() == expected
-    assert torch.equal(logit_boxes(stack.float(), 0.5), boxes)
-
-
-def test_stability_counts_pixels_between_the_cuts_and_is_nan_for_nothing() -> None:
-    logits = torch.tensor([[[2.0, 0.5], [-0.5, -2.0]], [[-3.0, -3.0], [-3.0, -3.0]]])
-    scores = stability(logits, threshold=0.0, offset=1.0)
-    assert scores[0] == pytest.approx(1 / 3)
-    assert scores[1].isnan()
-
-
-@pytest.mark.parametrize(
-    ("cut", "size"),
-    [((96, 128), (96, 128)), ((96, 128), (33, 44)), ((90, 101), (270, 300)), ((3, 128), (1, 40))],
-)
-def test_upsampling_is_enlarging_cutting_and_resizing(
-    cut: tuple[int, int], size: tuple[int, int]
-) -> None:
-    low = torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(0))
-    enlarged = F.interpolate(low[None], size=(128, 128), mode="bilinear")[:, :, : cut[0], : cut[1]]
-    expected = F.interpolate(enlarged, size=size, mode="bilinear")[0]
-    torch.testing.assert_close(Upsampling(4, cut, size)(low), expected, rtol=0, atol=2e-6)

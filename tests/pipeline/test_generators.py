@@ -59,7 +59,7 @@ def manifest(folder: Path, generator: str) -> Manifest:
 
 
 def run(job: Job) -> np.ndarray:
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
     assert run_job(job, Options()).finished is not None
     return job.split.read_array(job.variant, "label_map")[0, 0]
 
@@ -179,7 +179,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, frame: np.ndarra
     del frame
     torch.save({"model.something": torch.zeros(3)}, tmp_path / "weights.pth")
     job = make_job(manifest(tmp_path, "semantic-sam-t"), "mine", "all", "maskige")
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
     with pytest.raises(ComboError, match=r"weights\.pth does not fit semantic-sam-t"):
         run_job(job, Options())
 

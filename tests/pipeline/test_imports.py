@@ -82,7 +82,7 @@ def imported(
     manifest: Manifest, stage: str, where: tuple[str, str], folder: Path, note="", tree=""
 ) -> tuple[Variant, np.ndarray]:
     job = planned(manifest, *where).import_job(stage, folder, note, tree)
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
     summary = run_job(job, Options())
     assert summary.finished is not None
     assert summary.failed == {}
@@ -177,7 +177,7 @@ def test_missing_pictures_and_strange_colours_fail_their_clip_by_name(
     manifest: Manifest, tmp_path: Path, broken: list[Clip]
 ) -> None:
     job = planned(manifest, "s4", "test").import_job("maskige", tmp_path, "", "")
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
     summary = run_job(job, Options())
     assert summary.failed == {
         broken[0].name: f"missing: {broken[0].frames[2]}",

@@ -34,7 +34,7 @@ from combo.pipeline.store import SplitStore
 
 def run(job: Job, workers: int = 1, **options: object) -> Summary:
     chosen = Options(**options)  # type: ignore[arg-type]
-    settle_plan(job.split, job.plan, chosen)
+    settle_plan(job, chosen)
     return run_job(job, chosen, LocalRunner(workers))
 
 
@@ -153,7 +153,7 @@ def test_a_killed_worker_is_replaced_and_its_unit_done(manifest: Manifest) -> No
     import psutil
 
     job = make_job(manifest, "s4", "train", "frames")
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
     killed: list[int] = []
 
     def kill_one(_record: object) -> None:
@@ -209,24 +209,6 @@ def test_other_settings_make_another_variant_beside_the_first(manifest_file) -> 
         second.variant.name,
     }
     assert findings(first) == findings(second) == []
-
-
-def test_a_data_set_that_changed_is_refused_until_overwritten(
-    own_sample: Path, manifest_file
-) -> None:
-    manifest = load_manifest(manifest_file(own_sample))
-    run(make_job(manifest, "s4", "val", "frames"))
-    table = own_sample / "AVSBench_object/Single-source/s4_meta_data.csv"
-    lines = table.read_text().splitlines()
-    table.write_text("\n".join(line for line in lines if "s4val" not in line or line != lines[-4]))
-    kept = [line for line in lines if not line.endswith(",val")]
-    one = next(line for line in lines if line.endswith(",val"))
-    table.write_text("\n".join([*kept, one]) + "\n")
-    job = make_job(manifest, "s4", "val", "frames")
-    with pytest.raises(ComboError, match=r"2 clips, the data set has 1 .*--overwrite"):
-        run(job)
-    assert run(job, overwrite=True).finished is not None
-    assert len(job.split.plan().clips) == 1
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
@@ -304,7 +286,7 @@ def test_counts_of_the_published_data_set_are_expected_on_request(manifest: Mani
 
 def test_what_a_dead_process_left_over_goes_with_the_next_finish(manifest: Manifest) -> None:
     job = make_job(manifest, "s4", "test", "frames")
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     import socket

@@ -416,7 +416,7 @@ def test_what_is_wrong_with_a_file_is_recorded_by_the_stages_that_read_it(
     broken.unlink()
     for stage in STAGES:
         job = make_job(manifest, "ms3", "val", stage)
-        settle_plan(job.split, job.plan, Options())
+        settle_plan(job, Options())
         summary = run_job(job, Options())
         assert summary.finished is not None
         assert set(summary.failed) == ({clip.name} if stage in readers else set())
@@ -439,7 +439,7 @@ def test_a_label_out_of_range_and_a_row_that_leaves_the_root_fail_their_clips(
     table = root / "AVSBench_semantic" / "metadata.csv"
     table.write_text(table.read_text().replace(clips[1].name, "../../elsewhere"))
     job = make_job(manifest, "avss", "val", "frames")
-    settle_plan(job.split, job.plan, Options())
+    settle_plan(job, Options())
     failed = run_job(job, Options()).failed
     assert "label value 200 is outside" in failed[clips[0].name]
     assert "leaves the data set's root" in failed["../../elsewhere"]

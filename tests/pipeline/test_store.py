@@ -208,18 +208,21 @@ def test_nothing_is_left_beside_what_was_written(split: SplitStore) -> None:
 def test_the_plan_comes_back_and_damage_is_one_line(split: SplitStore) -> None:
     assert split.plan() == PLAN
     split.plan_path.write_text('{"layout": 1}')
-    with pytest.raises(ComboError, match=r"plan\.json is damaged .* preprocess again") as caught:
+    with pytest.raises(
+        ComboError, match=r"plan\.json is damaged .* units that are done stay"
+    ) as caught:
         split.plan()
     assert "\n" not in str(caught.value)
 
 
-def test_clearing_a_split_leaves_the_others(split: SplitStore) -> None:
+def test_a_split_whose_plan_is_lost_is_found_when_it_is_asked_for(split: SplitStore) -> None:
     other = SplitStore(split.store, "mine", "test")
     other.write_plan(PLAN)
-    split.clear()
-    assert splits_in(split.store)[0].split == "test"
-    assert not split.root.exists()
-    assert [s.split for s in splits_in(split.store, ["yours"])] == []
+    (split.root / "records").mkdir()
+    split.plan_path.unlink()
+    assert [s.split for s in splits_in(split.store)] == ["test"]
+    assert [s.split for s in splits_in(split.store, lost=True)] == ["test", split.split]
+    assert splits_in(split.store, ["yours"]) == []
 
 
 @given(clips=st.integers(1, 200), per_unit=st.integers(1, 50))

@@ -1,7 +1,7 @@
 """A store of the sample in which every stage is finished, and runs of a tiny network on it."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,9 @@ from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.source import Choice
 from combo.pipeline.store import STAGES, SplitStore
 from combo.pipeline.train.loader import ClipReader
+from combo.pipeline.train.run_folder import RunFolder
+from combo.pipeline.train.start import start
+from combo.pipeline.train.trainer import Trainer
 
 SPLITS = (("s4", "train"), ("s4", "val"), ("s4", "test"), ("avss", "train"))
 MANIFEST = """\
@@ -39,10 +42,25 @@ def prepared(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for data_set, split in SPLITS:
         for stage in STAGES:
             job = make_job(manifest, data_set, split, stage)
-            settle_plan(job.split, job.plan, Options())
+            settle_plan(job, Options())
             with settings_put_back():
                 assert run_job(job, Options()).finished is not None
     return path
+
+
+def small_run(manifest: Manifest, folder: Path, *changes: str) -> Trainer:
+    """A run of the small network on S4 that is about to begin; changes: its settings."""
+    return start(manifest, "combo-small-s4", changes, folder)
+
+
+def finished_run(
+    prepared: Path, tmp_path_factory: pytest.TempPathFactory, settings: Sequence[str]
+) -> RunFolder:
+    """A run to its end, nothing of which is left in this process."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    with settings_put_back():
+        small_run(load_manifest(prepared), folder, *settings).train()
+    return RunFolder(folder)
 
 
 @pytest.fixture

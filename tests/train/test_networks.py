@@ -150,7 +150,7 @@ def unpainted(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in SPLITS:
         for stage in ("frames", "audio"):
             job = make_job(manifest, "s4", split, stage)
-            settle_plan(job.split, job.plan, Options())
+            settle_plan(job, Options())
             with settings_put_back():
                 assert run_job(job, Options()).finished is not None
     return path

@@ -17,7 +17,6 @@ import pytest
 import torch
 from torch import Tensor
 from typer.testing import CliRunner
-from unchanged import settings_put_back
 
 from combo.cli import app
 from combo.model import Losses, NetworkCriterion
@@ -28,6 +27,8 @@ from combo.pipeline.train import checkpoint
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import resume, start
 from combo.pipeline.train.trainer import Step, Trainer, learning_rate_factor
+
+from .conftest import finished_run, small_run
 
 TINY = (
     "width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "pixel_ffn=16", "decoder_layers=2",
@@ -44,16 +45,13 @@ class Killed(Exception):
 
 
 def tiny(manifest: Manifest, folder: Path, *changes: str) -> Trainer:
-    return start(manifest, "combo-small-s4", [*TINY, *changes], folder)
+    return small_run(manifest, folder, *TINY, *changes)
 
 
 @pytest.fixture(scope="module")
 def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """An undisturbed run in micro-batches; not to be changed."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    with settings_put_back():
-        tiny(load_manifest(prepared), folder).train()
-    return RunFolder(folder)
+    return finished_run(prepared, tmp_path_factory, TINY)
 
 
 def lines(run: RunFolder) -> list[dict[str, Any]]:

@@ -16,17 +16,18 @@ import pytest
 import torch
 from permissions import modes_count
 from typer.testing import CliRunner
-from unchanged import settings_put_back
 
 from combo.cli import app
 from combo.pipeline.errors import ComboError
-from combo.pipeline.manifest import Manifest, load_manifest
+from combo.pipeline.manifest import Manifest
 from combo.pipeline.train import checkpoint
 from combo.pipeline.train.evaluate import open_run, open_split
 from combo.pipeline.train.journal import Journal
 from combo.pipeline.train.run_folder import RunFolder
-from combo.pipeline.train.start import resume, start
+from combo.pipeline.train.start import resume
 from combo.pipeline.train.trainer import Step, Trainer
+
+from .conftest import finished_run, small_run
 
 TINY = (
     "width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "pixel_ffn=16", "decoder_layers=1",
@@ -39,16 +40,13 @@ pytestmark = pytest.mark.usefixtures("runs_stages")
 
 
 def tiny(manifest: Manifest, folder: Path, *changes: str) -> Trainer:
-    return start(manifest, "combo-small-s4", [*TINY, *changes], folder)
+    return small_run(manifest, folder, *TINY, *changes)
 
 
 @pytest.fixture(scope="module")
 def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """An undisturbed run; not to be changed."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    with settings_put_back():
-        tiny(load_manifest(prepared), folder).train()
-    return RunFolder(folder)
+    return finished_run(prepared, tmp_path_factory, TINY)
 
 
 @pytest.fixture

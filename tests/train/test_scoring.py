@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -66,6 +66,7 @@ def test_a_saved_evaluation_scores_what_it_scored(
 
 
 @given(st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=50)
 def test_eight_bits_hold_all_that_the_metrics_ask_of_a_probability(
     tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
@@ -212,6 +213,10 @@ def test_frames_that_have_a_label_and_no_mask_are_named(
         path.unlink()
     found = score(objects, root, allow_missing=True)
     assert (found.missing, list(found.clips)) == (["dog_2"], ["dog_1"])
+    words = ["score", str(root), "--data", "mine", "--split", "all", "--allow-missing"]
+    done = CliRunner().invoke(app, [*words, "--manifest", str(objects.manifest.file)])
+    assert done.exit_code == 0, done.output
+    assert "left out, no mask of dog_2\n" in done.stderr
 
 
 def test_what_is_no_mask_of_these_labels_is_one_line(

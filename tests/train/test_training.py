@@ -18,7 +18,6 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from rewritten import rewrite_unit
-from unchanged import settings_put_back
 
 from combo.model import Combo
 from combo.pipeline import durable
@@ -44,6 +43,8 @@ from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import free_folder, resume, start
 from combo.pipeline.train.trainer import Step, Trainer, learning_rate_factor
 
+from .conftest import finished_run, small_run
+
 TINY = (
     "width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "pixel_ffn=16", "decoder_layers=1",
     "decoder_ffn=16", "audio_hidden=16", "query_count=4", "mask_points=64", "iterations=4",
@@ -60,16 +61,11 @@ pytestmark = pytest.mark.usefixtures("runs_stages")
 @pytest.fixture(scope="module")
 def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A finished run; not to be changed."""
-    from combo.pipeline.manifest import load_manifest
-
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    with settings_put_back():
-        tiny(load_manifest(prepared), folder).train()
-    return RunFolder(folder)
+    return finished_run(prepared, tmp_path_factory, TINY)
 
 
 def tiny(manifest: Manifest, folder: Path, *changes: str) -> Trainer:
-    return start(manifest, "combo-small-s4", [*TINY, *changes], folder)
+    return small_run(manifest, folder, *TINY, *changes)
 
 
 def log(run: RunFolder) -> list[dict[str, float]]:

@@ -22,8 +22,9 @@ from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs import records
 from combo.pipeline.jobs.pack import pack, verify_packed
 from combo.pipeline.jobs.plan import make_job
+from combo.pipeline.jobs.repair import work_in
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
-from combo.pipeline.jobs.verify import Finding, undescribed, verify_variant
+from combo.pipeline.jobs.verify import Finding, verify_description, verify_plan, verify_variant
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.packed import PackedSplit, spec_bytes
 from combo.pipeline.source import Choice, Source, open_source
@@ -73,11 +74,13 @@ def refused(source: Source) -> str:
 
 
 def findings(split: SplitStore) -> list[Finding]:
-    variants = split.variants()
-    found = [each for v in variants for each in verify_variant(split, v)]
-    return [each for each in found if isinstance(each, Finding)] + list(
-        undescribed(split, variants)
-    )
+    found, _ = verify_plan(split, None)
+    for key in () if found else work_in(split):
+        wrong, _ = verify_description(split, key, None, repair=False)
+        variant = None if wrong else split.read_variant(key)
+        units = () if variant is None else verify_variant(split, variant)
+        found += [*wrong, *(each for each in units if isinstance(each, Finding))]
+    return found
 
 
 REPAIR = "run: combo verify --repair --data s4 --split train"
@@ -225,7 +228,7 @@ def test_a_variant_that_nothing_describes_any_more_is_found(own: Manifest) -> No
     (found,) = findings(split)
     assert (found.where, found.mend) == (
         f"s4/train/{variant.key}",
-        "run: combo preprocess audio --data s4 --split train",
+        REPAIR,
     )
     assert str(head) in found.problem
 
@@ -392,7 +395,7 @@ def small(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> SplitStore:
     path.write_text(SMALL.format(root=sample))
     for stage in STAGES:
         job = make_job(load_manifest(path), "s4", "val", stage)
-        settle_plan(job.split, job.plan, Options())
+        settle_plan(job, Options())
         with settings_put_back():
             assert run_job(job, Options()).finished is not None
     return job.split
