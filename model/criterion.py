@@ -170,7 +170,7 @@ class Criterion(NetworkCriterion):
     @staticmethod
     def _annotated(out: ComboOutput, held: np.ndarray, given: Tensor | None) -> np.ndarray:
         """[B, T] bool; held: of label maps, [B, T, 256] bool."""
-        chosen = held[..., :IGNORED].any(axis=2)
+        chosen = np.logical_or.reduce(held[..., :IGNORED], axis=2)
         if given is not None:
             if given.shape != held.shape[:2] or given.dtype != torch.bool:
                 raise ValueError(f"annotated is {given.dtype} {tuple(given.shape)}")

@@ -43,7 +43,7 @@ class Targets:
 
         Raises ValueError for a value that is no class and not 255.
         """
-        wrong = held[:, classes:IGNORED].any(axis=0).nonzero()[0] + classes
+        wrong = np.flatnonzero(np.logical_or.reduce(held[:, classes:IGNORED])) + classes
         if len(wrong):
             raise ValueError(f"labels {wrong.tolist()} with {classes} classes")
         held = held[:, :classes]

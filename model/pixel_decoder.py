@@ -84,6 +84,7 @@ class PixelDecoder(nn.Module):
         super().__init__()
         if width % NORM_GROUPS:
             raise ValueError(f"width {width} is not a multiple of {NORM_GROUPS} norm groups")
+        self.heads, self.points = heads, points
         fine, *coarse = channels
         self.input_proj = nn.ModuleList(
             nn.Sequential(_xavier(nn.Conv2d(c, width, 1)), nn.GroupNorm(NORM_GROUPS, width))
@@ -106,10 +107,9 @@ class PixelDecoder(nn.Module):
 
     def pyramid(self, shapes: Shapes, positions: list[Tensor]) -> Pyramid:
         """shapes: (H, W) of the three coarser maps, coarse to fine; positions: of their pixels."""
-        attention = self.layers[0].self_attn
         device = positions[0].device
         centres = pixel_centres(shapes, device)[None, :, None, :].expand(-1, -1, LEVELS, -1)
-        return Pyramid(attention.sees(shapes, device), centres, positions)
+        return Pyramid(Levels.of(shapes, self.heads, self.points, device), centres, positions)
 
     def forward(self, features: Sequence[Tensor], pyramid: Pyramid) -> tuple[Tensor, list[Tensor]]:
         """features: four maps [F, C_i, H_i, W_i], finest first; pyramid: of the coarser three.

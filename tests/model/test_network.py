@@ -264,8 +264,11 @@ def test_training_is_the_same_with_compiled_parts(settings: dict[str, object]) -
     for valid, (loss, gradients) in zip((None, mixed), expected, strict=True):
         compiled, of_compiled = train(valid)
         torch.testing.assert_close(compiled, loss, rtol=1e-5, atol=1e-5)
+        # Biases before a norm have none but rounding's gradient.
+        noise = 1e-5 * max(float(each.abs().max()) for each in gradients)
         for ours, theirs in zip(of_compiled, gradients, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3 * theirs.abs().max())
+            atol = max(1e-3 * float(theirs.abs().max()), noise)
+            torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=atol)
 
 
 def test_the_network_exports() -> None:
