@@ -1,8 +1,8 @@
 """The `combo` command as a user meets it: help, exit codes, errors of one line."""
 
 import json
-import re
 import os
+import re
 import shlex
 import subprocess
 import sys
