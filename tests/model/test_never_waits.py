@@ -13,6 +13,8 @@ from torch import Tensor
 
 from combo.model import Combo, Criterion, matching
 from combo.model.interface import label_values
+from combo.pipeline.train.augment import Augment, Recipe
+from combo.pipeline.train.loader import Batch
 
 from .test_network import TINY
 
@@ -79,3 +81,23 @@ def test_labels_of_which_nothing_is_known_are_asked_for(asked: list[tuple[int, .
     with pytest.raises(RuntimeError, match="numpy"):
         step(None, None, None)
     assert not asked
+
+
+@pytest.mark.parametrize("recipe", ["colour-flip", "resize-crop-colour-flip"])
+def test_augmentation_on_a_gpu_waits_for_nothing(recipe: Recipe) -> None:
+    augment = Augment(recipe, torch.Generator().manual_seed(0))
+    with fake_gpu() as watch:
+        pictures = torch.empty(2, 3, 3, 64, 64, dtype=torch.uint8, device=GPU)
+        batch = Batch(
+            frames=pictures,
+            maskige=pictures,
+            labels=pictures[:, :, 0],
+            sound=torch.empty(2, 3, 8, device=GPU),
+            present=FRAMES,
+            annotated=FRAMES,
+            clips=("a", "b"),
+        )
+        watch.waits.clear()
+        after = augment(batch)
+    assert not watch.waits
+    assert after.frames.device == after.labels.device == GPU
