@@ -22,13 +22,15 @@ _INNER_WIDTH, _INNER_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 Line = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-def lines(title: str, series: Mapping[str, Line], across: str = "iteration") -> Markup:
-    """Lines over one axis. series: name -> x, y. Where values are positive and lie far apart the
-    axis is logarithmic, and says so."""
+def lines(
+    title: str, series: Mapping[str, Line], across: str = "iteration", decades: bool = False
+) -> Markup:
+    """Lines over one axis. series: name -> x, y.  decades: where values are positive and lie far
+    apart the axis is logarithmic, and says so."""
     thin = {name: _thinned(line) for name, line in series.items() if len(line[0])}
     values = np.concatenate([y for _, y in thin.values()]) if thin else np.zeros(1)
     places = np.concatenate([x for x, _ in thin.values()]) if thin else np.zeros(1)
-    log = bool(values.min() > 0 and values.max() > 30 * values.min())
+    log = bool(decades and values.min() > 0 and values.max() > 30 * values.min())
     scale = np.log10 if log else np.asarray
     down = _ticks(*_span(scale(values)))
     along = _ticks(*_span(places))
@@ -73,7 +75,7 @@ def histogram(title: str, values: NDArray[np.int64], across: str) -> Markup:
 
 def matrix(title: str, names: Sequence[str], shares: NDArray[np.float64]) -> Markup:
     """A square of cells. shares: [K,K], 0..1, row by row; cells below a thousandth stay empty."""
-    size, room = 18, 8 + round(6.2 * max(map(len, names)))
+    size, room = 18, 10 + round(7.4 * max(map(len, names)))
     side = room + size * len(names) + 4
     parts: list[Markup] = []
     for row, name in enumerate(names):

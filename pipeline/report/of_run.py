@@ -60,6 +60,10 @@ class RunLooks:
     best: list[Panel] = field(default_factory=list[Panel])
 
     @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
     def right(self) -> Evaluation:
         return self.evaluations["right"]
 

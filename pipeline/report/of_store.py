@@ -78,6 +78,10 @@ class StoreLooks:
     problems: list[str]
 
     @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
     def bytes(self) -> int:
         return sum(stage.bytes for split in self.splits for stage in split.stages)
 

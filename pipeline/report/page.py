@@ -47,7 +47,7 @@ def render(runs: Sequence[RunLooks], stores: Sequence[StoreLooks], now: float) -
     """The page's HTML."""
     script, style = _text("report.js"), _text("report.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    names = [*(run.path.name for run in runs), *(store.path.name for store in stores)]
+    names = [*(run.name for run in runs), *(store.name for store in stores)]
     return (
         _environment()
         .get_template("report.html")
@@ -153,19 +153,21 @@ def _training_curves(run: RunLooks) -> list[Markup]:
         ("learning rate", {k: v for k, v in train.items() if k == "learning_rate"}),
         ("clips a second", {k: v for k, v in train.items() if k == "clips_per_second"}),
     ]
-    return [charts.lines(title, series) for title, series in drawn if series]
+    return [
+        charts.lines(title, series, decades="loss" in title) for title, series in drawn if series
+    ]
 
 
 def _compared_curves(runs: Sequence[RunLooks]) -> list[Markup]:
     drawn: list[Markup] = []
     for title, kind, name in (("M_J on val", "val", "M_J"), ("total loss", "train", "total")):
         series = {
-            f"{number}. {run.path.name}": run.curves[kind][name]
+            f"{number}. {run.name}": run.curves[kind][name]
             for number, run in enumerate(runs, 1)
             if name in run.curves.get(kind, {})
         }
         if series:
-            drawn.append(charts.lines(title, series))
+            drawn.append(charts.lines(title, series, decades="loss" in title))
     return drawn
 
 
