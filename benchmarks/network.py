@@ -4,6 +4,7 @@
     python benchmarks/network.py --backbone pvt
     python benchmarks/network.py --backbone swin_base_patch4_window12_384 --size 384 --repeats 1
     python benchmarks/network.py --device cuda --batch 8 --precision bf16 --compile
+    python benchmarks/network.py --batch 8 --size 64 --count    # operators of a step
 
 Each row is measured in a process of its own, so that its peak memory is its own. The public
 implementation's numbers (golden README: 2-core CPU, 2 threads, float32) have the sound encoder
@@ -17,9 +18,12 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from combo.model import Combo, ComboSettings, Criterion, parameter_groups, preset
 from combo.model.vggish import VGGish
@@ -43,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--count", action="store_true", help="operators of a step, no times")
     parser.add_argument("--only", choices=("forward", "step"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -100,6 +105,34 @@ def prepare(options: argparse.Namespace, part: str) -> Callable[[], None]:
     return step
 
 
+class Operators(TorchDispatchMode):
+    """Counts the operators that touch data: no views, nothing that only makes room."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        room = name.startswith(("empty", "new_empty")) or name == "_unsafe_view"
+        if func.namespace != "prim" and not func.is_view and not room:
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count(options: argparse.Namespace) -> None:
+    """Prints the operators of a step; their number depends neither on the size nor on threads."""
+    torch.manual_seed(0)
+    once = prepare(options, "step")
+    once()
+    with Operators() as operators:
+        once()
+    print(f"{operators.counts.total()} operators a step")
+    print(", ".join(f"{name} {number}" for name, number in operators.counts.most_common(20)))
+
+
 def measure(options: argparse.Namespace, part: str) -> None:
     """Prints seconds (median, best) and peak GB of one part, for the parent process."""
     once = prepare(options, part)
@@ -137,6 +170,9 @@ def main() -> None:
     options = arguments()
     if options.only:
         measure(options, options.only)
+        return
+    if options.count:
+        count(options)
         return
     compared = options.backbone == "r50" and options.device == "cpu" and options.size == 224
     compared = compared and options.batch == 1 and options.frames == 5

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .clips import ClipLayout
-from .positions import sine_positions
 from .settings import ComboSettings
+from .transfers import send
 
 SCORE_LIMIT = 50000.0
 """Scores are clamped here, for half precision's sake, as in the public code."""
@@ -99,17 +99,18 @@ class ReferenceFusion(nn.Module):
         self.gamma_v = nn.Parameter(torch.full((width,), scale)) if to_v else None
         self.gamma_a = nn.Parameter(torch.full((audio_dim,), scale)) if to_a else None
 
-    def forward(self, pixels: Tensor, sound: Tensor, layout: ClipLayout) -> tuple[Tensor, Tensor]:
-        """pixels: P_1 [F, C, H, W]; sound: F_a [F, D]; layout is not looked at.
+    def forward(
+        self, pixels: Tensor, positions: Tensor, sound: Tensor, layout: ClipLayout
+    ) -> tuple[Tensor, Tensor]:
+        """pixels: P_1 [F, C, H, W]; positions: [H * W, C]; sound: F_a [F, D]; layout is not looked
+        at.
 
         Returns the fused pixels as rows [F, H * W, C], and the fused sound [F, D].
         """
         del layout
-        _, width, h, w = pixels.shape
         rows = pixels.flatten(2).transpose(1, 2) + self.level_embed.weight
-        positions = sine_positions(h, w, width, pixels.device, pixels.dtype)
         v, a = self.norm_v(rows), self.norm_a(sound)
-        to_v, to_a = self.attention(v, positions, a, self.audio_pos.weight[0])
+        to_v, to_a = self.attention(v, positions.to(v.dtype), a, self.audio_pos.weight[0])
         fused = rows if to_v is None or self.gamma_v is None else v + self.gamma_v * to_v
         heard = sound if to_a is None or self.gamma_a is None else a + self.gamma_a * to_a
         return fused, heard
@@ -135,8 +136,10 @@ class PaperFusion(nn.Module):
         self.audio_value = _linear(audio_dim, width) if to_v else None
         self.visual_value = _linear(width, audio_dim) if to_a else None
 
-    def forward(self, pixels: Tensor, sound: Tensor, layout: ClipLayout) -> tuple[Tensor, Tensor]:
-        """pixels: P_1 [F, C, H, W]; sound: F_a [F, D].
+    def forward(
+        self, pixels: Tensor, positions: Tensor, sound: Tensor, layout: ClipLayout
+    ) -> tuple[Tensor, Tensor]:
+        """pixels: P_1 [F, C, H, W]; positions: [H * W, C]; sound: F_a [F, D].
 
         Returns the fused pixels as rows [F, H * W, C], and the fused sound [F, D].
         Raises ValueError for clips longer than `max_frames`.
@@ -149,14 +152,13 @@ class PaperFusion(nn.Module):
             )
         _, width, h, w = pixels.shape
         rows = pixels.flatten(2).transpose(1, 2)
-        positions = sine_positions(h, w, width, pixels.device, pixels.dtype)
         placed = layout.unpack(rows + positions).flatten(1, 2)
         heard = layout.unpack(sound) + self.audio_pos.weight[:frames]
 
         key = self.key(heard) * width**-0.5
         scores = placed @ (key @ self.query.weight).transpose(1, 2)
         scores = scores + (key @ self.query.bias)[:, None, :]
-        absent = None if layout.valid is None else ~layout.valid.to(scores.device)
+        absent = None if layout.valid is None else ~send(layout.valid, scores.device)
 
         fused_rows, fused_sound = rows, sound
         if self.audio_value is not None:
@@ -175,7 +177,9 @@ class PaperFusion(nn.Module):
 class NoFusion(nn.Module):
     """Table 5, without fusion: pixels and sound as they come."""
 
-    def forward(self, pixels: Tensor, sound: Tensor, layout: ClipLayout) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, pixels: Tensor, positions: Tensor, sound: Tensor, layout: ClipLayout
+    ) -> tuple[Tensor, Tensor]:
         """[F, C, H, W] and [F, D] -> [F, H * W, C] and [F, D]."""
-        del layout
+        del positions, layout
         return pixels.flatten(2).transpose(1, 2), sound

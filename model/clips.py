@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .transfers import send
+
 
 @dataclass(frozen=True)
 class ClipLayout:
@@ -35,17 +37,19 @@ class ClipLayout:
             raise ValueError(
                 f"valid is {valid.dtype} {tuple(valid.shape)}, not bool {(clips, frames)}"
             )
-        if bool(valid.all()):
+        # NumPy: numbers of the host, whatever traces or counts what tensors do.
+        exists = valid.cpu().numpy()
+        if exists.all():
             return cls(clips, frames)
-        if not bool(valid.any(dim=1).all()):
+        if not exists.any(axis=1).all():
             raise ValueError("a clip has no valid frame")
-        index = valid.flatten().nonzero()[:, 0]
-        return cls(clips, frames, valid, index.to(device, non_blocking=True))
+        index = torch.from_numpy(exists.reshape(-1).nonzero()[0])
+        return cls(clips, frames, valid, send(index, device))
 
     def pack(self, clips: Tensor) -> Tensor:
         """[B, T, ...] -> [F, ...], valid frames only."""
         flat = clips.flatten(0, 1)
-        return flat if self.index is None else flat[self.index]
+        return flat if self.index is None else flat.index_select(0, self.index)
 
     def unpack(self, flat: Tensor) -> Tensor:
         """[F, ...] -> [B, T, ...], zeros where no frame is."""
@@ -53,3 +57,6 @@ class ClipLayout:
             whole = flat.new_zeros((self.clips * self.frames, *flat.shape[1:]))
             flat = whole.index_copy(0, self.index, flat)
         return flat.unflatten(0, (self.clips, self.frames))
+
+
+torch.export.register_dataclass(ClipLayout)

@@ -22,6 +22,7 @@ from .positions import sine_positions
 from .presets import preset
 from .settings import ComboSettings
 from .siam_encoder import SiamEncoder
+from .transfers import send
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,10 @@ class Combo(Network):
             values = torch.tensor(getattr(settings, name))[:, None, None]
             self.register_buffer(name, values, persistent=False)
 
+    @property
+    def parts(self) -> list[nn.Module]:
+        return [self.siam_encoder, self.pixel_decoder, self.bilateral_fusion, self.mask_decoder]
+
     @classmethod
     def from_preset(cls, name: str, *, pretrained: bool = False, **settings: object) -> "Combo":
         """The network of a named preset; keywords replace single settings.
@@ -125,33 +130,38 @@ class Combo(Network):
         return images
 
     def forward(
-        self, frames: Tensor, maskige: Tensor | None, sound: Tensor, valid: Tensor | None = None
+        self,
+        frames: Tensor,
+        maskige: Tensor | None,
+        sound: Tensor,
+        valid: Tensor | ClipLayout | None = None,
     ) -> ComboOutput:
         """frames, maskige: [B, T, 3, H, W] RGB 0..255; sound: [B, T, D].
 
         maskige: may be None where the setting `sem` is off, which does not look at it.
-        valid: [B, T] bool for clips of different length; the other frames influence nothing.
+        valid: [B, T] bool for clips of different length; the other frames influence nothing. What
+        is made of it beforehand, a `ClipLayout`, leaves a forward that compiles into one graph.
         Raises ValueError for arrays that do not fit together.
         """
         _check(frames, maskige, sound, self.settings)
-        layout = ClipLayout.of(frames.shape[0], frames.shape[1], valid, frames.device)
+        layout = valid
+        if not isinstance(layout, ClipLayout):
+            layout = ClipLayout.of(frames.shape[0], frames.shape[1], layout, frames.device)
         images = self.normalise(layout.pack(frames))
         maskiges = None
         if maskige is not None and self.settings.reads_maskige:
             maskiges = self.normalise(layout.pack(maskige))
 
         features = self.siam_encoder(images, maskiges)
-        positions = [
-            sine_positions(level.shape[2], level.shape[3], self.settings.width, level.device)
-            for level in reversed(features[1:])
-        ]
-        pixels, maps = self.pixel_decoder(features, positions)
-        size = (pixels.shape[2], pixels.shape[3])
-        pixels, audio = self.bilateral_fusion(pixels, layout.pack(sound), layout)
+        shapes = [(level.shape[2], level.shape[3]) for level in reversed(features)]
+        *positions, of_finest = sine_positions(shapes, self.settings.width, images.device)
+        pyramid = self.pixel_decoder.pyramid(shapes[:-1], positions)
+        pixels, maps = self.pixel_decoder(features, pyramid)
+        pixels, audio = self.bilateral_fusion(pixels, of_finest, layout.pack(sound), layout)
         queries = None
         if self.audio_mlp is not None:
             queries = self.spread(self.audio_mlp(audio), self.settings.query_count)
-        predictions = self.mask_decoder(maps, positions, pixels, size, queries)
+        predictions = self.mask_decoder(maps, positions, pixels, shapes[-1], queries)
         return _output(predictions, layout, (frames.shape[3], frames.shape[4]))
 
     def scores(self, out: ComboOutput) -> Tensor:
@@ -173,7 +183,7 @@ class Combo(Network):
                 scores.append(torch.einsum("qk,qhw->khw", of_queries, full.sigmoid_()))
             whole = torch.stack(scores).unflatten(0, out.class_logits.shape[:2])
         if out.valid is not None:
-            whole = whole * out.valid.to(whole.device)[:, :, None, None, None]
+            whole = whole * send(out.valid, whole.device)[:, :, None, None, None]
         return whole
 
 

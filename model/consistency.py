@@ -4,30 +4,39 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from .transfers import send
 
 COSINE_EPS = 1e-12
 
 
 def _products(masks: Tensor) -> Tensor:
-    """Products of every two frames of a clip, [B, T, Q, h, w] -> [B, T, T] float64.
+    """Products of every frame and its successor, [B, T, Q, h, w] -> [B * T - 1, 2, 2] float64.
 
+    One batched product of views, which writes no other array of the masks' size: frames lie one
+    after another in memory, so that a clip's last one meets the next clip's first; nobody asks.
     Summed query by query: 1 - S of alike frames keeps only the last digits of the sums.
     """
-    by_query = masks.float().flatten(3).transpose(1, 2)
-    products = torch.stack([of_clip @ of_clip.transpose(1, 2) for of_clip in by_query])
-    return products.double().sum(dim=1)
+    frames = masks.float().flatten(0, 1).flatten(2)
+    if len(frames) == 1:
+        return frames.new_zeros(0, 2, 2, dtype=torch.float64)
+    pairs = frames.unfold(0, 2, 1).flatten(0, 1)
+    products = pairs.transpose(1, 2) @ pairs
+    return products.double().unflatten(0, (-1, frames.shape[1])).sum(dim=1)
 
 
-def _neighbour_terms(masks: Iterable[Tensor]) -> Tensor:
+def _neighbour_terms(masks: Iterable[Tensor], clips: int, frames: int) -> Tensor:
     """(1 - S) exp(S - 1) for S the cosine of frames t and t + 1.
 
-    masks: L times [B, T, Q, h, w]. Returns [L, B, T - 1] float32. The products of all frames are a
-    T x T matrix a clip, so that the forward direction writes no other array of the masks' size.
+    masks: L times [B, T, Q, h, w]; clips, frames: B and T. Returns [L, B, T - 1] float32.
     """
     product = torch.stack([_products(of_layer) for of_layer in masks])
-    norm = product.diagonal(dim1=2, dim2=3) + COSINE_EPS
-    distance = 1 - product.diagonal(1, dim1=2, dim2=3) / (norm[..., :-1] * norm[..., 1:]).sqrt()
+    # One pair too few for whole clips: a last one, of nothing, is cut off with those between clips.
+    product = F.pad(product, (0, 0, 0, 0, 0, 1)).unflatten(1, (clips, frames))[:, :, :-1]
+    norms = (product[..., 0, 0] + COSINE_EPS) * (product[..., 1, 1] + COSINE_EPS)
+    distance = 1 - product[..., 0, 1] / norms.sqrt()
     return (distance * torch.exp(-distance)).float()
 
 
@@ -68,9 +77,10 @@ def reference_consistency(
     Returns [L] float32, zeros where no frame has a neighbour.
     """
     valid = _every(mask_logits[0]) if valid is None else valid
-    pairs = _pairs(valid.to(mask_logits[0].device), GROUP)
+    pairs = send(_pairs(valid, GROUP), mask_logits[0].device)
     divisor = reference_divisor(valid) if divisor is None else divisor
-    return (_neighbour_terms(mask_logits) * pairs).sum(dim=(1, 2)) / divisor.to(pairs.device)
+    terms = _neighbour_terms(mask_logits, *mask_logits[0].shape[:2]) * pairs
+    return terms.sum(dim=(1, 2)) / divisor
 
 
 def paper_consistency(
@@ -82,10 +92,11 @@ def paper_consistency(
     Shapes as in `reference_consistency`.
     """
     valid = _every(mask_logits[0]) if valid is None else valid
-    pairs = _pairs(valid.to(mask_logits[0].device))
+    pairs = send(_pairs(valid), mask_logits[0].device)
     divisor = paper_divisor(valid) if divisor is None else divisor
     masks = (of_layer.sigmoid() for of_layer in mask_logits)
-    return (_neighbour_terms(masks) * pairs).sum(dim=(1, 2)) / divisor.to(pairs.device)
+    terms = _neighbour_terms(masks, *mask_logits[0].shape[:2]) * pairs
+    return terms.sum(dim=(1, 2)) / divisor
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,25 @@
 """The training loss: L = l_cls L_cls + l_mask L_mask + l_ada L_ada (Eq. 8), for every depth.
 
 All prediction sets, frames and masks go through each step together. Random draws of a frame's
-points are shared by its prediction sets, so that the targets are sampled once.
+points are shared by its prediction sets, so that the targets are sampled once. A GPU is waited for
+once, for the costs of the matching, and computes L_ada while the CPU assigns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .combo import ComboOutput
 from .fidelity import FIDELITY
-from .interface import Losses, NetworkCriterion
-from .matching import IGNORED, Targets, match
+from .interface import IGNORED, Losses, NetworkCriterion, label_values
+from .matching import Targets, match
 from .presets import preset
 from .settings import ComboSettings
+from .transfers import send
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class LabelledFrames:
     index: Tensor
     """[n] int64: the annotated frames among B * T."""
     targets: Targets
+    """What the labels may hold; see `Criterion.match`."""
     frames: Tensor
     """[B, T] bool, on the CPU."""
 
@@ -81,6 +85,7 @@ class Criterion(NetworkCriterion):
         points: Tensor | None = None,
         *,
         annotated: Tensor | None = None,
+        values: Tensor | None = None,
         divisors: Divisors | None = None,
     ) -> Losses:
         """labels: [B, T', H, W] integers, classes or 255 for pixels of no mask; T' < T means that
@@ -89,23 +94,24 @@ class Criterion(NetworkCriterion):
         points: [P, 2] as (x, y) in 0..1, used for the matching and every mask in place of all
         random draws.
         annotated: [B, T] bool, the frames to learn from; else all that are not 255 throughout.
+        values: [B, T', 256] bool on the CPU, `label_values` of the labels or of what they were cut
+        from; else they are looked up, which waits for a device that has the labels.
         divisors: of the batch that these clips are a part of; else these clips are the batch.
-        Labels and flags cost no wait for a device when they are on the CPU.
         Raises ValueError for labels of another shape or outside the classes.
         """
         # Sums over ten thousand points and whole masks are no work for half precision.
         with torch.autocast(out.mask_logits.device.type, enabled=False):
-            selected = self.select(out, labels, annotated)
-            matched = self.match(selected, points)
+            selected = self.select(out, labels, annotated, values)
+            arriving = self.costs(selected, points)
             if divisors is None:
-                every = torch.ones(out.mask_logits.shape[:2], dtype=torch.bool)
-                present = every if out.valid is None else out.valid
+                present = torch.ones_like(selected.frames) if out.valid is None else out.valid
                 queries = out.class_logits.shape[2]
                 divisors = self._divisors(labels, selected.frames, present, queries)
-            losses = self.class_losses(selected, matched, divisors)
-            losses.update(self.mask_losses(selected, matched, points, divisors))
-            losses.update(self.consistency_losses(out, divisors))
-        return Losses(losses, self.weights)
+            consistency = self.consistency_losses(out, divisors)
+            targets, matched = self.match(selected, arriving)
+            losses = self.class_losses(selected, targets, matched, divisors)
+            losses.update(self.mask_losses(selected, targets, matched, points, divisors))
+        return Losses(losses | consistency, self.weights)
 
     def divisors(self, labels: Tensor, annotated: Tensor, present: Tensor) -> Divisors:
         return self._divisors(labels, annotated, present, self.settings.query_count)
@@ -115,12 +121,8 @@ class Criterion(NetworkCriterion):
     ) -> Divisors:
         frames = labels.shape[1]
         chosen = (annotated & present.to(annotated.device))[:, :frames].flatten().nonzero()[:, 0]
-        maps = labels.flatten(0, 1)[chosen.to(labels.device, non_blocking=True)].flatten(1)
-        # Which values a map holds, as a set in 256 places: `unique` would wait for the device.
-        values = maps.to(torch.int64).clamp(0, IGNORED)
-        found = torch.zeros(len(maps), IGNORED + 1, device=labels.device)
-        found.scatter_(1, values, 1.0)
-        of_frames = found[:, :IGNORED].sum(dim=1)
+        maps = labels.flatten(0, 1).index_select(0, send(chosen, labels.device))
+        of_frames = label_values(maps)[:, :IGNORED].sum(dim=1).float()
         # A frame's targets are matched as far as there are queries; all others are "no object".
         matched = of_frames.clamp(max=queries).sum()
         left = len(maps) * queries - matched
@@ -130,7 +132,13 @@ class Criterion(NetworkCriterion):
             self.consistency.divisor(present),
         )
 
-    def select(self, out: ComboOutput, labels: Tensor, annotated: Tensor | None) -> LabelledFrames:
+    def select(
+        self,
+        out: ComboOutput,
+        labels: Tensor,
+        annotated: Tensor | None = None,
+        values: Tensor | None = None,
+    ) -> LabelledFrames:
         """Stacks what the annotated frames' predictions are."""
         clips, frames, _, h, w = out.mask_logits.shape
         if labels.dim() != 4 or labels.shape[0] != clips or labels.shape[1] > frames:
@@ -139,70 +147,82 @@ class Criterion(NetworkCriterion):
             raise ValueError(f"labels are {tuple(labels.shape)}, images {out.image_size}")
         if labels.is_floating_point():
             raise ValueError(f"labels are {labels.dtype}, not integers")
-        # Mask logits cover a multiple of four pixels; the rest belongs to no mask.
-        extra = (
-            0,
-            w * 4 - labels.shape[3],
-            0,
-            h * 4 - labels.shape[2],
-            0,
-            frames - labels.shape[1],
-        )
-        labels = F.pad(labels, extra, value=IGNORED)
-        chosen = self._annotated(out, labels, annotated)
-        where = chosen.flatten().nonzero()[:, 0]
         device = out.mask_logits.device
-        index = where.to(device, non_blocking=True)
-        classes = torch.stack([p.class_logits.flatten(0, 1)[index] for p in out.layers])
+        if values is None:
+            values = label_values(labels).cpu()
+        held = _padded(values.numpy(), frames)
+        chosen = self._annotated(out, held, annotated)
+        index = send(torch.from_numpy(chosen.reshape(-1).nonzero()[0]), device)
+        classes = torch.stack([p.class_logits for p in out.layers]).flatten(1, 2)
         masks = [p.mask_logits.flatten(0, 1) for p in out.layers]
+        # Mask logits cover a multiple of four pixels; the rest belongs to no mask.
+        below, right = h * 4 - labels.shape[2], w * 4 - labels.shape[3]
+        labels = send(labels, device)
+        labels = F.pad(labels, (0, right, 0, below, 0, frames - labels.shape[1]), value=IGNORED)
         targets = Targets.of(
-            labels.flatten(0, 1)[where.to(labels.device)], self.settings.classes, device
+            labels.flatten(0, 1).index_select(0, index),
+            held[chosen], self.settings.classes, device,
+        )  # fmt: skip
+        return LabelledFrames(
+            classes.index_select(1, index).float(), masks, index, targets, torch.from_numpy(chosen)
         )
-        return LabelledFrames(classes.float(), masks, index, targets, chosen)
 
-    def _annotated(self, out: ComboOutput, labels: Tensor, given: Tensor | None) -> Tensor:
-        if given is None:
-            given = (labels != IGNORED).flatten(2).any(dim=2)
-        elif given.shape != labels.shape[:2] or given.dtype != torch.bool:
-            raise ValueError(f"annotated is {given.dtype} {tuple(given.shape)}")
-        given = given.cpu()
-        return given if out.valid is None else given & out.valid.cpu()
+    @staticmethod
+    def _annotated(out: ComboOutput, held: np.ndarray, given: Tensor | None) -> np.ndarray:
+        """[B, T] bool; held: of label maps, [B, T, 256] bool."""
+        chosen = np.logical_or.reduce(held[..., :IGNORED], axis=2)
+        if given is not None:
+            if given.shape != held.shape[:2] or given.dtype != torch.bool:
+                raise ValueError(f"annotated is {given.dtype} {tuple(given.shape)}")
+            chosen = given.cpu().numpy()
+        return chosen if out.valid is None else chosen & out.valid.cpu().numpy()
 
-    def match(self, selected: LabelledFrames, points: Tensor | None) -> Tensor:
-        """[L, M] int64 on the device: the query of every target, -1 for none."""
+    def costs(
+        self, selected: LabelledFrames, points: Tensor | None
+    ) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        """Starts the matching; what is returned, `match` waits for."""
         settings = self.settings
         device = selected.index.device
         if points is None:
             points = torch.rand(len(selected.index), settings.mask_points, 2, device=device)
         else:
-            points = points.to(device, torch.float32)[None]
+            points = send(points, device).float()[None]
         weights = (settings.lambda_cls, settings.lambda_mask, settings.lambda_dice)
-        masks = (of_layer.detach()[selected.index] for of_layer in selected.mask_logits)
-        matched = match(selected.class_logits, masks, selected.targets, points, weights)
-        return torch.from_numpy(matched).to(device, non_blocking=True)
+        masks = (m.detach().index_select(0, selected.index) for m in selected.mask_logits)
+        return match(selected.class_logits, masks, selected.targets, points, weights)
+
+    @staticmethod
+    def match(
+        selected: LabelledFrames, arriving: Callable[[], tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[Targets, Tensor]:
+        """The targets that the labels hold, and [L, M] int64 on the device: the query of each in
+        every prediction set, -1 for none."""
+        held, matched = arriving()
+        return selected.targets.only(held), send(
+            torch.from_numpy(matched[:, held]), selected.index.device
+        )
 
     def class_losses(
-        self, selected: LabelledFrames, matched: Tensor, divisors: Divisors
+        self, selected: LabelledFrames, targets: Targets, matched: Tensor, divisors: Divisors
     ) -> dict[str, Tensor]:
         """L_cls: cross entropy over all queries, "no object" for those without a target."""
         logits = selected.class_logits
         layers, n, queries, outputs = logits.shape
         # One place more than queries takes the targets that found none.
-        truth = torch.full((layers, n, queries + 1), outputs - 1, device=logits.device)
-        place = matched.remainder(queries + 1)
-        every = torch.arange(layers, device=logits.device)[:, None]
-        truth[every, selected.targets.frame, place] = selected.targets.label
-        truth = truth[..., :queries]
-        weight = logits.new_ones(outputs)
-        weight[-1] = self.settings.no_object_weight
+        truth = torch.full((layers, n * (queries + 1)), outputs - 1, device=logits.device)
+        place = targets.frame * (queries + 1) + matched.remainder(queries + 1)
+        truth = truth.scatter_(1, place, targets.label.expand(layers, -1))
+        truth = truth.unflatten(1, (n, -1))[..., :queries]
+        weight = F.pad(logits.new_ones(outputs - 1), (0, 1), value=self.settings.no_object_weight)
         loss = F.cross_entropy(logits.flatten(0, 2), truth.flatten(), weight, reduction="none")
         of_layers = loss.unflatten(0, (layers, -1)).sum(dim=1)
-        share = divisors.queries.to(logits.device).clamp(min=torch.finfo(torch.float32).tiny)
+        share = divisors.queries.clamp(min=torch.finfo(torch.float32).tiny)
         return _by_layer("loss_ce", of_layers / share)
 
     def mask_losses(
         self,
         selected: LabelledFrames,
+        targets: Targets,
         matched: Tensor,
         points: Tensor | None,
         divisors: Divisors,
@@ -211,23 +231,22 @@ class Criterion(NetworkCriterion):
 
         Sums over masks, divided by the number of targets.
         """
-        targets = selected.targets
         layers, count = matched.shape
-        number = divisors.targets.to(matched.device)
-        frame = selected.index[targets.frame]
+        queries = selected.mask_logits[0].shape[1]
+        rows = selected.index[targets.frame] * queries + matched.clamp(min=0)
         masks = torch.stack(
             [
-                of_layer[frame, query].float()
-                for of_layer, query in zip(selected.mask_logits, matched.clamp(min=0), strict=True)
+                of_layer.flatten(0, 1).index_select(0, of_targets)
+                for of_layer, of_targets in zip(selected.mask_logits, rows.unbind(), strict=True)
             ]
-        )
+        ).float()
         found = (matched >= 0).to(masks.dtype)
 
         flat = masks.flatten(0, 1)[:, None]
         if points is None:
             points = self._important_points(flat.detach())
         else:
-            points = points.to(masks.device, torch.float32).expand(layers * count, -1, -1)
+            points = send(points, masks.device).float().expand(layers * count, -1, -1)
         logits = _sample(flat, points)[:, 0].unflatten(0, (layers, count))
         # All prediction sets' points of a target in one list: its mask is not repeated.
         by_target = points.unflatten(0, (layers, count)).transpose(0, 1)
@@ -238,8 +257,8 @@ class Criterion(NetworkCriterion):
         inside = logits.sigmoid()
         both, area = (inside * truth).sum(dim=2), inside.sum(dim=2) + truth.sum(dim=2)
         dice = 1 - (2 * both + 1) / (area + 1)
-        losses = _by_layer("loss_mask", (entropy * found).sum(dim=1) / number)
-        losses.update(_by_layer("loss_dice", (dice * found).sum(dim=1) / number))
+        losses = _by_layer("loss_mask", (entropy * found).sum(dim=1) / divisors.targets)
+        losses.update(_by_layer("loss_dice", (dice * found).sum(dim=1) / divisors.targets))
         return losses
 
     @torch.no_grad()
@@ -267,6 +286,12 @@ class Criterion(NetworkCriterion):
         masks = [p.mask_logits for p in sets]
         loss = self.consistency.loss(masks, out.valid, divisors.consistency)
         return {f"loss_cosine_{first + i}": value for i, value in enumerate(loss.unbind())}
+
+
+def _padded(flags: np.ndarray, frames: int) -> np.ndarray:
+    """[B, T', ...] bool -> [B, T, ...], False for the frames at the end."""
+    missing = frames - flags.shape[1]
+    return np.pad(flags, [(0, 0), (0, missing), *[(0, 0)] * (flags.ndim - 2)])
 
 
 def _sample(maps: Tensor, points: Tensor) -> Tensor:

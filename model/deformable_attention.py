@@ -10,7 +10,6 @@ than kept. Side by side on a CPU (5 frames of 7, 14 and 28 squared pixels, 8 hea
 
 import math
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,58 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Shapes = Sequence[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """The bordered maps as every sampled number sees its own: vectors of [heads * levels * points].
-
-    Arithmetic on them is an order faster than on [heads, levels, points] against [levels, 1].
-    """
-
-    width: Tensor
-    """Pixels, without the border; `height` the same."""
-    height: Tensor
-    start: Tensor
-    """int: row of the level's first pixel, for this head."""
-    stride: Tensor
-    """int: rows from one line of the map to the next."""
-    heads: int
-    rows: int
-    """Of one batch entry, all heads together."""
-
-    @classmethod
-    def of(cls, shapes: Shapes, locations: Tensor, integer: torch.dtype) -> "_Grid":
-        heads, _, points = locations.shape[2:5]
-        device = locations.device
-        firsts = [0]
-        for h, w in shapes:
-            firsts.append(firsts[-1] + (h + 2) * (w + 2))
-        sizes = torch.tensor(
-            [[float(h), float(w)] for h, w in shapes], dtype=locations.dtype, device=device
-        )
-        first = torch.tensor(firsts[:-1], dtype=integer, device=device) * heads
-        head = torch.arange(heads, dtype=integer, device=device)[:, None, None]
-        height, width = sizes.unbind(dim=1)
-        stride = (width.to(integer) + 2) * heads
-
-        def spread(of_levels: Tensor) -> Tensor:
-            return of_levels[:, None].expand(heads, -1, points)
-
-        return cls(
-            spread(width).flatten(),
-            spread(height).flatten(),
-            (spread(first) + head).flatten(),
-            spread(stride).flatten(),
-            heads,
-            firsts[-1] * heads,
-        )
-
-    def place(self, locations: Tensor) -> tuple[Tensor, Tensor]:
-        """x and y of every point in pixels of the bordered maps, [N, Lq, numbers of a vector]."""
-        x, y = (part.flatten(2) for part in locations.unbind(dim=-1))
-        return x * self.width + 0.5, y * self.height + 0.5
+from .levels import Levels, Shapes
 
 
 @dataclass(frozen=True)
@@ -100,58 +48,60 @@ def _bags(corners: Tensor, heads: int) -> Tensor:
     return corners.flatten(2).unflatten(2, (heads, -1)).flatten(0, 2)
 
 
-def _integer(shapes: Shapes, locations: Tensor) -> torch.dtype:
-    rows = sum((h + 2) * (w + 2) for h, w in shapes)
-    return torch.int32 if locations.shape[0] * locations.shape[2] * rows < 2**31 else torch.int64
+def _places(levels: Levels, locations: Tensor) -> Tensor:
+    """x and y of every point in pixels of the bordered maps, [2, N, Lq, numbers of a vector]."""
+    xy = locations.flatten(2, 4).movedim(-1, 0)
+    return (
+        torch.empty(xy.shape, dtype=xy.dtype, device=xy.device)
+        .copy_(xy)
+        .mul_(levels.size)
+        .add_(0.5)
+    )
 
 
-def _corners(grid: _Grid, locations: Tensor, integer: torch.dtype, shared: bool) -> _Corners:
-    x, y = grid.place(locations)
+def _corners(levels: Levels, places: Tensor, shared: bool) -> _Corners:
+    """places: of `_places`, which become what is left of them."""
+    batch = places.shape[1]
+    integer = torch.int32 if batch * levels.rows < 2**31 else torch.int64
     # Beyond the border every share falls on zeros.
-    nothing = torch.zeros((), dtype=locations.dtype, device=locations.device)
-    x, y = x.clamp_(nothing, grid.width + 1), y.clamp_(nothing, grid.height + 1)
+    places = places.clamp_(levels.zero, levels.far)
     # A diverged network's NaN must come out as NaN, not as a row number.
-    left = x.floor().clamp_(max=grid.width).nan_to_num_(0.0)
-    top = y.floor().clamp_(max=grid.height).nan_to_num_(0.0)
-
-    row = top.to(integer).mul_(grid.stride).add_(left.to(integer).mul_(grid.heads))
-    row.add_(grid.start)
+    corner = places.floor().clamp_(max=levels.size).nan_to_num_(0.0)
+    across, down = corner.to(integer).mul_(levels.step).unbind()
+    row = across.add_(down).add_(levels.start)
     if not shared:
-        batch = torch.arange(len(row), dtype=integer, device=row.device) * grid.rows
-        row.add_(batch[:, None, None])
-    below = row + grid.stride
-    index = torch.stack([row, row + grid.heads, below, below + grid.heads], dim=-1)
-    return _Corners(row, index, x.sub_(left), y.sub_(top))
+        first = torch.arange(0, batch * levels.rows, levels.rows, dtype=integer, device=row.device)
+        row.add_(first[:, None, None])
+    heads = levels.heads
+    below = row + levels.step[1, 0, 0]
+    index = torch.stack([row, row + heads, below, below + heads], dim=-1)
+    right, lower = places.sub_(corner).unbind()
+    return _Corners(row, index, right, lower)
 
 
-def _bordered_levels(rows: Tensor, heads: int, shapes: Shapes) -> list[Tensor]:
+def _bordered_maps(rows: Tensor, levels: Levels) -> list[Tensor]:
     """[N * S' * heads, d], S' all pixels with borders -> views [N, H + 2, W + 2, heads, d]."""
-    bordered = [(h + 2, w + 2) for h, w in shapes]
-    pixels = rows.view(-1, sum(h * w for h, w in bordered), heads, rows.shape[1])
-    levels, first = [], 0
-    for h, w in bordered:
-        levels.append(pixels.narrow(1, first, h * w).unflatten(1, (h, w)))
+    pixels = rows.view(-1, levels.rows // levels.heads, levels.heads, rows.shape[1])
+    maps, first = [], 0
+    for h, w in levels.bordered:
+        maps.append(pixels.narrow(1, first, h * w).unflatten(1, (h, w)))
         first += h * w
-    return levels
+    return maps
 
 
-def _with_borders(value: Tensor, shapes: Shapes) -> Tensor:
+def _with_borders(value: Tensor, levels: Levels) -> Tensor:
     """[N, S, heads, d] -> rows [N * S' * heads, d], zeros around each level."""
-    batch, _, heads, width = value.shape
-    pixels = sum((h + 2) * (w + 2) for h, w in shapes)
-    rows = value.new_zeros(batch * pixels * heads, width)
-    levels = value.split([h * w for h, w in shapes], dim=1)
-    for size, level, place in zip(
-        shapes, levels, _bordered_levels(rows, heads, shapes), strict=True
-    ):
+    rows = value.new_zeros(value.shape[0] * levels.rows, value.shape[3])
+    maps = value.split([h * w for h, w in levels.shapes], dim=1)
+    for size, level, place in zip(levels.shapes, maps, _bordered_maps(rows, levels), strict=True):
         place[:, 1:-1, 1:-1] = level.unflatten(1, size)
     return rows
 
 
-def _without_borders(rows: Tensor, heads: int, shapes: Shapes) -> Tensor:
+def _without_borders(rows: Tensor, levels: Levels) -> Tensor:
     """The reverse: [N * S' * heads, d] -> [N, S, heads, d]."""
-    levels = _bordered_levels(rows, heads, shapes)
-    return torch.cat([level[:, 1:-1, 1:-1].flatten(1, 2) for level in levels], dim=1)
+    maps = _bordered_maps(rows, levels)
+    return torch.cat([level[:, 1:-1, 1:-1].flatten(1, 2) for level in maps], dim=1)
 
 
 def _sum_of_rows(rows: Tensor, index: Tensor, shares: Tensor) -> Tensor:
@@ -160,7 +110,7 @@ def _sum_of_rows(rows: Tensor, index: Tensor, shares: Tensor) -> Tensor:
 
 
 def _gradient_of_rows(
-    grad: Tensor, upper_left: Tensor, shares: Tensor, rows: int, heads: int, shapes: Shapes
+    grad: Tensor, upper_left: Tensor, shares: Tensor, rows: int, levels: Levels
 ) -> Tensor:
     """[rows, d]: the same kind of sum the other way round, once the entries are sorted by row.
 
@@ -176,10 +126,11 @@ def _gradient_of_rows(
         F.embedding_bag(bag, grad, first, mode="sum", per_sample_weights=of_corner.contiguous())
         for of_corner in shares.view(-1, 4).index_select(0, point).unbind(dim=1)
     )
+    heads = levels.heads
     upper[heads:] += upper_right[:-heads]
     lower[heads:] += lower_right[:-heads]
-    levels = (_bordered_levels(part, heads, shapes) for part in (upper, lower))
-    for of_upper, of_lower in zip(*levels, strict=True):
+    maps = (_bordered_maps(part, levels) for part in (upper, lower))
+    for of_upper, of_lower in zip(*maps, strict=True):
         of_upper[:, 1:] += of_lower[:, :-1]
     return upper
 
@@ -215,78 +166,73 @@ class _Sample(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, value: Tensor, locations: Tensor, weights: Tensor, shapes: Shapes
+        ctx: Any, value: Tensor, locations: Tensor, weights: Tensor, levels: Levels
     ) -> Tensor:
         """Arguments of `sample_levels`, float32 or better. Returns [N * Lq * heads, d]."""
-        rows = _with_borders(value, shapes)
+        rows = _with_borders(value, levels)
         ctx.save_for_backward(rows, locations, weights)
-        ctx.shapes, ctx.shared = shapes, value.shape[0] == 1
-        integer, heads = _integer(shapes, locations), locations.shape[2]
-        grid = _Grid.of(shapes, locations, integer)
-        corners = _corners(grid, locations, integer, ctx.shared)
+        ctx.levels, ctx.shared = levels, value.shape[0] == 1
+        corners = _corners(levels, _places(levels, locations), ctx.shared)
         shares = corners.shares(weights.flatten(2))
-        return _sum_of_rows(rows, _bags(corners.index, heads), _bags(shares, heads))
+        return _sum_of_rows(rows, _bags(corners.index, levels.heads), _bags(shares, levels.heads))
 
     @staticmethod
     def backward(
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         rows, locations, weights = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        integer, heads = _integer(ctx.shapes, locations), locations.shape[2]
-        grid = _Grid.of(ctx.shapes, locations, integer)
-        corners = _corners(grid, locations, integer, ctx.shared)
+        levels: Levels = ctx.levels
+        grad, heads = grads[0].contiguous(), levels.heads
+        places = _places(levels, locations)
+        # Where the border stops a point, moving it changes nothing.
+        moves = (places >= 0) & (places <= levels.far)
+        corners = _corners(levels, places, ctx.shared)
         flat = weights.flatten(2)
         of_value = of_locations = of_weights = None
         if ctx.needs_input_grad[0]:
             shares = _bags(corners.shares(flat), heads)
-            of_rows = _gradient_of_rows(
-                grad, corners.upper_left, shares, len(rows), heads, ctx.shapes
-            )
-            of_value = _without_borders(of_rows, heads, ctx.shapes)
+            of_rows = _gradient_of_rows(grad, corners.upper_left, shares, len(rows), levels)
+            of_value = _without_borders(of_rows, levels)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             of_shares = _gradient_of_shares(grad, rows, _bags(corners.index, heads))
-            of_shares = of_shares.view_as(corners.index)
-            upper_left, upper_right, lower_left, lower_right = of_shares.unbind(dim=-1)
+            upper_left, upper_right, lower_left, lower_right = of_shares.view_as(
+                corners.index
+            ).unbind(dim=-1)
             upper_step, lower_step = upper_right - upper_left, lower_right - lower_left
             upper = upper_left + corners.right * upper_step
             down = lower_left + corners.right * lower_step - upper
             of_weights = (upper + corners.lower * down).view_as(weights)
-            along_x = upper_step + corners.lower * (lower_step - upper_step)
-            x, y = grid.place(locations)
-            # Where the border stopped a point, moving it changes nothing.
-            along_x = along_x * flat * grid.width * ((x >= 0) & (x <= grid.width + 1))
-            along_y = down * flat * grid.height * ((y >= 0) & (y <= grid.height + 1))
-            of_locations = torch.stack([along_x, along_y], dim=-1).view_as(locations)
+            across = upper_step + corners.lower * (lower_step - upper_step)
+            of_places = torch.stack([across, down]).mul_(flat).mul_(levels.size).mul_(moves)
+            of_locations = of_places.movedim(0, -1).reshape(locations.shape)
         return of_value, of_locations, of_weights, None
 
 
-def sample_levels(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+def sample_levels(value: Tensor, levels: Levels, locations: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum of bilinear samples from several feature levels.
 
     value: [N, S, heads, d], the levels' pixels in row-major order one level after another,
     S = sum of H * W; N may be 1 for values shared by all queries' batches.
-    shapes: (H, W) of each level.
     locations: [N, Lq, heads, levels, points, 2] as (x, y), 0..1 from edge to edge of a map
     (`align_corners=False`); outside of it the maps are zero.
     weights: [N, Lq, heads, levels, points].
     Returns [N, Lq, heads * d] in value's dtype; the sums are made in float32 or better.
     Raises ValueError when S is not the sum of the levels' sizes.
     """
-    sizes = [h * w for h, w in shapes]
-    if value.shape[1] != sum(sizes):
-        raise ValueError(f"{value.shape[1]} value rows for levels {list(shapes)}")
+    if value.shape[1] != levels.pixels:
+        raise ValueError(f"{value.shape[1]} value rows for levels {list(levels.shapes)}")
     exact = torch.promote_types(value.dtype, torch.float32)
-    summed = _Sample.apply(value.to(exact), locations.to(exact), weights.to(exact), shapes)
+    summed = _Sample.apply(value.to(exact), locations.to(exact), weights.to(exact), levels)
     return summed.reshape(*locations.shape[:2], -1).to(value.dtype)
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    """[N, Lq, heads, k] -> the same, softmax over k.
+    """[N, Lq, heads, k] -> the same in float32 at least, softmax over k.
 
     A CPU takes a tenth of the time when the rows lie side by side instead of one after another.
     """
-    columns = logits.flatten(0, 1).permute(1, 2, 0).softmax(dim=1)
+    exact = torch.promote_types(logits.dtype, torch.float32)
+    columns = logits.flatten(0, 1).permute(1, 2, 0).softmax(dim=1, dtype=exact)
     return columns.permute(2, 0, 1).contiguous().unflatten(0, logits.shape[:2])
 
 
@@ -327,11 +273,15 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    def sees(self, shapes: Shapes, device: torch.device | None = None) -> Levels:
+        """What to hand to `forward` for maps of these sizes."""
+        return Levels.of(shapes, self.heads, self.points, device)
+
     def project_values(self, values: Tensor) -> Tensor:
         """[N, S, embed_dim] -> [N, S, heads, embed_dim / heads], once for many query batches."""
         return self.value_proj(values).unflatten(-1, (self.heads, -1))
 
-    def forward(self, query: Tensor, reference: Tensor, values: Tensor, shapes: Shapes) -> Tensor:
+    def forward(self, query: Tensor, reference: Tensor, values: Tensor, levels: Levels) -> Tensor:
         """Attended values of every query.
 
         query: [N, Lq, embed_dim], positions included.
@@ -346,10 +296,7 @@ class DeformableAttention(nn.Module):
         grid = (self.heads, self.levels, self.points)
         offsets = self.sampling_offsets(query).to(reference.dtype)
         if reference.shape[-1] == 2:
-            size = torch.tensor(
-                [(w, h) for h, w in shapes], dtype=reference.dtype, device=reference.device
-            )
-            offsets = offsets / self._spread(size)
+            offsets = offsets / levels.offset_size
         elif reference.shape[-1] == 4:
             offsets = offsets * self._spread(reference[..., 2:] * (0.5 / self.points))
         else:
@@ -357,7 +304,7 @@ class DeformableAttention(nn.Module):
         locations = (self._spread(reference[..., :2]) + offsets).unflatten(-1, (*grid, 2))
         weights = _softmax(self.attention_weights(query).unflatten(-1, (self.heads, -1)))
         weights = weights.unflatten(-1, (self.levels, self.points))
-        return self.output_proj(sample_levels(values, shapes, locations, weights))
+        return self.output_proj(sample_levels(values, levels, locations, weights))
 
     def _spread(self, of_levels: Tensor) -> Tensor:
         """[..., levels, 2] -> [..., heads * levels * points * 2], as offsets are ordered."""

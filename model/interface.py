@@ -1,12 +1,29 @@
 """What training and evaluation ask of a network, whatever it looks like inside."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .optimiser import parameter_groups
+
+IGNORED = 255
+"""What stands in a label map where no class does."""
+
+
+def label_values(labels: Tensor) -> Tensor:
+    """Which values each map has: [..., H, W] integers -> [..., 256] bool, on the labels' device.
+
+    Raises ValueError for values that are not 0..255.
+    """
+    flat = labels.flatten(-2).long()
+    if labels.dtype != torch.uint8 and bool(((flat < 0) | (flat > IGNORED)).any()):
+        raise ValueError(f"labels from {int(flat.min())} to {int(flat.max())}, not 0..{IGNORED}")
+    found = torch.zeros(*flat.shape[:-1], IGNORED + 1, dtype=torch.bool, device=labels.device)
+    return found.scatter_(-1, flat, True)
 
 
 class Network(nn.Module, ABC):
@@ -29,6 +46,16 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def scores(self, out: Any) -> Tensor:
         """[B, T, K, H, W] float32, the more the likelier; zeros for frames that are not valid."""
+
+    @property
+    def parts(self) -> Sequence[nn.Module]:
+        """What computes nearly all, in modules that torch.compile takes whole."""
+        return ()
+
+    def compile_parts(self, backend: str = "inductor") -> None:
+        """Has torch.compile take over the parts, each as one graph; names of tensors stay."""
+        for part in self.parts:
+            part.compile(fullgraph=True, backend=backend)
 
     def parameter_groups(
         self, lr: float, weight_decay: float, backbone_lr_factor: float
@@ -55,10 +82,20 @@ class NetworkCriterion(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, out: Any, labels: Tensor, *, annotated: Tensor, divisors: Any = None
+        self,
+        out: Any,
+        labels: Tensor,
+        *,
+        annotated: Tensor,
+        values: Tensor | None = None,
+        divisors: Any = None,
     ) -> "Losses":
-        """Of a network's output for some clips. divisors: of the batch that they are a part of;
-        when left out, these clips are the batch."""
+        """Of a network's output for some clips.
+
+        values: `label_values` of the labels before augmentation, on the CPU, so that nobody has
+        to ask the device for them. divisors: of the batch that these clips are a part of; when
+        left out, these clips are the batch.
+        """
 
 
 class Losses(dict[str, Tensor]):
@@ -68,16 +105,21 @@ class Losses(dict[str, Tensor]):
 
     def __init__(self, unweighted: dict[str, Tensor], weights: dict[str, float]) -> None:
         super().__init__(unweighted)
-        self._weights = weights
+        factors = {name: weights["_".join(name.split("_")[:2])] for name in unweighted}
+        self.stacked: Tensor = torch.cat(
+            [
+                torch.stack([unweighted[name] for name in names]) * factor
+                for factor, names in groupby(unweighted, key=factors.__getitem__)
+            ]
+        )
+        """Each loss times its weight, in the order of the names: one array to keep for the log."""
 
     @property
     def weighted(self) -> dict[str, Tensor]:
         """Each loss times its weight."""
-        return {
-            name: loss * self._weights["_".join(name.split("_")[:2])] for name, loss in self.items()
-        }
+        return dict(zip(self, self.stacked.unbind(), strict=True))
 
     @property
     def total(self) -> Tensor:
         """What training minimises."""
-        return torch.stack(list(self.weighted.values())).sum()
+        return self.stacked.sum()

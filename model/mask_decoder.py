@@ -148,6 +148,9 @@ class MaskDecoder(nn.Module):
             x = learned if sound is None else learned + sound
         place = self.query_embed.weight
 
+        if torch.is_autocast_enabled(pixels.device.type):
+            # Once, not in each prediction, which would keep a copy for the backward direction.
+            pixels = pixels.to(torch.get_autocast_dtype(pixels.device.type))
         predictions = [self.predict(x, pixels, size)]
         for i, layer in enumerate(self.layers):
             level = i % LEVELS

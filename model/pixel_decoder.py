@@ -1,16 +1,20 @@
 """Pixel decoder: multi-scale deformable attention over strides 32, 16, 8, joined at stride 4.
 
-The decoder of Mask2Former (Cheng et al., section 3.3), which the paper takes as it is. Like the
-public code it stays in float32 under autocast: sampling points lose whole pixels in half precision.
+The decoder of Mask2Former (Cheng et al., section 3.3), which the paper takes as it is. Under
+autocast its convolutions and linear layers are in half precision (the public code leaves it all in
+float32); what they add up to, sampling points, softmax and norms are in float32.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .deformable_attention import DeformableAttention, Shapes
+from .deformable_attention import DeformableAttention
+from .levels import Levels, Shapes
+from .positions import pixel_centres
 
 NORM_GROUPS = 32
 LEVELS = 3
@@ -43,20 +47,25 @@ class DeformableLayer(nn.Module):
         nn.init.xavier_uniform_(self.linear1.weight)
         nn.init.xavier_uniform_(self.linear2.weight)
 
-    def forward(self, x: Tensor, positions: Tensor, centres: Tensor, shapes: Shapes) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, centres: Tensor, levels: Levels) -> Tensor:
         """x: [F, S, C]; positions: [S, C]; centres: [1, S, levels, 2]. Returns [F, S, C]."""
-        x = self.norm1(x + self.self_attn(x + positions, centres, x, shapes))
+        x = self.norm1(x + self.self_attn(x + positions, centres, x, levels))
         return self.norm2(x + self.linear2(F.relu(self.linear1(x), inplace=True)))
 
 
-def _centres(shapes: Shapes, device: torch.device) -> Tensor:
-    """Every pixel's own place as (x, y) in 0..1, for each level to look from: [1, S, levels, 2]."""
-    levels = []
-    for h, w in shapes:
-        y = (torch.arange(h, device=device, dtype=torch.float32) + 0.5) / h
-        x = (torch.arange(w, device=device, dtype=torch.float32) + 0.5) / w
-        levels.append(torch.stack([x.expand(h, w), y[:, None].expand(h, w)], dim=-1).flatten(0, 1))
-    return torch.cat(levels)[None, :, None, :].expand(-1, -1, LEVELS, -1)
+@dataclass(frozen=True)
+class Pyramid:
+    """What the decoder must know of the sizes of its three coarser maps, made once a forward."""
+
+    levels: Levels
+    centres: Tensor
+    """[1, S, levels, 2] float32: every pixel's own place as (x, y) in 0..1, for each level to look
+    from."""
+    positions: list[Tensor]
+    """Of each map, coarse to fine, [H * W, C] float32."""
+
+
+torch.export.register_dataclass(Pyramid)
 
 
 class PixelDecoder(nn.Module):
@@ -75,6 +84,7 @@ class PixelDecoder(nn.Module):
         super().__init__()
         if width % NORM_GROUPS:
             raise ValueError(f"width {width} is not a multiple of {NORM_GROUPS} norm groups")
+        self.heads, self.points = heads, points
         fine, *coarse = channels
         self.input_proj = nn.ModuleList(
             nn.Sequential(_xavier(nn.Conv2d(c, width, 1)), nn.GroupNorm(NORM_GROUPS, width))
@@ -95,34 +105,31 @@ class PixelDecoder(nn.Module):
         )
         self.mask_features = _uniform(nn.Conv2d(width, width, 1))
 
-    def forward(
-        self, features: Sequence[Tensor], positions: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
-        """features: four maps [F, C_i, H_i, W_i], finest first; positions: of the pixels of the
-        three coarser ones, [H_i * W_i, C], coarse to fine.
+    def pyramid(self, shapes: Shapes, positions: list[Tensor]) -> Pyramid:
+        """shapes: (H, W) of the three coarser maps, coarse to fine; positions: of their pixels."""
+        device = positions[0].device
+        centres = pixel_centres(shapes, device)[None, :, None, :].expand(-1, -1, LEVELS, -1)
+        return Pyramid(Levels.of(shapes, self.heads, self.points, device), centres, positions)
 
-        Returns P_1 [F, C, H / 4, W / 4] and the encoded maps at strides 32, 16, 8, all float32
-        (float64 for a network in float64).
+    def forward(self, features: Sequence[Tensor], pyramid: Pyramid) -> tuple[Tensor, list[Tensor]]:
+        """features: four maps [F, C_i, H_i, W_i], finest first; pyramid: of the coarser three.
+
+        Returns P_1 [F, C, H / 4, W / 4], half precision under autocast, and the encoded maps at
+        strides 32, 16, 8, which are float32 at least.
         """
-        with torch.autocast(features[0].device.type, enabled=False):
-            exact = torch.promote_types(features[0].dtype, torch.float32)
-            return self._forward([feature.to(exact) for feature in features], positions)
-
-    def _forward(
-        self, features: Sequence[Tensor], positions: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor]]:
         fine, *coarse = features
+        shapes = pyramid.levels.shapes
         maps = [
             proj(feature) for proj, feature in zip(self.input_proj, reversed(coarse), strict=True)
         ]
-        shapes = [(m.shape[2], m.shape[3]) for m in maps]
-        places = torch.cat(
-            [of_level + level for of_level, level in zip(positions, self.level_embed, strict=True)]
-        )
-        centres = _centres(shapes, fine.device).to(fine.dtype)
         x = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        places = torch.cat(
+            [p + level for p, level in zip(pyramid.positions, self.level_embed, strict=True)]
+        )
+        centres = pyramid.centres.to(x.dtype)
         for layer in self.layers:
-            x = layer(x, places, centres, shapes)
+            x = layer(x, places, centres, pyramid.levels)
         encoded = [
             level.transpose(1, 2).unflatten(2, shape)
             for level, shape in zip(x.split([h * w for h, w in shapes], dim=1), shapes, strict=True)

@@ -130,7 +130,7 @@ class SemanticSam(nn.Module):
             EncodedByBackbone(
                 predictor=self.sem_seg_head.predictor,
                 mask_features=mask_features[i],
-                memory=Memory([v[i : i + 1] for v in memory.values], memory.shapes),
+                memory=Memory([v[i : i + 1] for v in memory.values], memory.sizes),
                 size=(height, width),
                 padded=(int(padded.shape[-2]), int(padded.shape[-1])),
             )

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..deformable_attention import DeformableAttention
-from ..positions import sine_positions
+from ..levels import Levels
+from ..positions import pixel_centres, sine_positions
 from .parts import parts
 
 WIDTH = 256
@@ -48,9 +49,7 @@ class EncoderLayer(nn.Module):
         self.linear2 = nn.Linear(HIDDEN, WIDTH)
         self.norm2 = nn.LayerNorm(WIDTH)
 
-    def forward(
-        self, x: Tensor, positions: Tensor, reference: Tensor, shapes: list[tuple[int, int]]
-    ) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, reference: Tensor, sizes: Levels) -> Tensor:
         """x: [B, S, C], all levels' tokens; positions: [1, S, C]; reference: [1, S, levels, 2]."""
         values = self.self_attn.project_values(x)
         out = torch.empty_like(x)
@@ -59,7 +58,7 @@ class EncoderLayer(nn.Module):
         for part in parts(x[0], SAMPLED * len(x), fewest=few):
             tokens = x[:, part]
             asking = tokens + positions[:, part]
-            seen = self.norm1(tokens + self.self_attn(asking, reference[:, part], values, shapes))
+            seen = self.norm1(tokens + self.self_attn(asking, reference[:, part], values, sizes))
             hidden = F.relu(self.linear1(seen), inplace=True)
             out[:, part] = self.norm2(seen + self.linear2(hidden))
         return out
@@ -87,14 +86,14 @@ class MultiScaleTransformer(nn.Module):
         x = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
         positions = torch.cat(
             [
-                sine_positions(h, w, WIDTH, x.device) + self.level_embed[i]
-                for i, (h, w) in enumerate(shapes)
+                of_level + self.level_embed[i]
+                for i, of_level in enumerate(sine_positions(shapes, WIDTH, x.device))
             ]
         )[None]
-        reference = torch.cat([pixel_centres(h, w, x.device) for h, w in shapes])
-        reference = reference[None, :, None].expand(-1, -1, LEVELS, -1)
+        reference = pixel_centres(shapes, x.device)[None, :, None].expand(-1, -1, LEVELS, -1)
+        sizes = Levels.of(shapes, HEADS, POINTS, x.device)
         for layer in self.encoder.layers:
-            x = layer(x, positions, reference, shapes)
+            x = layer(x, positions, reference, sizes)
         levels = x.split([h * w for h, w in shapes], dim=1)
         return [
             level.transpose(1, 2).unflatten(2, shape)
@@ -135,12 +134,3 @@ class PixelDecoder(nn.Module):
         )
         joined = self.layer_1(finest.add_(self.adapter_1(res2)))
         return self.mask_features(F.relu(joined, inplace=True)), encoded
-
-
-def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
-    """Centres of a map's pixels as (x, y) in 0..1, [height * width, 2], row-major."""
-    y = (torch.arange(height, dtype=torch.float32, device=device) + 0.5) / height
-    x = (torch.arange(width, dtype=torch.float32, device=device) + 0.5) / width
-    return torch.stack(
-        [x[None, :].expand(height, -1), y[:, None].expand(-1, width)], dim=-1
-    ).flatten(0, 1)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..deformable_attention import DeformableAttention
+from ..levels import Levels
 from .pixel_decoder import HEADS, HIDDEN, LEVELS, POINTS, WIDTH
 
 TOKENS = 6
@@ -61,7 +62,7 @@ class DecoderLayer(nn.Module):
         positions: Tensor,
         boxes: Tensor,
         values: Tensor,
-        shapes: Sequence[tuple[int, int]],
+        sizes: Levels,
         wanted: Tensor | None = None,
     ) -> Tensor:
         """content, positions: [N, Q, 256]; boxes: [N, Q, 4] in 0..1; values: projected memory.
@@ -77,7 +78,7 @@ class DecoderLayer(nn.Module):
         seen, _ = self.self_attn(asking, placed, everything, need_weights=False)
         content = self.norm2(content + seen)
         reference = boxes[:, :, None].expand(-1, -1, LEVELS, -1)
-        seen = self.cross_attn(content + positions, reference, values, shapes)
+        seen = self.cross_attn(content + positions, reference, values, sizes)
         content = self.norm1(content + seen)
         return self.norm3(content + self.linear2(F.relu(self.linear1(content))))
 
@@ -99,20 +100,20 @@ class Decoder(nn.Module):
         *inner, last = zip(self.layers, memory.values, strict=True)
         for layer, values in inner:
             positions = self.ref_point_head(box_embedding(boxes))
-            content = layer(content, positions, boxes, values, memory.shapes)
+            content = layer(content, positions, boxes, values, memory.sizes)
             boxes = (self.bbox_embed[0](content) + inverse_sigmoid(boxes)).sigmoid()
         layer, values = last
         positions = self.ref_point_head(box_embedding(boxes))
-        return layer(content, positions, boxes, values, memory.shapes, wanted)
+        return layer(content, positions, boxes, values, memory.sizes, wanted)
 
 
 @dataclass(frozen=True)
 class Memory:
     """What the decoder reads of an image: each layer's projected values [N, S, heads, d], the
-    levels one after another, and the levels' (h, w), coarsest first."""
+    levels one after another, and the levels, coarsest first."""
 
     values: list[Tensor]
-    shapes: list[tuple[int, int]]
+    sizes: Levels
 
 
 class PromptDecoder(nn.Module):
@@ -131,11 +132,12 @@ class PromptDecoder(nn.Module):
     def remember(self, maps: Sequence[Tensor]) -> Memory:
         """The pixel decoder's maps [N, 256, h, w], finest first -> the decoder's memory."""
         coarse_first = list(reversed(maps))
+        shapes = [(int(level.shape[2]), int(level.shape[3])) for level in coarse_first]
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in coarse_first], dim=1)
         layers = cast("list[DecoderLayer]", list(self.decoder.layers))
         return Memory(
             values=[layer.cross_attn.project_values(tokens) for layer in layers],
-            shapes=[(int(level.shape[2]), int(level.shape[3])) for level in coarse_first],
+            sizes=Levels.of(shapes, HEADS, POINTS, tokens.device),
         )
 
     def forward(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...model.interface import Network
+from ...model.interface import Network, label_values
 from .. import durable, remedies
 from ..devices import choose_device
 from ..errors import ComboError
@@ -174,14 +174,22 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * factor
         random = checkpoint.random_states(self.augment.generator)
+        values = label_values(batch.labels)  # before the device has them, which would be waited for
         whole = self.augment(batch.to(self.device))
         divisors = self.criterion.divisors(whole.labels, whole.annotated, whole.present)
         sums: dict[str, Tensor] = {}
         for first in range(0, settings.batch_size, settings.micro_batch):
-            part = whole.part(first, first + settings.micro_batch)
+            of_part = slice(first, first + settings.micro_batch)
+            part = whole.part(of_part.start, of_part.stop)
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
                 out = self.network(part.frames, part.maskige, part.sound, part.present)
-            losses = self.criterion(out, part.labels, annotated=part.annotated, divisors=divisors)
+            losses = self.criterion(
+                out,
+                part.labels,
+                annotated=part.annotated,
+                values=values[of_part],
+                divisors=divisors,
+            )
             self.scaler.scale(losses.total).backward()
             for name, value in {**losses.weighted, "total": losses.total}.items():
                 sums[name] = sums.get(name, 0) + value.detach()

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from combo.model import Combo, ComboOutput, Criterion, Prediction, parameter_groups
+from combo.model.interface import label_values
 from combo.model.matching import Targets, match, sample_rows
 from combo.model.state_dicts import combo_key
 
@@ -50,11 +51,11 @@ def test_losses_gradients_and_the_first_step_are_the_public_ones(
         np.testing.assert_allclose(values, golden[f"{case}.loss_{which}"], rtol=1e-4, atol=1e-5)
     assert losses.total.item() == pytest.approx(golden[f"{case}.total_weighted"], rel=1e-4)
 
-    selected = criterion.select(out, labels, None)
-    matched = criterion.match(selected, points)
+    selected = criterion.select(out, labels)
+    targets, matched = criterion.match(selected, criterion.costs(selected, points))
     for layer, of_layer in enumerate(matched.numpy()):
         name = "last" if layer == 9 else f"aux{layer}"
-        rows = np.stack([selected.targets.frame_of, of_layer, selected.targets.slot], axis=1)
+        rows = np.stack([targets.frame_of, of_layer, targets.slot.numpy()], axis=1)
         rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
         np.testing.assert_array_equal(rows, golden[f"{case}.match.{name}"])
 
@@ -301,12 +302,12 @@ def test_frames_without_an_object_teach_that_there_is_none() -> None:
 def test_more_targets_than_queries_leaves_the_dearest_out() -> None:
     out, labels, points = predictions(queries=2), labelled(), grid_points()
     criterion = Criterion.from_preset("combo-r50-ms3", **SMALL)
-    selected = criterion.select(out, labels, None)
-    matched = criterion.match(selected, points)
-    crowded = [i for i in range(10) if (selected.targets.frame_of == i).sum() == 3]
+    selected = criterion.select(out, labels)
+    targets, matched = criterion.match(selected, criterion.costs(selected, points))
+    crowded = [i for i in range(10) if (targets.frame_of == i).sum() == 3]
     assert crowded
     for frame in crowded:
-        assert (matched[:, selected.targets.frame_of == frame] == -1).sum(dim=1).tolist() == [1] * 3
+        assert (matched[:, targets.frame_of == frame] == -1).sum(dim=1).tolist() == [1] * 3
     assert criterion(out, labels, points=points).total.isfinite()
 
 
@@ -360,11 +361,13 @@ def test_rows_sampled_at_points_are_grid_samples(
 
 
 def test_a_diverged_network_is_still_matched() -> None:
-    targets = Targets.of(labelled(1, 1)[0], 3, torch.device("cpu"))
+    labels = labelled(1, 1)[0]
+    targets = Targets.of(labels, label_values(labels).numpy(), 3, torch.device("cpu"))
     nan = torch.full((1, 1, 4, 4), torch.nan)
-    matched = match(nan, torch.full((1, 1, 4, 8, 8), torch.nan), targets, grid_points()[None],
-                    (2.0, 5.0, 5.0))  # fmt: skip
-    assert len(set(matched[0])) == len(targets.slot)
+    held, matched = match(nan, torch.full((1, 1, 4, 8, 8), torch.nan), targets,
+                          grid_points()[None], (2.0, 5.0, 5.0))()  # fmt: skip
+    assert held.all()
+    assert len(set(matched[0])) == len(targets.frame_of)
 
 
 @pytest.mark.parametrize("fidelity", ["reference", "paper"])

@@ -83,6 +83,9 @@ def test_gates_are_squashed_in_the_reference_and_linear_in_the_paper() -> None:
     torch.testing.assert_close(linear(feature), expected)
 
 
+PLACES = sine_positions([(4, 6)], 32)[0]
+
+
 def fusion_inputs(frames: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(6)
     pixels = torch.randn(frames, 32, 4, 6, generator=generator)
@@ -94,14 +97,14 @@ def test_the_paper_fusion_is_equations_4_and_5() -> None:
     fusion = PaperFusion(FUSION)
     pixels, sound = fusion_inputs(3)
     rows = pixels.flatten(2).transpose(1, 2)
-    placed = rows + sine_positions(4, 6, 32)
+    placed = rows + PLACES
     heard = sound + fusion.audio_pos.weight[:3]
     q = fusion.query(placed).flatten(0, 1)
     k = fusion.key(heard)
     scores = q @ k.T / math.sqrt(32)
     p1 = scores.softmax(dim=1) @ fusion.audio_value(heard) + rows.flatten(0, 1)
     fa = scores.T.softmax(dim=1) @ fusion.visual_value(placed).flatten(0, 1) + sound
-    ours_p1, ours_fa = fusion(pixels, sound, ClipLayout(1, 3))
+    ours_p1, ours_fa = fusion(pixels, PLACES, sound, ClipLayout(1, 3))
     torch.testing.assert_close(ours_p1.flatten(0, 1), p1, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours_fa, fa, rtol=1e-4, atol=1e-5)
 
@@ -121,13 +124,13 @@ def test_the_reference_fusion_is_spec_section_5() -> None:
     def heads(x: Tensor) -> Tensor:
         return x.unflatten(-1, (4, 8)).transpose(-2, -3)
 
-    q = heads(attention.v_proj(v + sine_positions(4, 6, 32)) * 8**-0.5)
+    q = heads(attention.v_proj(v + PLACES) * 8**-0.5)
     k = heads(attention.a_proj(a + fusion.audio_pos.weight)[:, None])
     over_pixels = (q @ k.transpose(2, 3)).softmax(dim=2)
     value_a, value_v = heads(attention.values_a_proj(a)[:, None]), heads(attention.values_v_proj(v))
     to_v = attention.out_v_proj((over_pixels @ value_a).transpose(1, 2).flatten(2))
     to_a = attention.out_a_proj((over_pixels.transpose(2, 3) @ value_v).transpose(1, 2).flatten(1))
-    ours_v, ours_a = fusion(pixels, sound, ClipLayout(1, 3))
+    ours_v, ours_a = fusion(pixels, PLACES, sound, ClipLayout(1, 3))
     torch.testing.assert_close(ours_v, v + 0.7 * to_v, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours_a, a + 0.3 * to_a, rtol=1e-4, atol=1e-5)
 
@@ -139,12 +142,14 @@ def test_dropout_of_the_fusion_can_be_switched_off() -> None:
     fusion.gamma_a.data.fill_(1.0)
     pixels, sound = fusion_inputs(3)
     layout = ClipLayout(1, 3)
-    assert not torch.equal(fusion(pixels, sound, layout)[1], fusion(pixels, sound, layout)[1])
+    assert not torch.equal(
+        fusion(pixels, PLACES, sound, layout)[1], fusion(pixels, PLACES, sound, layout)[1]
+    )
     for module in fusion.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    trained = fusion(pixels, sound, layout)
-    torch.testing.assert_close(trained, fusion.eval()(pixels, sound, layout))
+    trained = fusion(pixels, PLACES, sound, layout)
+    torch.testing.assert_close(trained, fusion.eval()(pixels, PLACES, sound, layout))
 
 
 @pytest.mark.parametrize("fusion", ["visual", "audio"])
@@ -156,9 +161,9 @@ def test_a_one_way_fusion_leaves_the_other_side_alone(fidelity: str, fusion: str
     torch.manual_seed(0)
     module = FIDELITY[fidelity].fusion(settings)
     pixels, sound = fusion_inputs(3)
-    ours_pixels, ours_sound = module(pixels, sound, ClipLayout(1, 3))
-    shifted_pixels, shifted_sound = module(pixels, -sound, ClipLayout(1, 3))
-    _, other_sound = module(pixels * 2, sound, ClipLayout(1, 3))
+    ours_pixels, ours_sound = module(pixels, PLACES, sound, ClipLayout(1, 3))
+    shifted_pixels, shifted_sound = module(pixels, PLACES, -sound, ClipLayout(1, 3))
+    _, other_sound = module(pixels * 2, PLACES, sound, ClipLayout(1, 3))
     if fusion == "visual":
         assert torch.equal(ours_sound, sound)
         assert torch.equal(other_sound, sound)

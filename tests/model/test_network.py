@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from combo.model import Combo, preset
+from combo.model import Combo, Criterion, deformable_attention, preset
+from combo.model.clips import ClipLayout
+from combo.model.levels import Levels
 
 TINY = {
     "backbone": "test_convnext2", "image_size": 64, "width": 32, "heads": 4, "fusion_heads": 4,
@@ -183,13 +185,26 @@ def test_half_precision_gives_nearly_the_same_masks(dtype: torch.dtype) -> None:
     assert (half - exact).abs().mean() < 0.05 * exact.std()
 
 
-def test_the_pixel_decoder_stays_in_float32_under_autocast() -> None:
+def test_what_the_pixel_decoder_adds_up_and_where_it_looks_stay_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     net = tiny()
     seen: list[Tensor] = []
-    net.pixel_decoder.register_forward_hook(lambda _m, _i, out: seen.extend([out[0], *out[1]]))
+    computed: list[Tensor] = []
+    sample = deformable_attention.sample_levels
+
+    def watched(value: Tensor, levels: Levels, locations: Tensor, weights: Tensor) -> Tensor:
+        computed.append(value)
+        seen.extend([locations, weights])
+        return sample(value, levels, locations, weights)
+
+    monkeypatch.setattr(deformable_attention, "sample_levels", watched)
+    net.pixel_decoder.register_forward_hook(lambda _m, _i, out: seen.extend(out[1]))
+    net.pixel_decoder.mask_features.register_forward_hook(lambda _m, _i, out: computed.append(out))
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         net(*clips(1, 2))
-    assert {feature.dtype for feature in seen} == {torch.float32}
+    assert {each.dtype for each in seen} == {torch.float32}
+    assert {each.dtype for each in computed} == {torch.bfloat16}
 
 
 def test_a_network_in_float64_computes_in_float64() -> None:
@@ -218,6 +233,42 @@ def test_the_forward_compiles_into_one_graph(fidelity: str) -> None:
     with torch.no_grad():
         out, exact = compiled(*batch), net(*batch)
     torch.testing.assert_close(out.mask_logits, exact.mask_logits, rtol=1e-4, atol=1e-4)
+
+
+def test_the_forward_of_mixed_lengths_compiles_with_a_layout_made_before() -> None:
+    net = tiny(decoder_layers=1)
+    valid = torch.tensor([[True, True, False], [True] * 3])
+    layout = ClipLayout.of(2, 3, valid, torch.device("cpu"))
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        out, exact = compiled(*clips(2, 3), layout), net(*clips(2, 3), valid)
+    torch.testing.assert_close(out.mask_logits, exact.mask_logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"fidelity": "paper", "backbone": "resnet10t"}])
+def test_training_is_the_same_with_compiled_parts(settings: dict[str, object]) -> None:
+    """Each is one graph, for whole clips and for mixed lengths, or this would raise."""
+    net = tiny(mask_points=64, **settings).train()
+    criterion = Criterion(net.settings)
+    labels = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    labels[:, :, 20:50, 10:40] = 1
+    points = torch.rand(64, 2, generator=torch.Generator().manual_seed(0))
+    mixed = torch.tensor([[True, True, False], [True] * 3])
+
+    def train(valid: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        total = criterion(net(*clips(2, 3), valid), labels, points=points).total
+        return total, list(torch.autograd.grad(total, list(net.parameters())))
+
+    expected = [train(None), train(mixed)]
+    net.compile_parts("aot_eager")
+    for valid, (loss, gradients) in zip((None, mixed), expected, strict=True):
+        compiled, of_compiled = train(valid)
+        torch.testing.assert_close(compiled, loss, rtol=1e-5, atol=1e-5)
+        # Biases before a norm have none but rounding's gradient.
+        noise = 1e-5 * max(float(each.abs().max()) for each in gradients)
+        for ours, theirs in zip(of_compiled, gradients, strict=True):
+            atol = max(1e-3 * float(theirs.abs().max()), noise)
+            torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=atol)
 
 
 def test_the_network_exports() -> None:
@@ -272,6 +323,7 @@ def seeded_resnet(**settings: object) -> Combo:
         for name, value in net.state_dict().items():
             if "gamma" in name or name.endswith("norm.weight"):
                 value.fill_(0.5)
+        net.load_state_dict(net.state_dict())  # frozen norms work out what follows
     return net
 
 

@@ -107,8 +107,15 @@ class FilmCriterion(NetworkCriterion):
         return (labels[annotated & present] != 255).sum()
 
     def forward(
-        self, out: FilmOutput, labels: Tensor, *, annotated: Tensor, divisors: Any = None
+        self,
+        out: FilmOutput,
+        labels: Tensor,
+        *,
+        annotated: Tensor,
+        values: Tensor | None = None,
+        divisors: Any = None,
     ) -> Losses:
+        del values
         chosen = out.layout.pack(annotated)
         truth = out.layout.pack(labels)[chosen].long()
         logits = out.logits[chosen].float()

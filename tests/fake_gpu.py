@@ -1,0 +1,114 @@
+"""A GPU that is not there: its tensors have a shape and a device, but no numbers.
+
+PyTorch's fake tensors raise where a number of the device is asked for; copies from the host that
+would stop the device are seen on their way. What the host has of its own is as ever.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd.graph import Node
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+GPU = torch.device("cuda", 0)
+
+
+class Watch(TorchDispatchMode):
+    """Sees what brings numbers of the host to the device and has the host wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+        self._pinned: dict[int, Tensor] = {}
+        """By the address of its storage, which lives as long as this entry."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        of_host = [tensor for tensor in given if tensor.device.type == "cpu"]
+        goes = torch.device(kwargs.get("device") or "cpu").type == "cuda"
+        pins = kwargs.get("pin_memory", False)
+        if not goes and not pins and not any(isinstance(each, FakeTensor) for each in given):
+            with _disable_current_modes():
+                return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        if kwargs.get("pin_memory"):
+            self._pinned[out.untyped_storage()._cdata] = out
+        if isinstance(out, Tensor) and out.device.type == "cuda" and func.namespace == "aten":
+            copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+            asynchronous = copies and (kwargs.get("non_blocking", False) or args[2:3] == (True,))
+            for source in of_host:
+                pinned = source.untyped_storage()._cdata in self._pinned
+                if not (asynchronous and pinned) and (copies or source.dim()):
+                    self.waits.append(f"{func} of {tuple(source.shape)}")
+        return out
+
+
+@contextmanager
+def fake_gpu() -> Iterator[Watch]:
+    """Inside, device `GPU` is there whether it is or not."""
+    with FakeTensorMode(allow_non_fake_inputs=True), Watch() as watch:
+        yield watch
+
+
+@contextmanager
+def autocast(dtype: torch.dtype | None) -> Iterator[None]:
+    """`torch.autocast`, which asks whether the device is there."""
+    torch.set_autocast_enabled("cuda", dtype is not None)
+    torch.set_autocast_dtype("cuda", dtype or torch.float16)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+        torch.set_autocast_dtype("cuda", torch.float16)
+        torch.clear_autocast_cache()
+
+
+@torch.no_grad()
+def backward(loss: Tensor) -> dict[Tensor, Tensor]:
+    """The gradients of all leaves: `loss.backward()`, whose threads need a real device."""
+    root = loss.grad_fn
+    assert root is not None
+    waits_for: Counter[Node] = Counter()
+    seen, stack = {root}, [root]
+    while stack:
+        for node, _ in stack.pop().next_functions:
+            if node is not None:
+                waits_for[node] += 1
+                if node not in seen:
+                    seen.add(node)
+                    stack.append(node)
+    given: dict[Node, dict[int, Tensor]] = {root: {0: torch.ones_like(loss)}}
+    leaves: dict[Tensor, Tensor] = {}
+    ready = [root]
+    while ready:
+        node = ready.pop()
+        sums = given.pop(node, {})
+        if hasattr(node, "variable"):
+            leaves[node.variable] = sums[0]
+            continue
+        inputs = [sums.get(number) for number in range(len(node._input_metadata))]
+        call = node if callable(node) else node.apply  # a function of ours
+        outputs = call(*inputs) if sums else ()
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        for number, (following, place) in enumerate(node.next_functions):
+            if following is None:
+                continue
+            gradient = outputs[number] if number < len(outputs) else None
+            if gradient is not None:
+                of_node = given.setdefault(following, {})
+                expected = following._input_metadata[place]
+                gradient = gradient.sum_to_size(expected.shape).to(expected.dtype)
+                of_node[place] = of_node[place] + gradient if place in of_node else gradient
+            waits_for[following] -= 1
+            if not waits_for[following]:
+                ready.append(following)
+    return leaves

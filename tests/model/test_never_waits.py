@@ -1,0 +1,103 @@
+"""A training step on a GPU asks for numbers once: the costs of the matching.
+
+Shown without a GPU, by tensors that have a device but no numbers (tests/fake_gpu.py).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from fake_gpu import GPU, autocast, backward, fake_gpu
+from torch import Tensor
+
+from combo.model import Combo, Criterion, matching
+from combo.model.interface import label_values
+from combo.pipeline.train.augment import Augment, Recipe
+from combo.pipeline.train.loader import Batch
+
+from .test_network import TINY
+
+FRAMES = torch.tensor([[True] * 3, [True, True, False]])
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of all that was fetched, for which ones are given."""
+    shapes: list[tuple[int, ...]] = []
+
+    def fetch(values: Tensor) -> Callable[[], np.ndarray]:
+        shapes.append(tuple(values.shape))
+        return lambda: np.ones(values.shape, np.float32)
+
+    monkeypatch.setattr(matching, "fetch", fetch)
+    return shapes
+
+
+def step(
+    precision: torch.dtype | None, valid: Tensor | None, values: Tensor | None, **settings: object
+) -> int:
+    """Forward, criterion and backward; returns how many parameters got a gradient."""
+    settings = {**TINY, "backbone": "resnet10t", "mask_points": 64, **settings}
+    with fake_gpu() as watch:
+        with GPU:
+            net = Combo.from_preset("combo-r50-s4", **settings).train()
+        criterion = Criterion(net.settings)
+        frames = torch.empty(2, 3, 3, 64, 64, dtype=torch.uint8, device=GPU)
+        labels = torch.empty(2, 3, 64, 64, dtype=torch.uint8, device=GPU)
+        sound = torch.empty(2, 3, 8, device=GPU)
+        watch.waits.clear()
+        with autocast(precision):
+            out = net(frames, frames, sound, valid)
+        losses = criterion(out, labels, annotated=FRAMES, values=values)
+        gradients = backward(losses.total)
+    assert not watch.waits
+    return len(gradients)
+
+
+def held() -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return label_values(torch.randint(0, 3, (2, 3, 4, 4), generator=generator, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "valid", "precision"),
+    [("reference", None, None), ("reference", FRAMES, torch.bfloat16), ("paper", FRAMES, None)],
+    ids=["whole clips", "mixed lengths, bf16", "mixed lengths, paper"],
+)
+def test_a_step_on_a_gpu_waits_for_the_matching_alone(
+    asked: list[tuple[int, ...]], fidelity: str, valid: Tensor | None, precision: torch.dtype | None
+) -> None:
+    learning = step(precision, valid, held(), fidelity=fidelity)
+    with torch.device("meta"):
+        net = Combo.from_preset(
+            "combo-r50-s4", **{**TINY, "backbone": "resnet10t"}, fidelity=fidelity
+        )
+    assert learning == len(list(net.parameters()))
+    assert len(asked) == 1
+
+
+def test_labels_of_which_nothing_is_known_are_asked_for(asked: list[tuple[int, ...]]) -> None:
+    with pytest.raises(RuntimeError, match="numpy"):
+        step(None, None, None)
+    assert not asked
+
+
+@pytest.mark.parametrize("recipe", ["colour-flip", "resize-crop-colour-flip"])
+def test_augmentation_on_a_gpu_waits_for_nothing(recipe: Recipe) -> None:
+    augment = Augment(recipe, torch.Generator().manual_seed(0))
+    with fake_gpu() as watch:
+        pictures = torch.empty(2, 3, 3, 64, 64, dtype=torch.uint8, device=GPU)
+        batch = Batch(
+            frames=pictures,
+            maskige=pictures,
+            labels=pictures[:, :, 0],
+            sound=torch.empty(2, 3, 8, device=GPU),
+            present=FRAMES,
+            annotated=FRAMES,
+            clips=("a", "b"),
+        )
+        watch.waits.clear()
+        after = augment(batch)
+    assert not watch.waits
+    assert after.frames.device == after.labels.device == GPU
