@@ -209,10 +209,11 @@ def categories(evaluation: Evaluation, files: Files) -> list[Sort]:
     for name, (j, f) in evaluation.clips.items():
         if category := files.category(name):
             found.setdefault(category, []).append((j, f or 0.0))
-    return [
-        Sort(name, *(sum(each) / len(scores) for each in zip(*scores, strict=True)), len(scores))
-        for name, scores in sorted(found.items())
-    ]
+    sorts: list[Sort] = []
+    for name, scores in sorted(found.items()):
+        j, f = (sum(each) / len(scores) for each in zip(*scores, strict=True))
+        sorts.append(Sort(name, j, f, len(scores)))
+    return sorts
 
 
 def extremes(evaluation: Evaluation, count: int) -> tuple[list[str], list[str]]:
