@@ -64,12 +64,15 @@ def report(
         with output.bar(str(path), len(sources_in(path))) as bar:
             stored.append(look_at_store(path, manifest, bar.advance))
     write_report(out, looks, stored)
-    for problem in [problem for each in stored for problem in each.problems]:
+    problems = [problem for each in stored for problem in each.problems]
+    for problem in problems:
         output.warn(problem)
     size = out.stat().st_size
     said = {"runs": list(map(str, runs)), "stores": list(map(str, stores))}
     words = f"{out}: {size / 1e6:.1f} MB; open it in a browser"
     output.answer({"file": str(out), "bytes": size, **said}, words)
+    if problems:
+        sys.exit(1)
 
 
 def _runs_and_stores(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:

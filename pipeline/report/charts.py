@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 440, 210
@@ -127,13 +127,13 @@ def _grid(along: Sequence[float], down: Sequence[float], log: bool = False) -> M
     for value in down:
         y = TOP + (1 - (value - down[0]) / (down[-1] - down[0])) * _INNER_HEIGHT
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" ')
-        shown = _number(10**value if log else value)
+        shown = _number(10**value) if log else f"{value:,.6g}"
         parts.append(
             f'y2="{y:.1f}"/><text class="end" x="{LEFT - 6}" y="{y + 4:.1f}">{shown}</text>'
         )
     for value in along:
         x = LEFT + (value - along[0]) / (along[-1] - along[0]) * _INNER_WIDTH
-        shown = escape(_number(value))
+        shown = f"{value:,.6g}"
         parts.append(f'<text class="middle" x="{x:.1f}" y="{HEIGHT - 20}">{shown}</text>')
     return Markup("".join(parts))
 

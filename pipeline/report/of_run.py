@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,14 @@ from torch import Tensor
 from ...model.interface import Network
 from ...model.metrics import SemanticMetrics
 from ..media.labels import LABEL_IGNORED
-from ..train.evaluate import Evaluation, SoundCondition, measure, open_run, open_split
+from ..train.evaluate import (
+    Evaluation,
+    SoundCondition,
+    measure,
+    open_run,
+    open_split,
+    other_clips,
+)
 from ..train.loader import ClipReader, StoredBatch
 from ..train.run_folder import RunData, RunFolder
 from .clips import Panel, StoredClips
@@ -24,6 +31,8 @@ from .predicted import places_of, predict, with_prediction
 SOUNDS: tuple[SoundCondition, ...] = ("right", "swapped", "silent")
 SHOWN = 4
 """Best clips, and worst, that are shown."""
+
+SWAPPED = "prediction, swapped sound"
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Iterations and values."""
@@ -233,7 +242,12 @@ def _panels(
     found: list[Panel] = []
     for place in places_of(reader, names):
         batch = reader.read([place])
-        predicted = predict(network, batch, device)
-        panel = clips.panel(int(reader.rows[place]))
-        found.append(with_prediction(panel, predicted, batch.present[0].numpy(), clips))
+        present, panel = batch.present[0].numpy(), clips.panel(int(reader.rows[place]))
+        panel = with_prediction(panel, predict(network, batch, device), present, clips)
+        if len(reader) > 1:
+            other = int(other_clips(len(reader))[place])
+            batch = replace(batch, sound=reader.sound([other]))
+            predicted = predict(network, batch, device)
+            panel = with_prediction(panel, predicted, present, clips, SWAPPED)
+        found.append(panel)
     return found

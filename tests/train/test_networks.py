@@ -35,7 +35,7 @@ from combo.pipeline.jobs import records
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.manifest import Manifest, load_manifest
-from combo.pipeline.report.of_run import look_at_run
+from combo.pipeline.report.of_run import SWAPPED, look_at_run
 from combo.pipeline.report.sheet import write_sheet
 from combo.pipeline.store import ArraySpec, SplitStore
 from combo.pipeline.train import checkpoint
@@ -203,7 +203,7 @@ def test_it_is_trained_evaluated_and_drawn_from_a_store_without_maskiges(
 
     looks = look_at_run(folder, "test", CPU)
     panels = [*looks.worst, *looks.best]
-    assert [list(each.rows) for each in panels] == [["frames", "truth", "prediction"]] * 2
+    assert [list(each.rows) for each in panels] == [["frames", "truth", "prediction", SWAPPED]] * 2
     write_sheet(tmp_path / "sheet.png", panels)
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 

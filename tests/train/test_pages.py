@@ -160,11 +160,11 @@ def test_it_can_be_used_with_the_keyboard_alone(opened: Opened) -> None:
     assert page.locator("#keys").is_visible()
     page.keyboard.press("Escape")
     assert not page.locator("#keys").is_visible()
-    titles = page.locator(".card h5").all_text_contents()
+    titles = page.locator(".card h4").all_text_contents()
     for key, place in (("j", 0), ("j", 1), ("k", 0)):
         page.keyboard.press(key)
         assert (
-            page.evaluate("document.activeElement.querySelector('h5').textContent") == titles[place]
+            page.evaluate("document.activeElement.querySelector('h4').textContent") == titles[place]
         )
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.type") == "search"
@@ -175,7 +175,7 @@ def test_it_can_be_used_with_the_keyboard_alone(opened: Opened) -> None:
 
 def test_a_hostile_name_is_shown_and_does_nothing(opened: Opened) -> None:
     page = opened.page
-    assert EVIL in page.locator(".card h5").all_text_contents()
+    assert EVIL in page.locator(".card h4").all_text_contents()
     assert page.locator("img[src=x]").count() == 0
     page.evaluate("document.body.append(Object.assign(document.createElement('img'), {src: 'x'}))")
     page.wait_for_timeout(50)

@@ -1,6 +1,7 @@
 """`combo report` and `combo show`: what they tell is what is there, and what the network said."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from combo.pipeline.layouts import Clip
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.report.clips import StoredClips, columns
 from combo.pipeline.report.files import files_of
-from combo.pipeline.report.of_run import Confusions, RunLooks, curves, look_at_run
+from combo.pipeline.report.of_run import SWAPPED, Confusions, RunLooks, curves, look_at_run
 from combo.pipeline.report.of_store import look_at_store
 from combo.pipeline.report.page import differences, render
 from combo.pipeline.report.sound import RATE, hear, spectrogram
@@ -59,7 +60,7 @@ def test_a_run_is_told_with_the_numbers_that_evaluate_gives(
     scores = {name: j for name, (j, _) in looks.right.clips.items()}
     assert scores[worst] == min(scores.values()) < max(scores.values()) == scores[best]
     frames, maskige, *painted = looks.worst[0].rows
-    assert (frames, painted) == ("frames", ["truth", "prediction"])
+    assert (frames, painted) == ("frames", ["truth", "prediction", SWAPPED])
     assert maskige.startswith("Maskige felzenszwalb-")
 
 
@@ -136,6 +137,33 @@ def test_a_store_is_told_with_its_counts_its_failures_and_its_masks(
     assert "3 of 4" in page
     assert page.count("<article") == len(split.samples) == 3
     assert {len(panel.rows) for panel in split.samples} == {3}
+
+
+def test_a_store_that_is_not_finished_is_shown_as_far_as_it_is(own: Manifest) -> None:
+    home = own.store_path / "s4/train"
+    for record in home.glob("records/maskige/*/finished.json"):
+        record.unlink()
+    for shard in home.glob("tensors.zarr/maskige/*/*/c/1"):
+        shutil.rmtree(shard) if shard.is_dir() else shard.unlink()
+    for record in home.glob("records/maskige/*/000001.json"):
+        record.unlink()
+    looks = look_at_store(own.store_path)
+    (split,) = [each for each in looks.splits if str(each.source) == "s4/train"]
+    stages = {stage.variant.stage: stage.status for stage in split.stages}
+    assert (stages["frames"].finished, stages["maskige"].finished) == (True, False)
+    assert stages["maskige"].to_do == 3
+    assert {len(panel.rows) for panel in split.samples} == {3}
+    assert "<em>open</em>" in render([], [looks], 0.0)
+
+
+def test_a_store_that_is_damaged_is_told_beside_what_is_not(own: Manifest, tmp_path: Path) -> None:
+    (own.store_path / "s4/val/plan.json").write_text("{")
+    page = tmp_path / "report.html"
+    done = CliRunner().invoke(app, ["report", str(own.store_path), "--out", str(page)])
+    assert done.exit_code == 1
+    assert "combo preprocess all --data s4 --split val" in done.stderr
+    assert "s4/val" in page.read_text()
+    assert page.read_text().count("<article") > 8
 
 
 def test_a_sound_that_is_gone_is_said_to_be_gone(own: Manifest, sample: Path) -> None:
