@@ -96,6 +96,9 @@ SchedulerArg = Annotated[
         help="For the scheduler, as --scheduler-arg=--partition=gpu; may be repeated.",
     ),
 ]
+Requeue = Annotated[
+    bool, typer.Option("--requeue", help="In a cluster's job: told to stop, queue it again.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 

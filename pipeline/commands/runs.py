@@ -12,6 +12,7 @@ from .options import (
     Manifest,
     MaskigeGenerator,
     Printing,
+    Requeue,
     SoundEncoder,
     SoundName,
     Store,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..train.loader import ClipReader, StoredBatch
+    from ..train.processes import Processes
     from ..train.trainer import Step, Trainer
 
 app = typer.Typer()
@@ -46,13 +48,14 @@ def train(
     variant: Variants = None,
     store: Store = None,
     manifest: Manifest = None,
+    requeue: Requeue = False,
 ) -> None:
     """Train a network on a finished store, or on a file that was packed from one.
 
     Example: combo train --preset combo-r50-s4 --set iterations=20000
     """
     from ..manifest import load_manifest
-    from ..train import start
+    from ..train import processes, start
 
     if resume is not None:
         given = {
@@ -69,22 +72,32 @@ def train(
                 f"{', '.join(refused)} with --resume: a run goes on with its own settings; "
                 "only --store may be given, where the store has moved"
             )
-        run_trainer(printing.output, start.resume(resume, store))
-        return
-    if preset is None:
+    elif preset is None:
         raise typer.BadParameter("give --preset NAME, or --resume RUN")
-    opened = load_manifest(manifest).with_stages(encoder, generator).with_store(store)
-    folder = out or start.free_folder(Path("runs") / preset)
-    named = one_variant_each(variant)
-    run_trainer(printing.output, start.start(opened, preset, settings or (), folder, named))
+
+    def trainer(together: "Processes") -> "Trainer":
+        if resume is not None:
+            return start.resume(resume, store, together)
+        opened = load_manifest(manifest).with_stages(encoder, generator).with_store(store)
+        return start.start(
+            opened, name, settings or (), folder, one_variant_each(variant), together
+        )
+
+    with processes.joined() as together:
+        name = preset or ""
+        (folder, *_) = together.gather(out or start.free_folder(Path("runs") / name))
+        run_trainer(printing.output, together.alike(lambda: trainer(together)), requeue)
 
 
-def run_trainer(output: Output, trainer: "Trainer") -> None:
-    """Train to the end with a progress bar."""
+def run_trainer(output: Output, trainer: "Trainer", requeue: bool = False) -> None:
+    """Train to the end with a progress bar. requeue: as the option of `combo train`."""
     from ..devices import keep_freed_memory
-    from ..jobs.stopping import listening
+    from ..jobs import scheduler
+    from ..jobs.stopping import Stopped, listening
 
     keep_freed_memory()
+    if not trainer.together.first:
+        output = Output(quiet=True)
     for split, reader in trainer.readers.items():
         left_out = f", {len(reader.left_out)} left out" if reader.left_out else ""
         without = len(reader) - len(reader.labelled)
@@ -92,7 +105,9 @@ def run_trainer(output: Output, trainer: "Trainer") -> None:
         output.note(f"{split}: {len(reader)} clips{labels}{left_out}")
         _tell_unchecked(output, reader)
     settings, root = trainer.settings, trainer.run.root
-    output.note(f"{root}: {settings.iterations} iterations on {trainer.device}")
+    count = trainer.together.count
+    several = f", {count} processes" if count > 1 else ""
+    output.note(f"{root}: {settings.iterations} iterations on {trainer.device}{several}")
     done = trainer.iteration
     left = settings.iterations - done
     with listening(at_once=False) as stop, output.bar("training", left) as bar:
@@ -107,7 +122,14 @@ def run_trainer(output: Output, trainer: "Trainer") -> None:
         try:
             trainer.train(tell, stop, output.warn)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"go on with: {remedies.resume(root)}") from None
+            end = KeyboardInterrupt(f"go on with: {remedies.resume(root)}")
+            raise trainer.together.ended(end) from None
+        except Stopped:
+            if requeue and (here := scheduler.here()):
+                here.requeue(stop.warned, lambda said: output.warn(f"combo: {said}"))
+            raise
+    if not trainer.together.first:
+        return
     best = None if trainer.best < 0 else trainer.best
     words = "" if best is None else f"; best M_J on val {best:.4f}"
     value = {"run": str(root), "iterations": settings.iterations, "best_M_J": best}

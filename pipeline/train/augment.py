@@ -4,6 +4,7 @@ Size, crop and flip are drawn once a clip; colours once a frame and once a Maski
 public code behaves: its Maskiges go the images' way, so palette colours blend and shift.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -29,19 +30,18 @@ class Augment:
     """recipe: S4 and MS3 use resize-crop-colour-flip, AVSS colour-flip. Raises nothing."""
 
     recipe: Recipe
-    generator: torch.Generator
-    """On the CPU: what is drawn does not depend on the device."""
 
-    def __call__(self, batch: Batch) -> Batch:
+    def __call__(self, batch: Batch, draws: Sequence[torch.Generator]) -> Batch:
+        """draws: one for each clip, on the CPU: what is drawn does not depend on the device."""
         if self.recipe == "none":
             return batch
         seen = [batch.frames] if batch.maskige is None else [batch.frames, batch.maskige]
         pictures, labels = [each.float() for each in seen], batch.labels.clone()
         sizes = [(labels.shape[-2], labels.shape[-1])] * len(labels)
         if self.recipe == "resize-crop-colour-flip":
-            pictures, labels, sizes = self._resize_and_crop(pictures, labels)
-        pictures = [self._jitter(each) for each in pictures]
-        flip = (self._uniform(len(labels)) < 0.5).tolist()
+            pictures, labels, sizes = self._resize_and_crop(pictures, labels, draws)
+        pictures = [self._jitter(each, draws) for each in pictures]
+        flip = (_uniform(draws)[:, 0] < 0.5).tolist()
         for clip, (rows, columns) in enumerate(sizes):
             # Padding comes last: always right and below, and its grey is never jittered.
             padded = [(each[clip], PADDING) for each in pictures]
@@ -53,11 +53,8 @@ class Augment:
         frames, *maskige = pictures
         return replace(batch, frames=frames, maskige=maskige[0] if maskige else None, labels=labels)
 
-    def _uniform(self, *shape: int) -> Tensor:
-        return torch.rand(shape, generator=self.generator)
-
     def _resize_and_crop(
-        self, pictures: list[Tensor], labels: Tensor
+        self, pictures: list[Tensor], labels: Tensor, draws: Sequence[torch.Generator]
     ) -> tuple[list[Tensor], Tensor, list[tuple[int, int]]]:
         """Resized pictures, the crop in the upper left corner, and each clip's crop in pixels."""
         height, width = labels.shape[-2:]
@@ -66,13 +63,13 @@ class Augment:
             torch.zeros_like(labels),
         )
         crops: list[tuple[int, int]] = []
-        for clip in range(len(labels)):
-            side = SHORT_SIDES[int(self._uniform(1) * len(SHORT_SIDES))]
+        for clip, (scale, down, right) in enumerate(_uniform(draws, 3).tolist()):
+            side = SHORT_SIDES[int(scale * len(SHORT_SIDES))]
             size = (round(height * side / 224), round(width * side / 224))
             rows, columns = min(height, size[0]), min(width, size[1])
             crops.append((rows, columns))
-            top = int(self._uniform(1) * (size[0] - rows + 1))
-            left = int(self._uniform(1) * (size[1] - columns + 1))
+            top = int(down * (size[0] - rows + 1))
+            left = int(right * (size[1] - columns + 1))
             window = (..., slice(top, top + rows), slice(left, left + columns))
             to = (clip, ..., slice(0, rows), slice(0, columns))
             for source, target in zip(pictures, cropped, strict=True):
@@ -84,18 +81,21 @@ class Augment:
             new_labels[to] = nearest[window].to(labels.dtype)
         return cropped, new_labels, crops
 
-    def _jitter(self, pictures: Tensor) -> Tensor:
+    def _jitter(self, pictures: Tensor, draws: Sequence[torch.Generator]) -> Tensor:
         """SSD's colour jitter, drawn anew for every picture of [B,T,3,H,W] in 0..255."""
         lead = pictures.shape[:2]
         flat = pictures.flatten(0, 1)
 
+        def uniform() -> Tensor:
+            return _uniform(draws, lead[1]).flatten()
+
         def draw(low: float, high: float, neutral: float) -> Tensor:
             """Uniform in low..high with probability one half, else neutral; [N,1,1,1]."""
-            value = low + (high - low) * self._uniform(len(flat))
-            chosen = torch.where(self._uniform(len(flat)) < 0.5, value, neutral)
+            value = low + (high - low) * uniform()
+            chosen = torch.where(uniform() < 0.5, value, neutral)
             return chosen.to(flat.device)[:, None, None, None]
 
-        early = (self._uniform(len(flat)) < 0.5).to(flat.device)[:, None, None, None]
+        early = (uniform() < 0.5).to(flat.device)[:, None, None, None]
         brightness, contrast = draw(-32, 32, 0), draw(0.5, 1.5, 1)
         saturation, hue = draw(0.5, 1.5, 1), draw(-36, 36, 0)  # 18 steps of two degrees
         flat = (flat + brightness).clamp(0, 255)
@@ -103,6 +103,11 @@ class Augment:
         flat = shift_colours(flat, saturation, hue)
         flat = torch.where(early, flat, (flat * contrast).clamp(0, 255))
         return flat.unflatten(0, lead)
+
+
+def _uniform(draws: Sequence[torch.Generator], numbers: int = 1) -> Tensor:
+    """[B, numbers], a row of each clip's generator."""
+    return torch.stack([torch.rand(numbers, generator=each) for each in draws])
 
 
 def shift_colours(rgb: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:

@@ -23,14 +23,13 @@ MOST_IN_A_ROW = 3
 
 @dataclass(frozen=True)
 class BadStep:
-    """A step that was not taken. iteration: counted from 1.  random: generators before it."""
+    """A step that was not taken. iteration: counted from 1.  batch: this process's share."""
 
     iteration: int
     loss: float
     gradient_norm: float
     in_a_row: int
     batch: StoredBatch
-    random: dict[str, Tensor]
 
     def __str__(self) -> str:
         what = "gradient" if math.isfinite(self.loss) else "loss"
@@ -44,21 +43,21 @@ class Health:
     def __init__(self, device: torch.device, skipped: int = 0, in_a_row: int = 0) -> None:
         self.skipped = torch.tensor(skipped, device=device)
         self.in_a_row = torch.tensor(in_a_row, device=device)
-        self._last: tuple[int, StoredBatch, dict[str, Tensor], Tensor, torch.cuda.Event | None]
+        self._last: tuple[int, StoredBatch, Tensor, torch.cuda.Event | None]
         self._unseen = False
 
     def judge(
         self,
         iteration: int,
         batch: StoredBatch,
-        random: dict[str, Tensor],
         loss: Tensor,
         gradient_norm: Tensor,
         scale: Tensor,
     ) -> Tensor:
         """1.0 on the device where the step must not be taken, else 0.0. Waits for nothing.
 
-        loss, gradient_norm: without the scale.  scale: of the loss; 1 where none is used.
+        loss, gradient_norm: of all processes, without the scale.  scale: of the loss; 1 where none
+        is used.
         """
         lost, steep = ~torch.isfinite(loss), ~torch.isfinite(gradient_norm)
         bad = lost | (steep & (scale <= 1))
@@ -69,7 +68,7 @@ class Health:
         if seen.is_cuda:
             copied = torch.cuda.Event()
             copied.record()
-        self._last, self._unseen = (iteration, batch, random, host, copied), True
+        self._last, self._unseen = (iteration, batch, host, copied), True
         return (lost | steep).float()
 
     def last(self) -> BadStep | None:
@@ -77,8 +76,8 @@ class Health:
         if not self._unseen:
             return None
         self._unseen = False
-        iteration, batch, random, host, copied = self._last
+        iteration, batch, host, copied = self._last
         if copied is not None:
             copied.synchronize()  # long since: the next step's matching has waited for the device
         in_a_row, loss, norm = host.tolist()
-        return BadStep(iteration, loss, norm, int(in_a_row), batch, random) if in_a_row else None
+        return BadStep(iteration, loss, norm, int(in_a_row), batch) if in_a_row else None

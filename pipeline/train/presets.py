@@ -30,9 +30,10 @@ class TrainSettings:
     checkpoint of a run, or one of `combo weights convert`."""
     iterations: int = 90_000
     batch_size: int = 8
-    """Clips an optimiser step."""
+    """Clips an optimiser step, of all processes together."""
     micro_batch: int = 8
-    """Clips that go through the network at once; the gradients are the batch's all the same."""
+    """Clips that go through a process's network at once, at most; the gradients are the batch's all
+    the same."""
     learning_rate: float = 1e-4
     backbone_lr_factor: float = 0.1
     weight_decay: float = 0.05
@@ -42,6 +43,9 @@ class TrainSettings:
     """Of the decay: learning_rate * (1 - i / iterations) ** power at iteration i."""
     warmup: int = 0
     """Iterations in which the learning rate rises linearly."""
+    ema: float = 0
+    """Decay of the mean of the networks so far, such as 0.999, which is evaluated and is the best
+    one instead of the network itself; 0: none."""
     precision: Precision = "fp32"
     augment: Recipe = "resize-crop-colour-flip"
     evaluate_every: int = 5_000
@@ -64,6 +68,8 @@ class TrainSettings:
         for name in ("checkpoint_every", "checkpoint_minutes"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ComboError(f"{name} is {getattr(self, name)}, but must be 0 or more")
+        if not 0 <= self.ema < 1:
+            raise ComboError(f"ema is {self.ema}, but must be 0 (none), or below 1, such as 0.999")
         if not 1 <= self.micro_batch <= self.batch_size or self.batch_size % self.micro_batch:
             raise ComboError(
                 f"micro_batch {self.micro_batch} must divide batch_size {self.batch_size}; "

@@ -18,6 +18,7 @@ from . import checkpoint
 from .loader import ClipReader
 from .presets import RunSettings
 from .presets import resolve as resolve_settings
+from .processes import ALONE, Processes
 from .run_folder import RunData, RunFolder, SplitData
 from .trainer import Trainer
 
@@ -40,8 +41,10 @@ def start(
     changes: Sequence[str],
     folder: Path,
     named: Mapping[str, str] | None = None,
+    together: Processes = ALONE,
 ) -> Trainer:
     """A new run. changes: `key=value` of the settings.  named: stage -> variant in the store.
+    together: the processes of the run.
 
     Reads the store, or the packed file, only. Raises ComboError for unknown settings, stages that
     are not finished, missing weights.
@@ -87,11 +90,11 @@ def start(
         "weights": weights,
         "splits": {name: _described(reader) for name, reader in readers.items()},
     }
-    run = RunFolder.create(folder, settings, data)
-    return Trainer(run, settings, network, readers)
+    run = RunFolder.create(folder, settings, data) if together.first else RunFolder(folder)
+    return Trainer(run, settings, network, readers, together)
 
 
-def resume(folder: Path, store: Path | None = None) -> Trainer:
+def resume(folder: Path, store: Path | None = None, together: Processes = ALONE) -> Trainer:
     """A run that goes on from its last checkpoint, or begins again where it had none.
 
     store: where the store lies now, if it moved, or a file packed from it.
@@ -112,9 +115,8 @@ def resume(folder: Path, store: Path | None = None) -> Trainer:
             )
     if not run.begun:
         manifest = load_manifest(Path(data["manifest"]) if "manifest" in data else None)
-        return Trainer(run, settings, _network(settings, manifest), readers)
-    torch.manual_seed(settings.train.seed)
-    trainer = Trainer(run, settings, settings.build(), readers)
+        return Trainer(run, settings, _network(settings, manifest), readers, together)
+    trainer = Trainer(run, settings, settings.build(), readers, together)
     trainer.resume()
     return trainer
 
@@ -189,7 +191,7 @@ def _state_of(path: Path) -> Mapping[str, torch.Tensor]:
         return load_state(path)
     run = RunFolder(path)
     run.settings()  # says so when it is no run
-    return checkpoint.load(run.best if run.best.exists() else run.last).network
+    return checkpoint.network_of(run.best if run.best.exists() else run.last)
 
 
 def _seeded(settings: RunSettings, pretrained: bool = False) -> Network:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from combo.pipeline.media.labels import LABEL_IGNORED
 from combo.pipeline.train.augment import PADDING, SHORT_SIDES, Augment, Recipe, shift_colours
+from combo.pipeline.train.draws import AUGMENTATION, generators
 from combo.pipeline.train.loader import Batch
 
 SIZE = 64
@@ -36,7 +37,8 @@ def shapes(clips: int = 4, frames: int = 2, seed: int = 0) -> Batch:
 
 
 def augmented(batch: Batch, recipe: Recipe, seed: int) -> Batch:
-    return Augment(recipe, torch.Generator().manual_seed(seed))(batch)
+    draws = generators(seed, 0, range(len(batch.labels)), AUGMENTATION, torch.device("cpu"))
+    return Augment(recipe)(batch, draws)
 
 
 def white(pictures: Tensor) -> Tensor:

@@ -173,12 +173,12 @@ def test_odd_checkpoints_are_one_line_that_names_one_that_is_whole(run: RunFolde
     odd = [
         {}, [1], 5, None, {**good, "network": []}, {**good, "network": {}},
         {**good, "network": {**good["network"], **short}},
-        {**good, "iteration": "2"}, {**good, "optimiser": {}}, {**good, "random": {}},
+        {**good, "iteration": "2"}, {**good, "optimiser": {}}, {**good, "averaged": 0},
         {**good, "strange": 1}, {**good, "best": None},
     ]  # fmt: skip
     for value in odd:
         torch.save(value, run.last)
-        with pytest.raises(ComboError, match=r"best\.pt \(iteration \d\) can take") as caught:
+        with pytest.raises(ComboError, match=r"previous\.pt \(iteration \d\) can take") as caught:
             resume(run.root)
         said(caught)
     run.best.unlink()
