@@ -8,12 +8,10 @@ import typer
 from .. import protocols, remedies
 from ..console import Output, duration
 from .options import (
+    Begin,
     Device,
-    Manifest,
-    MaskigeGenerator,
     Printing,
     Requeue,
-    SoundEncoder,
     SoundName,
     Store,
     Variants,
@@ -34,54 +32,42 @@ app = typer.Typer()
 @command(app)
 def train(
     printing: Printing,
+    begin: Begin,
     preset: Annotated[str | None, typer.Option(help="combo-{r50,pvt,small}-{s4,ms3,avss}.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder; default runs/PRESET, numbered when taken.")
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="key=value, of the training or the network; may be repeated."),
-    ] = None,
-    encoder: SoundEncoder = None,
-    generator: MaskigeGenerator = None,
-    variant: Variants = None,
-    store: Store = None,
-    manifest: Manifest = None,
     requeue: Requeue = False,
 ) -> None:
     """Train a network on a finished store, or on a file that was packed from one.
 
     Example: combo train --preset combo-r50-s4 --set iterations=20000
     """
-    from ..manifest import load_manifest
     from ..train import processes, start
 
     if resume is not None:
         given = {
             "--preset": preset,
             "--out": out,
-            "--set": settings,
-            "--encoder": encoder,
-            "--generator": generator,
-            "--variant": variant,
-            "--manifest": manifest,
+            "--encoder": begin.encoder,
+            "--generator": begin.generator,
+            "--variant": begin.variant,
+            "--manifest": begin.manifest,
         }
         if refused := [option for option, value in given.items() if value]:
             raise typer.BadParameter(
-                f"{', '.join(refused)} with --resume: a run goes on with its own settings; "
-                "only --store may be given, where the store has moved"
+                f"{', '.join(refused)} with --resume: a run goes on with its own; only --store "
+                "may be given, where the store has moved, and some settings with --set"
             )
     elif preset is None:
         raise typer.BadParameter("give --preset NAME, or --resume RUN")
 
     def trainer(together: "Processes") -> "Trainer":
         if resume is not None:
-            return start.resume(resume, store, together)
-        opened = load_manifest(manifest).with_stages(encoder, generator).with_store(store)
-        return start.start(
-            opened, name, settings or (), folder, one_variant_each(variant), together
-        )
+            return start.resume(resume, begin.store, together, begin.settings or ())
+        named = one_variant_each(begin.variant)
+        return start.start(begin.open(), name, begin.settings or (), folder, named, together)
 
     with processes.joined() as together:
         name = preset or ""

@@ -76,6 +76,14 @@ class TrainSettings:
                 f"add --set micro_batch={self.batch_size}"
             )
 
+    def demand_shared_by(self, processes: int) -> None:
+        """Raises ComboError when a batch is not a multiple of so many processes' shares."""
+        if self.batch_size % processes:
+            raise ComboError(
+                f"{processes} processes cannot share a batch of {self.batch_size} evenly; begin a "
+                f"run with --set batch_size={processes}, or another multiple"
+            )
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -130,14 +138,39 @@ def resolve(preset: str, changes: Sequence[str] = ()) -> RunSettings:
     Raises ComboError for a key that neither has, or a value of another type.
     """
     kind = kind_of(preset)
-    train, network = train_settings(preset), NETWORKS[kind].presets[preset]
+    settings = RunSettings(train_settings(preset), kind, NETWORKS[kind].presets[preset])
+    updates = _updates(settings, changes)
+    if "batch_size" in updates["train"] and "micro_batch" not in updates["train"]:
+        updates["train"]["micro_batch"] = updates["train"]["batch_size"]
+    return _changed(settings, updates, changes)
+
+
+def amend(settings: RunSettings, changes: Sequence[str]) -> RunSettings:
+    """A run's settings with those that may change while it goes on: `ON_RESUME`.
+
+    Raises ComboError for another one that would not stay as it is.
+    """
+    updates = _updates(settings, changes)
+    for part in ("train", "network"):
+        for key, value in updates[part].items():
+            own = getattr(getattr(settings, part), key)
+            if value != own and key not in ON_RESUME:
+                raise ComboError(
+                    f"--set {key}={value} with --resume: the run goes on with its own {key}={own}; "
+                    f"what may change is {', '.join(ON_RESUME)}; for all else begin a new run"
+                )
+    return _changed(settings, updates, changes)
+
+
+def _updates(settings: RunSettings, changes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    train, network = settings.train, settings.network
     updates: dict[str, dict[str, Any]] = {"train": {}, "network": {}}
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
             raise ComboError(f"--set {change}: write key=value, such as --set iterations=1000")
-        for part, settings in (("train", train), ("network", network)):
-            hints = typing.get_type_hints(type(settings))
+        for part, known in (("train", train), ("network", network)):
+            hints = typing.get_type_hints(type(known))
             if key in hints and key != "preset":
                 updates[part][key] = parse(key, text, hints[key])
                 break
@@ -146,13 +179,17 @@ def resolve(preset: str, changes: Sequence[str] = ()) -> RunSettings:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
             raise ComboError(f"--set {change}: no such setting{hint}")
-    if "batch_size" in updates["train"] and "micro_batch" not in updates["train"]:
-        updates["train"]["micro_batch"] = updates["train"]["batch_size"]
+    return updates
+
+
+def _changed(
+    settings: RunSettings, updates: dict[str, dict[str, Any]], changes: Sequence[str]
+) -> RunSettings:
     try:
         return RunSettings(
-            dataclasses.replace(train, **updates["train"]),
-            kind,
-            dataclasses.replace(network, **updates["network"]),
+            dataclasses.replace(settings.train, **updates["train"]),
+            settings.kind,
+            dataclasses.replace(settings.network, **updates["network"]),
         )
     except ValueError as error:
         raise ComboError(f"--set {' '.join(changes)}: {error}") from error
@@ -173,6 +210,12 @@ def parse(key: str, text: str, wanted: Any) -> Any:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not a value"
         raise ComboError(f"--set {key}={text}: {reason}") from None
 
+
+ON_RESUME = (
+    "iterations", "evaluate_every", "checkpoint_every", "checkpoint_minutes", "log_every",
+    "device", "threads",
+)  # fmt: skip
+"""Settings that may change while a run goes on."""
 
 WITHOUT_EFFECT = {"annotated"}
 """Settings that older runs were saved with and that changed nothing."""

@@ -149,7 +149,10 @@ def lost_one(error: BaseException) -> bool:
     )
 
 
-def _sum(_: None, bucket: Any) -> torch.futures.Future[Tensor]:
+def _sum(
+    _: None,
+    bucket: dist.GradBucket,  # pyright: ignore[reportPrivateImportUsage] - DDP looks at it
+) -> torch.futures.Future[Tensor]:
     """Losses are divided by what belongs to the whole batch: gradients add up, and are no mean."""
     done = dist.all_reduce(bucket.buffer(), async_op=True)
     assert done is not None

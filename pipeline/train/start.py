@@ -16,7 +16,7 @@ from ..source import Choice, choose_variants, open_source, sources_in
 from ..weights import load_state, resolve
 from . import checkpoint
 from .loader import ClipReader
-from .presets import RunSettings
+from .presets import RunSettings, amend
 from .presets import resolve as resolve_settings
 from .processes import ALONE, Processes
 from .run_folder import RunData, RunFolder, SplitData
@@ -94,14 +94,20 @@ def start(
     return Trainer(run, settings, network, readers, together)
 
 
-def resume(folder: Path, store: Path | None = None, together: Processes = ALONE) -> Trainer:
+def resume(
+    folder: Path,
+    store: Path | None = None,
+    together: Processes = ALONE,
+    changes: Sequence[str] = (),
+) -> Trainer:
     """A run that goes on from its last checkpoint, or begins again where it had none.
 
     store: where the store lies now, if it moved, or a file packed from it.
-    Raises ComboError when the store is no longer what the run was started on.
+    changes: `key=value` of settings that may change; the run notes them when it trains.
+    Raises ComboError when the store is no longer what the run was started on, or for other changes.
     """
     run = RunFolder(folder)
-    settings, data = run.settings(), run.data()
+    settings, data = amend(run.settings(), changes), run.data()
     readers: dict[str, ClipReader] = {}
     for name, known in data["splits"].items():
         split = open_source(store or Path(data["store"]), data["data_set"], name)

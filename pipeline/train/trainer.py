@@ -77,12 +77,9 @@ class Trainer:
         together: Processes = ALONE,
     ) -> None:
         self.run, self.settings, self.readers = run, settings.train, readers
+        self._all_settings = settings
         self.together = together
-        if self.settings.batch_size % together.count:
-            raise ComboError(
-                f"{together.count} processes cannot share a batch of {self.settings.batch_size} "
-                f"evenly; begin a run with --set batch_size={together.count}, or another multiple"
-            )
+        self.settings.demand_shared_by(together.count)
         self.device = together.device(self.settings.device)
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
@@ -125,6 +122,11 @@ class Trainer:
                 self.average.network.load_state_dict(state.averaged)
         except Exception as error:  # whatever an odd state leads PyTorch into
             raise checkpoint.misfit(self.run.last, error) from error
+        if state.iteration > self.settings.iterations:
+            raise ComboError(
+                f"iterations is {self.settings.iterations}, but {self.run.root} has seen "
+                f"{state.iteration}; give at least as many"
+            )
         self.iteration, self.best = state.iteration, state.best
         self.evaluated = state.iteration if state.evaluated < 0 else state.evaluated
         self.health = Health(self.device, state.skipped, state.in_a_row)
@@ -154,6 +156,7 @@ class Trainer:
                 if self.iteration == 0:
                     self._write()  # from here on the run can be resumed
                 self.journal = Journal(self.run, self.iteration)
+                self._note_changes()
             try:
                 if len({*self.together.gather(self.iteration)}) > 1:
                     raise ComboError(f"the processes do not see the same {self.run.last}; {go_on}")
@@ -175,6 +178,14 @@ class Trainer:
                         f"iteration {self.iteration} is saved, {go_on}"
                     )
                 ) from error
+
+    def _note_changes(self) -> None:
+        """Settings that the run goes on with otherwise than before."""
+        before = dataclasses.asdict(self.run.settings().train)
+        changed = {k: v for k, v in dataclasses.asdict(self.settings).items() if v != before[k]}
+        if changed:
+            self.run.write_settings(self._all_settings)
+            self.journal.write(self.iteration, "settings", changed)
 
     def _go(self, on_step: Callable[[Step], None], stop: Stop) -> None:
         settings, reader = self.settings, self.readers["train"]
