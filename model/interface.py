@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .backbones import Backbone
 from .optimiser import parameter_groups
+from .recomputed import recompute_blocks
 
 IGNORED = 255
 """What stands in a label map where no class does."""
@@ -56,6 +58,12 @@ class Network(nn.Module, ABC):
         """Has torch.compile take over the parts, each as one graph; names of tensors stay."""
         for part in self.parts:
             part.compile(fullgraph=True, backend=backend)
+
+    def recompute(self, everything: bool) -> None:
+        """Has the encoders' blocks, or all, be computed again in the backward direction."""
+        encoders = [module for module in self.modules() if isinstance(module, Backbone)]
+        for module in [self] if everything else encoders:
+            recompute_blocks(module)
 
     def parameter_groups(
         self, lr: float, weight_decay: float, backbone_lr_factor: float

@@ -93,7 +93,8 @@ def run_trainer(output: Output, trainer: "Trainer", requeue: bool = False) -> No
     settings, root = trainer.settings, trainer.run.root
     count = trainer.together.count
     several = f", {count} processes" if count > 1 else ""
-    output.note(f"{root}: {settings.iterations} iterations on {trainer.device}{several}")
+    told = f"{trainer.device}{several}, {settings.precision}"
+    output.note(f"{root}: {settings.iterations} iterations on {told}")
     done = trainer.iteration
     left = settings.iterations - done
     with listening(at_once=False) as stop, output.bar("training", left) as bar:

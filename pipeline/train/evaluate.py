@@ -1,7 +1,8 @@
 """M_J and M_F of a run on a split, with the right sound or with another one on purpose."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -23,6 +24,8 @@ from .processes import ALONE, Processes
 from .run_folder import RunFolder
 
 SoundCondition = Literal["right", "swapped", "silent", "noise"]
+PRECISION = "fp32"
+"""What every evaluation computes in, in training and after it: its numbers can be compared."""
 SOUNDS: tuple[SoundCondition, ...] = ("right", "swapped", "silent", "noise")
 
 
@@ -51,7 +54,6 @@ def measure(
     network: Network,
     reader: ClipReader,
     device: torch.device,
-    dtype: torch.dtype | None = None,
     sound: SoundCondition = "right",
     on_clip: Callable[[StoredBatch, Tensor], None] | None = None,
     stop: Stop | None = None,
@@ -60,9 +62,9 @@ def measure(
     """Run a network over a split, one clip at a time (results may depend on the batch).
 
     Clips without a label on any frame say nothing and are left out.
-    dtype: autocast to it; None computes in float32.  on_clip: gets each clip (on the CPU) and its
-    scores [T,K,H,W].  stop: when asked, the clip in hand is the last.  together: these share the
-    clips, and all get the scores of all.
+    Computes in float32, without TF32, whatever the network was trained in.
+    on_clip: gets each clip (on the CPU) and its scores [T,K,H,W].  stop: when asked, the clip in
+    hand is the last.  together: these share the clips, and all get the scores of all.
     Raises ComboError for a split without any label, and Stopped.
     """
     if not reader.labelled:
@@ -85,7 +87,7 @@ def measure(
         elif noise is not None:
             clip = dataclasses.replace(clip, sound=noise[number][None])
         on_device = clip.to(device)
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with _exactly():
             out = network(on_device.frames, on_device.maskige, on_device.sound, on_device.present)
         frames = clip.present[0]
         scores = network.scores(out)[0].float()
@@ -135,6 +137,20 @@ def other_clips(count: int) -> np.ndarray:
     return (np.arange(count) + count // 2) % count
 
 
+@contextlib.contextmanager
+def _exactly() -> Generator[None]:
+    """Within the block, products and convolutions of a GPU are those of float32."""
+    backends: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [each.allow_tf32 for each in backends]
+    try:
+        for each in backends:
+            each.allow_tf32 = False
+        yield
+    finally:
+        for each, allowed in zip(backends, before, strict=True):
+            each.allow_tf32 = allowed
+
+
 def _noise(reader: ClipReader) -> list[Tensor]:
     """For each labelled clip normal numbers with the mean and deviation of the split's embeddings,
     [T, D]."""
@@ -182,6 +198,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
     """An evaluation under the names that papers use."""
     return {
         "sound": evaluation.sound,
+        "precision": PRECISION,
         **protocols.as_json(evaluation.protocols, evaluation.false_positive_rate),
         "clips": len(evaluation.clips),
         "clips_left_out": evaluation.left_out,

@@ -16,6 +16,7 @@ from ..errors import ComboError
 from .augment import Recipe
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Checkpointing = Literal["none", "encoder", "all"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ class TrainSettings:
     """Decay of the mean of the networks so far, such as 0.999, which is evaluated and is the best
     one instead of the network itself; 0: none."""
     precision: Precision = "fp32"
+    """Of training; evaluations are in fp32. On GPUs fp32 is what PyTorch does by default: products
+    in float32, convolutions in TF32 where there is one."""
+    compile: bool = False
+    """Let torch.compile make the network's parts: minutes at the start, faster steps on GPUs."""
+    checkpointing: Checkpointing = "none"
+    """Which blocks are computed again in the backward direction, to save memory: those of the
+    encoders, or all."""
     augment: Recipe = "resize-crop-colour-flip"
     evaluate_every: int = 5_000
     """Iterations between evaluations on the val split."""
@@ -70,6 +78,11 @@ class TrainSettings:
                 raise ComboError(f"{name} is {getattr(self, name)}, but must be 0 or more")
         if not 0 <= self.ema < 1:
             raise ComboError(f"ema is {self.ema}, but must be 0 (none), or below 1, such as 0.999")
+        if self.compile and self.checkpointing != "none":
+            raise ComboError(
+                "compile=true and checkpointing exclude each other: what is compiled chooses by "
+                "itself what it computes again; leave out one of them"
+            )
         if not 1 <= self.micro_batch <= self.batch_size or self.batch_size % self.micro_batch:
             raise ComboError(
                 f"micro_batch {self.micro_batch} must divide batch_size {self.batch_size}; "
@@ -143,6 +156,19 @@ def resolve(preset: str, changes: Sequence[str] = ()) -> RunSettings:
     if "batch_size" in updates["train"] and "micro_batch" not in updates["train"]:
         updates["train"]["micro_batch"] = updates["train"]["batch_size"]
     return _changed(settings, updates, changes)
+
+
+def prefer_bf16(settings: RunSettings, changes: Sequence[str], has_bf16: bool) -> RunSettings:
+    """bf16 for a preset's fp16 where the device has it: no loss is too large or small for it.
+
+    changes: as in `resolve`; a precision among them is kept.
+    """
+    asked = any(change.partition("=")[0] == "precision" for change in changes)
+    if asked or not has_bf16 or settings.train.precision != "fp16":
+        return settings
+    return dataclasses.replace(
+        settings, train=dataclasses.replace(settings.train, precision="bf16")
+    )
 
 
 def amend(settings: RunSettings, changes: Sequence[str]) -> RunSettings:

@@ -9,6 +9,7 @@ import torch
 
 from ...model.backbones import Backbone
 from ...model.interface import Network
+from ..devices import has_bf16
 from ..errors import ComboError
 from ..jobs.plan import stage_settings
 from ..manifest import Manifest, load_manifest
@@ -16,7 +17,7 @@ from ..source import Choice, choose_variants, open_source, sources_in
 from ..weights import load_state, resolve
 from . import checkpoint
 from .loader import ClipReader
-from .presets import RunSettings, amend
+from .presets import RunSettings, amend, prefer_bf16
 from .presets import resolve as resolve_settings
 from .processes import ALONE, Processes
 from .run_folder import RunData, RunFolder, SplitData
@@ -78,6 +79,7 @@ def start(
     if val := sources.get("val"):
         readers["val"] = ClipReader(val, choose_variants(val, wanted["val"], weights=weights))
     settings = _fit_to_data(settings, readers["train"])
+    settings = prefer_bf16(settings, changes, has_bf16(settings.train.device))
     try:
         network = _network(settings, manifest)
     except ValueError as error:

@@ -28,7 +28,7 @@ from . import checkpoint, draws, processes
 from .augment import Augment
 from .average import Average
 from .checkpoint import Checkpoint
-from .evaluate import measure
+from .evaluate import PRECISION, measure
 from .health import MOST_IN_A_ROW, BadStep, Health
 from .journal import Journal
 from .loader import ClipReader, StoredBatch, shuffled
@@ -84,6 +84,8 @@ class Trainer:
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
         self.network = network.to(self.device)
+        if self.settings.checkpointing != "none":
+            network.recompute(self.settings.checkpointing == "all")
         self.criterion = settings.criterion().to(self.device)
         self.optimiser = torch.optim.AdamW(
             network.parameter_groups(
@@ -160,6 +162,8 @@ class Trainer:
             try:
                 if len({*self.together.gather(self.iteration)}) > 1:
                     raise ComboError(f"the processes do not see the same {self.run.last}; {go_on}")
+                if self.settings.compile:
+                    self.network.compile_parts()
                 self._spread = self.together.spread(self.network)
                 self._go(on_step, stop)
                 if self._saved != (self.iteration, self.evaluated):
@@ -352,10 +356,10 @@ class Trainer:
         self._look_back()
         network = self.network if self.average is None else self.average.network
         how: dict[str, Any] = {"stop": stop, "together": self.together}
-        result = measure(network, val, self.device, self.dtype, **how)
+        result = measure(network, val, self.device, **how)
         self.network.train()
         self.evaluated = self.iteration
-        self._note("val", {"M_J": result.m_j, "M_F": result.m_f})
+        self._note("val", {"M_J": result.m_j, "M_F": result.m_f, "precision": PRECISION})
         if result.m_j > self.best:
             self.best = result.m_j
             if self.together.first:

@@ -404,6 +404,27 @@ def test_micro_batches_give_the_losses_and_the_gradient_of_the_batch(
     assert float((gradient - summed).norm() / gradient.norm()) < 1e-3
 
 
+@pytest.mark.slow
+def test_a_compiled_run_trains_alike(finished: Manifest, tmp_path: Path) -> None:
+    changes = ("iterations=2", "evaluate_every=2", "decoder_layers=1", "pixel_layers=1")
+    plain = tiny(finished, tmp_path / "plain", *changes)
+    compiled = tiny(finished, tmp_path / "compiled", *changes, "compile=true")
+    by_default = compiled.network.compile_parts
+    # What needs no C++ compiler; dropout is drawn otherwise.
+    compiled.network.compile_parts = lambda: by_default("aot_eager")
+    for trainer in (plain, compiled):
+        for module in trainer.network.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        trainer.train()
+    for one, two in zip(lines(plain.run), lines(compiled.run), strict=True):
+        assert one.pop("kind") == two.pop("kind")
+        one["clips_per_second"] = two["clips_per_second"] = 0
+        one.pop("precision", None), two.pop("precision", None)
+        assert one == pytest.approx(two, rel=1e-3)
+    assert compiled.run.settings().train.compile
+
+
 # -- files of weights ------------------------------------------------------------------------------
 
 

@@ -57,7 +57,7 @@ def die() -> None:
 def scores(trainer: Trainer) -> list[Any]:
     reader = trainer.readers["train"]
     return [
-        vars(measure(trainer.network, reader, trainer.device, None, sound, together=each))
+        vars(measure(trainer.network, reader, trainer.device, sound, together=each))
         for sound in SOUNDS
         for each in (trainer.together, ALONE)
     ]
