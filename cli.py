@@ -16,6 +16,7 @@ from .pipeline.commands import (
     demo,
     imports,
     preprocess,
+    reports,
     runs,
     samples,
     scores,
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _group in (preprocess, clusters, imports, stores, runs, scores, samples, demo):
+for _group in (preprocess, clusters, imports, stores, runs, scores, reports, samples, demo):
     app.add_typer(_group.app)
 app.add_typer(weights.app, name="weights")
 

@@ -47,6 +47,7 @@ class Output:
         """A line that people must see, also with --quiet."""
         with contextlib.suppress(OSError):
             self.err.print(text)
+        _is_writable(sys.stderr)
 
     def result(self, text: str) -> None:
         self.out.print(text)
@@ -141,7 +142,8 @@ def streams() -> Generator[None]:
 
     Closed ones are as /dev/null: else the next file opened would take their place and receive what
     libraries print. Text that the terminal's encoding lacks is shown escaped. Raises ComboError
-    when results cannot be written; a pipe that nobody reads any more ends the command with 1.
+    when results cannot be written; a pipe that nobody reads any more ends the command with 1, and
+    words about a wrong usage that cannot be written with the 2 that they were to explain.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
@@ -159,6 +161,8 @@ def streams() -> Generator[None]:
         finally:
             sys.stdout.flush()  # here, where a failure can still be told
     except OSError as error:
+        if not _is_writable(sys.stderr):
+            sys.exit(getattr(error.__context__, "exit_code", 1))
         if _is_writable(sys.stdout, probe="\n"):
             raise
         if error.errno == errno.EPIPE:

@@ -1,6 +1,7 @@
 """The `combo` command as a user meets it: help, exit codes, errors of one line."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -200,6 +201,7 @@ def test_output_that_nobody_can_receive_is_no_traceback(words: str, unbuffered: 
     for redirection, codes in (
         (">/dev/full", (1,)),
         (">&-", (0,)),
+        (">/dev/full 2>&1", (1,)),
         (">/dev/null 2>/dev/full", (0,)),
         (">/dev/null 2>&-", (0,)),
         ("<&- >/dev/null", (0,)),
@@ -216,6 +218,14 @@ def test_output_that_nobody_can_receive_is_no_traceback(words: str, unbuffered: 
         if redirection == ">/dev/full":
             assert done.stderr.count("\n") == 1
             assert "results cannot be written to standard output" in done.stderr
+
+
+@pytest.mark.parametrize("stdout", ["/dev/null", "/dev/full"])
+def test_an_error_that_nobody_can_receive_still_has_its_code(stdout: str) -> None:
+    for words, code in (("nonsense", 2), ("evaluate none", 1)):
+        command = f"{shlex.quote(sys.executable)} -m combo {words} >{stdout} 2>/dev/full"
+        buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+        assert subprocess.call(["/bin/sh", "-c", command], env=buffered) == code, words
 
 
 def test_a_pipe_that_is_closed_early_is_no_traceback() -> None:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ...model.transfers import fetch, send
 from ..devices import choose_device
 from ..errors import ComboError
 from ..jobs.stopping import EXIT_CODE, Stopped
@@ -104,6 +105,34 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+class Agreement:
+    """What all processes do after a step, though only some want it, such as to stop.
+
+    Wishes go along with what is exchanged anyway, and are looked at when the step is over: a GPU
+    has long since sent them by then, and nobody waits for anybody.
+    """
+
+    def __init__(self, together: Processes) -> None:
+        self.together = together
+        self._arriving: Callable[[], Any] = list[float]
+
+    def sent_with(self, values: Tensor, *wishes: bool) -> Tensor:
+        """The sum of values over all processes."""
+        if self.together.count == 1:
+            return values
+        wanted = send(torch.tensor(wishes, dtype=values.dtype), values.device)
+        total = self.together.total(torch.cat([values.flatten(), wanted]))
+        self._arriving = fetch(total[-len(wishes) :])
+        return total[: -len(wishes)].view(values.shape)
+
+    def reached(self, *now: bool) -> list[bool]:
+        """Which of the wishes that were sent some process has. now: this one's, which count when it
+        is alone."""
+        if self.together.count == 1:
+            return list(now)
+        return [bool(wanted) for wanted in self._arriving()]
 
 
 def parts(network: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:

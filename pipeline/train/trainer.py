@@ -19,21 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...model.interface import Network, label_values
-from ...model.transfers import fetch, send
-from .. import durable, remedies
+from ...model.interface import Network
+from .. import remedies
 from ..errors import ComboError
 from ..jobs.stopping import Stop, Stopped
 from . import checkpoint, draws, processes
 from .augment import Augment
 from .average import Average
+from .cache import batches
 from .checkpoint import Checkpoint
 from .evaluate import PRECISION, measure
-from .health import MOST_IN_A_ROW, BadStep, Health
+from .health import MOST_IN_A_ROW, Health, several, tell
 from .journal import Journal
 from .loader import ClipReader, StoredBatch, shuffled
 from .presets import RunSettings, TrainSettings
-from .processes import ALONE, Processes
+from .processes import ALONE, Agreement, Processes
 from .run_folder import RunFolder
 
 
@@ -84,8 +84,6 @@ class Trainer:
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
         self.network = network.to(self.device)
-        if self.settings.checkpointing != "none":
-            network.recompute(self.settings.checkpointing == "all")
         self.criterion = settings.criterion().to(self.device)
         self.optimiser = torch.optim.AdamW(
             network.parameter_groups(
@@ -105,8 +103,10 @@ class Trainer:
         )
         self.augment = Augment(self.settings.augment)
         self.average = Average(self.network, self.settings.ema) if self.settings.ema else None
+        if self.settings.checkpointing != "none":  # after the copy, whose blocks are its own
+            network.recompute(self.settings.checkpointing == "all")
         self._spread: nn.Module = self.network
-        self._agreed: Callable[[], Any] = lambda: (False, False)
+        self._agreement = Agreement(together)
         self.iteration, self.evaluated, self.best = 0, 0, -math.inf
         self.health = Health(self.device)
         self._saved: tuple[int, int] | None = None  # at which iteration, and what was evaluated
@@ -174,8 +174,7 @@ class Trainer:
             except Exception as error:
                 if not processes.lost_one(error):
                     raise
-                if self.together.first:
-                    self._write()
+                self._write()
                 raise self.together.ended(
                     ComboError(
                         f"another process of {self.run.root} is gone, or does not answer; "
@@ -199,7 +198,8 @@ class Trainer:
         )
         self.network.train()
         since, logged = time.perf_counter(), self.iteration
-        for batch in reader.batches(map(self.together.share, order)):
+        mine = map(self.together.share, order)
+        for batch in batches(reader, mine, settings.cache, self.device):
             losses = self._step(batch, stop)
             self.iteration += 1
             last = self.iteration == settings.iterations
@@ -209,7 +209,7 @@ class Trainer:
                 since, logged = time.perf_counter(), self.iteration
             if self._evaluate(stop):
                 since, logged = time.perf_counter(), self.iteration
-            stopping, saving = self._wishes(stop) if self.together.count == 1 else self._agreed()
+            stopping, saving = self._agreement.reached(stop.asked, self._late())
             if stopping and not last:
                 raise Stopped
             every = settings.checkpoint_every
@@ -225,10 +225,13 @@ class Trainer:
         factor = learning_rate_factor(settings, self.iteration)
         for group in self.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        values = label_values(batch.labels)  # before the device has them, which would be waited for
-        whole = self.augment(batch.to(self.device), self._draws(draws.AUGMENTATION, batch))
+        values = batch.held()  # before the device has them alone, which would be waited for
+        whole = batch.to(self.device)
+        whole = self.augment(
+            whole, self.augment.draw(self._draws(draws.AUGMENTATION, batch), whole)
+        )
         divisors = self.criterion.divisors(whole.labels, whole.annotated, whole.present)
-        divisors = self._exchanged(divisors, stop)
+        divisors = self._agreement.sent_with(divisors, stop.asked, self._late())
         points = self._draws(draws.POINTS, batch)
         draws.seed_layers(settings.seed, self.iteration, self.together.rank)
         sums = torch.zeros((), device=self.device)
@@ -273,61 +276,24 @@ class Trainer:
         device = self.device if what == draws.POINTS else torch.device("cpu")
         return draws.generators(self.settings.seed, self.iteration, places, what, device)
 
-    def _wishes(self, stop: Stop) -> tuple[bool, bool]:
-        """Whether this process is to stop, and whether it is time for a checkpoint."""
+    def _late(self) -> bool:
+        """Whether it is time for a checkpoint; the first process knows."""
         minutes = self.settings.checkpoint_minutes
         late = time.monotonic() - self._saved_at >= 60 * minutes
-        return stop.asked, self.together.first and minutes > 0 and late
-
-    def _exchanged(self, divisors: Tensor, stop: Stop) -> Tensor:
-        """The whole batch's divisors. What the processes agree on arrives with the matching."""
-        if self.together.count == 1:
-            return divisors
-        wishes = torch.tensor(self._wishes(stop), dtype=divisors.dtype)
-        wishes = send(wishes, divisors.device)
-        total = self.together.total(torch.cat([divisors.flatten(), wishes]))
-        self._agreed = fetch(total[-2:])
-        return total[:-2].view(divisors.shape)
+        return self.together.first and minutes > 0 and late
 
     def _look_back(self) -> None:
         """Tell of the last step if it was bad; end the run when it was one of several in a row."""
         bad = self.health.last()
         if bad is None:
             return
-        shares = self.together.gather(bad.batch)
+        whole = StoredBatch.of(self.together.gather(bad.batch))
         if self.together.first:
-            self._tell(dataclasses.replace(bad, batch=StoredBatch.of(shares)))
-        elif bad.in_a_row >= MOST_IN_A_ROW:
-            raise SystemExit(1)
-
-    def _tell(self, bad: BadStep) -> None:
-        file, clips = self._keep(bad), list(bad.batch.clips)
-        told = {"loss": bad.loss, "gradient_norm": bad.gradient_norm, "clips": clips}
-        self.journal.write(bad.iteration, "skipped", told)
-        if bad.in_a_row < MOST_IN_A_ROW:
-            self._on_problem(
-                f"{bad}: step not taken, batch and clips ({', '.join(clips)}) are in {file}; if it "
-                f"comes again, lower learning_rate, or set precision=bf16 or fp32"
-            )
-            return
-        self._write()
-        raise ComboError(
-            f"{bad} of {self.run.root}, as {bad.in_a_row} times in a row (batches and clips: "
-            f"{file.parent}); the network is as before: begin a run with it, --set "
-            f"initialisation={self.run.root}, and a lower learning_rate, or precision=bf16 or "
-            f"fp32, or go on past these clips: {remedies.resume(self.run.root)}"
-        )
-
-    def _keep(self, bad: BadStep) -> Path:
-        """Write a bad step's batch and the state before it, which is the state now."""
-        file = self.run.skipped / f"{bad.iteration:06d}.pt"
-        state = dataclasses.replace(self._state(), iteration=bad.iteration - 1)
-        batch = {k: v for k, v in vars(bad.batch).items() if k != "clips"}
-        with self.run.writing():
-            checkpoint.save(file, {**vars(state), "batch": batch, "clips": list(bad.batch.clips)})
-            for old in durable.listed(self.run.skipped)[:-MOST_IN_A_ROW]:
-                durable.remove(old)
-        return file
+            bad = dataclasses.replace(bad, batch=whole)
+            tell(bad, self.run, self._state(), self.journal, self._on_problem)
+        if bad.in_a_row >= MOST_IN_A_ROW:
+            self._write()
+            raise self.together.ended(several(bad, self.run))
 
     def _log(self, losses: Mapping[str, Tensor], seconds: float) -> Step:
         """Write a log entry. seconds: of an iteration. Here, and not in a step, the host waits."""
@@ -375,11 +341,12 @@ class Trainer:
     def _save(self) -> None:
         """Write a checkpoint; all processes come here."""
         self._look_back()
-        if self.together.first:
-            self._write()
+        self._write()
 
     def _write(self) -> None:
-        """Write last.pt; the one there becomes previous.pt."""
+        """The first process writes last.pt; the one there becomes previous.pt."""
+        if not self.together.first:
+            return
         with self.run.writing():
             checkpoint.save(self.run.last, self._state(), keep=self.run.previous)
         self._saved, self._saved_at = (self.iteration, self.evaluated), time.monotonic()

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from combo.model import Combo, Criterion, matching
 from combo.model.interface import label_values
+from combo.model.maskige import reference_palette
+from combo.pipeline.train.augment import Augment, Recipe
+from combo.pipeline.train.loader import Batch, StoredBatch
 
 from .test_network import TINY
 
@@ -79,3 +82,42 @@ def test_labels_of_which_nothing_is_known_are_asked_for(asked: list[tuple[int, .
     with pytest.raises(RuntimeError, match="numpy"):
         step(None, None, None)
     assert not asked
+
+
+@pytest.mark.parametrize("recipe", ["colour-flip", "resize-crop-colour-flip"])
+def test_augmentation_on_a_gpu_waits_for_nothing(recipe: Recipe) -> None:
+    augment, draws = Augment(recipe), [torch.Generator().manual_seed(clip) for clip in range(2)]
+    with fake_gpu() as watch:
+        pictures = torch.empty(2, 3, 3, 64, 64, dtype=torch.uint8, device=GPU)
+        batch = Batch(
+            frames=pictures,
+            maskige=pictures,
+            labels=pictures[:, :, 0],
+            sound=torch.empty(2, 3, 8, device=GPU),
+            present=FRAMES,
+            annotated=FRAMES,
+            clips=("a", "b"),
+        )
+        watch.waits.clear()
+        after = augment(batch, augment.draw(draws, batch))
+    assert not watch.waits
+    assert after.frames.device == after.labels.device == GPU
+
+
+def test_a_batch_on_its_way_to_a_gpu_is_not_waited_for() -> None:
+    maps = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    stored = StoredBatch(
+        frames=torch.zeros(2, 3, 64, 64, 3, dtype=torch.uint8).movedim(-1, 2),
+        label_map=maps,
+        labels=maps,
+        sound=torch.zeros(2, 3, 8),
+        present=FRAMES,
+        annotated=FRAMES,
+        clips=("a", "b"),
+        palette=reference_palette(),
+    )
+    with fake_gpu() as watch:
+        there = stored.to(GPU)
+    assert not watch.waits
+    assert there.maskige.shape == (2, 3, 3, 64, 64)
+    assert {each.device for each in (there.frames, there.maskige, there.labels)} == {GPU}

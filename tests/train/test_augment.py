@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from combo.pipeline.media.labels import LABEL_IGNORED
-from combo.pipeline.train.augment import PADDING, SHORT_SIDES, Augment, Recipe, shift_colours
+from combo.pipeline.train.augment import (
+    OF_CLIP,
+    OF_PICTURE,
+    PADDING,
+    SHORT_SIDES,
+    Augment,
+    Recipe,
+    shift_colours,
+)
 from combo.pipeline.train.draws import AUGMENTATION, generators
 from combo.pipeline.train.loader import Batch
 
@@ -37,8 +45,12 @@ def shapes(clips: int = 4, frames: int = 2, seed: int = 0) -> Batch:
 
 
 def augmented(batch: Batch, recipe: Recipe, seed: int) -> Batch:
-    draws = generators(seed, 0, range(len(batch.labels)), AUGMENTATION, torch.device("cpu"))
-    return Augment(recipe)(batch, draws)
+    augment = Augment(recipe)
+    return augment(batch, augment.draw(draws(seed, len(batch.labels)), batch))
+
+
+def draws(seed: int, clips: int) -> list[torch.Generator]:
+    return generators(seed, 0, range(clips), AUGMENTATION, torch.device("cpu"))
 
 
 def white(pictures: Tensor) -> Tensor:
@@ -106,6 +118,45 @@ def test_padding_lies_right_and_below_in_grey_with_labels_that_do_not_count(seed
         assert torch.equal(ignored, ~inside)
         for pictures in (batch.frames, batch.maskige):
             assert (pictures[clip][..., ~inside] == PADDING).all()
+
+
+@pytest.mark.parametrize("side", SHORT_SIDES)
+def test_the_picture_is_the_resized_one_cropped_mirrored_and_padded(side: int) -> None:
+    height, width = 60, 84
+    size = (round(height * side / 224), round(width * side / 224))
+    rows, columns = min(height, size[0]), min(width, size[1])
+    top, left = (size[0] - rows) // 2, size[1] - columns
+    drawn = torch.full((2, OF_CLIP + 2 * OF_PICTURE), 0.75)  # colours stay as they are
+    drawn[:, 0] = (SHORT_SIDES.index(side) + 0.5) / len(SHORT_SIDES)
+    drawn[:, 1] = (top + 0.5) / (size[0] - rows + 1)
+    drawn[:, 2], drawn[0, 3] = 1 - 1e-6, 0.25
+    frames = torch.randint(0, 256, (2, 1, 3, height, width), dtype=torch.uint8)
+    plain = replace(
+        shapes(clips=2, frames=1), frames=frames, maskige=frames, labels=frames[:, :, 0].clone()
+    )
+    got = Augment("resize-crop-colour-flip")(plain, drawn)
+    window = (..., slice(top, top + rows), slice(left, left + columns))
+    whole = F.interpolate(frames[:, 0].float(), size, mode="bilinear", antialias=True)[window]
+    labels = F.interpolate(plain.labels.float(), size, mode="nearest-exact")[window]
+    whole[0], labels[0] = whole[0].flip(-1), labels[0].flip(-1)
+    for pictures in (got.frames, got.maskige):
+        torch.testing.assert_close(pictures[:, 0, :, :rows, :columns], whole, rtol=0, atol=2e-3)
+        assert (pictures[..., rows:, :] == PADDING).all()
+    assert torch.equal(got.labels[..., :rows, :columns], labels.to(torch.uint8))
+    assert (got.labels[..., columns:] == LABEL_IGNORED).all()
+
+
+def test_parts_of_a_batch_with_their_rows_of_what_was_drawn_are_the_batch() -> None:
+    batch, augment = shapes(), Augment("resize-crop-colour-flip")
+    drawn = augment.draw(draws(0, 4), batch)
+    whole = augment(batch, drawn)
+    for first in (0, 2):
+        part, of_part = (
+            augment(batch.part(first, first + 2), drawn[first : first + 2]),
+            whole.part(first, first + 2),
+        )
+        assert torch.equal(part.frames, of_part.frames)
+        assert torch.equal(part.labels, of_part.labels)
 
 
 def test_sizes_and_crops_vary_from_clip_to_clip_but_not_inside_a_clip() -> None:
