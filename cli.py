@@ -15,6 +15,7 @@ from .pipeline.commands import (
     clusters,
     demo,
     imports,
+    predictions,
     preprocess,
     runs,
     samples,
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _group in (preprocess, clusters, imports, stores, runs, scores, samples, demo):
+for _group in (preprocess, clusters, imports, stores, runs, predictions, scores, samples, demo):
     app.add_typer(_group.app)
 app.add_typer(weights.app, name="weights")
 

@@ -55,11 +55,14 @@ class SplitData(TypedDict):
 
 class RunData(TypedDict):
     """data.json. settings: split -> stage -> settings.  weights: stage -> digests.
-    manifest: names the weights to begin with; older runs do not say."""
+    manifest: names the weights to begin with.  frames_per_clip, classes: of the data set; older
+    runs do not say these three."""
 
     data_set: str
     store: str
     manifest: NotRequired[str]
+    frames_per_clip: NotRequired[int]
+    classes: NotRequired[list[str]]
     settings: dict[str, dict[str, dict[str, Any]]]
     weights: dict[str, dict[str, str]]
     splits: dict[str, SplitData]
