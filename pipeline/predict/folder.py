@@ -22,6 +22,7 @@ from ..train.report import Panel, contact_sheet
 from .inputs import Film
 from .masks import read_facts, read_mask, write_mask
 from .overlay import write_overlay
+from .painting import Paint
 from .predictor import Frame, Heard, Predictor, Progress
 
 PLAN, SUMMARY = "plan.json", "prediction.json"
@@ -91,8 +92,11 @@ class PredictionFolder:
             there = heard.first <= number < heard.end
             return read_mask(self._mask(number)) if there else None
 
-        def shown(number: int, picture: Pixels, painted: Pixels) -> None:
+        def shown(number: int, picture: Pixels) -> None:
             if number in wanted:
+                mask = mask_of(number)
+                paint = None if mask is None else Paint.of(mask)
+                painted = picture if paint is None else paint.over(picture)
                 cells.append((self.film.clip.times[number], _small(picture), _small(painted)))
 
         sound = self.predictor.stages.sound

@@ -34,8 +34,8 @@ class Film:
         return first.path if isinstance(first, VideoFrame) else None
 
     def at(self, seconds: float) -> int:
-        """The predicted frame nearest to a time on the file's clock."""
-        nearest = int((seconds - self.clip.times[0]) * self.fps + 0.5)
+        """The predicted frame nearest to a time on the file's clock; the later of two."""
+        nearest = int((seconds - self.clip.times[0]) * self.fps + 0.5 + 1e-6)
         return min(max(nearest, 0), len(self.clip.times) - 1)
 
 

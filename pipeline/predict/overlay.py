@@ -45,13 +45,13 @@ def write_overlay(
     stream: int | None,
     limits: Limits,
     told: Callable[[int], None] = lambda _: None,
-    shown: Callable[[int, Pixels, Pixels], None] = lambda *_: None,
+    shown: Callable[[int, Pixels], None] = lambda *_: None,
 ) -> None:
     """Write the file, whole or not at all.
 
     mask_of: the mask of a predicted frame [H,W], None where there is none.  stream: the sound
     stream that the network heard.  told: how many more predicted frames have been passed.
-    shown: gets the first picture of each predicted frame, as it is and painted.
+    shown: gets the picture of each predicted frame, as it is.
     Raises MediaError; OSError of the disk.
     """
     import av
@@ -102,23 +102,26 @@ def _painted(
     mask_of: Callable[[int], Pixels | None],
     limits: Limits,
     told: Callable[[int], None],
-    shown: Callable[[int, Pixels, Pixels], None],
+    shown: Callable[[int, Pixels], None],
 ) -> Iterator[tuple[float, Pixels]]:
-    at, paint = -1, None
+    at, paint, before = -1, None, None
+    waiting = list(enumerate(film.clip.times))[::-1]
     middle = film.clip.span / 2 if film.video is None else 0.0
     for time, picture in _pictures(film, limits):
+        while before is not None and waiting and waiting[-1][1] < time:
+            shown(waiting.pop()[0], before)
         number = film.at(time + middle)
-        fresh = number != at
-        if fresh:
+        if number != at:
             told(number - at)
             mask = mask_of(number)
             if mask is not None and mask.shape != picture.shape[:2]:
                 raise MediaError(film.video or film.name, "its pictures change their size")
             at, paint = number, None if mask is None else Paint.of(mask)
-        painted = picture if paint is None else paint.over(picture)
-        if fresh:
-            shown(number, picture, painted)
-        yield time, painted
+        yield time, picture if paint is None else paint.over(picture)
+        before = picture
+    told(len(film.clip.times) - 1 - at)
+    while before is not None and waiting:
+        shown(waiting.pop()[0], before)
 
 
 def _video_stream(
@@ -210,7 +213,7 @@ class _Sound:
         if first is None:
             return
         rate = min(AAC_RATES, key=lambda each: abs(each - first.sample_rate))
-        layout = first.layout.name if first.layout.nb_channels <= 2 else "stereo"
+        layout = "mono" if first.layout.nb_channels == 1 else "stereo"
         to_aac = AudioResampler(format="fltp", layout=layout, rate=rate)
         samples = round(((first.time or begin) - begin) * rate)
 
