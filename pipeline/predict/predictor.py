@@ -19,7 +19,7 @@ from ..media.limits import Limits
 from ..media.pictures import fit_frame, frames_in_turn
 from ..source import open_source
 from ..train import checkpoint
-from ..train.run_folder import RunData, RunFolder
+from ..train.run_folder import RunData, RunFolder, checkpoint_of
 from .inputs import Film
 from .masks import Segment, class_map, segments
 from .stages import RunStages, stages_of
@@ -75,7 +75,7 @@ class Predictor:
     """
 
     def __init__(self, run: Path, device: str = "auto", generator: str | None = None) -> None:
-        self.folder, self.checkpoint = _checkpoint(run)
+        self.folder, self.checkpoint = checkpoint_of(run)
         settings, data = self.folder.settings(), self.folder.data()
         self.length, self.classes = _clips(self.folder, data)
         self.stages: RunStages = stages_of(self.folder.root, data, self.length, generator)
@@ -187,21 +187,6 @@ def _filled(arrays: list[Pixels], length: int) -> torch.Tensor:
     whole = np.zeros((1, length, *stack.shape[1:]), stack.dtype)
     whole[0, : len(stack)] = stack
     return torch.from_numpy(whole)
-
-
-def _checkpoint(run: Path) -> tuple[RunFolder, Path]:
-    """A run's folder and the checkpoint that is meant: the best one where only the run is named."""
-    if not run.is_file():
-        folder = RunFolder(run)
-        folder.settings()  # says so when it is no run
-        return folder, folder.best if folder.best.exists() else folder.last
-    folder = RunFolder(run.parent)
-    if not (run.parent / "settings.json").exists():
-        raise ComboError(
-            f"{run} lies in no run's folder, so nothing says which stages it was trained with; "
-            "give it beside the settings.json and data.json of its run"
-        )
-    return folder, run
 
 
 def _clips(folder: RunFolder, data: RunData) -> tuple[int, list[str]]:

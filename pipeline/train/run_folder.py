@@ -195,6 +195,21 @@ class RunFolder:
         )
 
 
+def checkpoint_of(path: Path) -> tuple[RunFolder, Path]:
+    """A run and which of its checkpoints is meant: the one that is named, or, where only the
+    folder is, the best one (the last one where nothing was evaluated). Raises ComboError."""
+    if not path.is_file():
+        run = RunFolder(path)
+        run.settings()  # says so when it is no run
+        return run, run.best if run.best.exists() else run.last
+    if not (path.parent / SETTINGS).exists():
+        raise ComboError(
+            f"{path} lies in no run's folder, so nothing says what it was trained with; "
+            f"give it beside the {SETTINGS} and {DATA} of its run"
+        )
+    return RunFolder(path.parent), path
+
+
 def versions() -> dict[str, Any]:
     """What a run's numbers may depend on beside its settings and data."""
     import torch
