@@ -16,6 +16,7 @@ from .runs import run_trainer
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..manifest import Manifest
     from ..train.evaluate import Evaluation, SoundCondition
     from ..train.loader import StoredBatch
     from ..train.report import Panel
@@ -49,7 +50,7 @@ def demo(
 ) -> None:
     """The whole road in a few minutes: sample, three stages, training, evaluation, a picture.
 
-    Given again, it goes on where it stopped.
+    Given again, it goes on where it stopped. Ends with a video of a test clip, painted.
 
     Example: combo demo --out demo
     """
@@ -93,6 +94,7 @@ def demo(
     right = _evaluate(output, run, "right", panels)
     swapped = _evaluate(output, run, "swapped", [])
     contact_sheet(folder / "contact_sheet.png", panels)
+    _overlay(manifest, run, folder / "overlay.mp4")
     result = {
         "subset": {
             "name": SUBSET,
@@ -118,8 +120,20 @@ def demo(
         title=f"{SUBSET} test split, {len(right.clips)} clips",
     )
     output.result(f"{folder / 'contact_sheet.png'}: frames, Maskiges, truth and prediction")
+    output.result(f"{folder / 'overlay.mp4'}: a test clip with its masks and its sound")
     output.result(f"{folder / 'demo.json'}: these numbers")
     output.note(f"took {duration(time.monotonic() - started)}")
+
+
+def _overlay(manifest: "Manifest", run: "RunFolder", path: Path) -> None:
+    """The first test clip, from its files, as `combo predict` would show it."""
+    from ..jobs.plan import planned
+    from ..predict.folder import predicted_overlay
+    from ..predict.inputs import Film
+    from ..predict.predictor import Predictor
+
+    clip = planned(manifest, SUBSET, "test").clips[0]
+    predicted_overlay(path, Film(clip.name, clip, fps=1.0), Predictor(run.root))
 
 
 def _evaluate(

@@ -128,6 +128,14 @@ class PredictionFolder:
         }
 
 
+def predicted_overlay(path: Path, film: Film, predictor: Predictor) -> None:
+    """Only the overlay, of a film short enough for its masks to be held. Raises MediaError."""
+    heard = predictor.hear(film)
+    masks = {frame.number: frame.mask for frame in predictor.frames(film, heard)}
+    sound = predictor.stages.sound
+    write_overlay(path, film, masks.get, sound.settings.stream, sound.limits)
+
+
 def _described(film: Film) -> dict[str, Any]:
     """An input, and what tells it from another one of its name."""
     clip = film.clip
