@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .transfers import send
@@ -12,31 +11,23 @@ from .transfers import send
 COSINE_EPS = 1e-12
 
 
-def _products(masks: Tensor) -> Tensor:
-    """Products of every frame and its successor, [B, T, Q, h, w] -> [B * T - 1, 2, 2] float64.
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """Of each frame's masks, [B, T, Q, P] -> [B, T] float64.
 
-    One batched product of views, which writes no other array of the masks' size: frames lie one
-    after another in memory, so that a clip's last one meets the next clip's first; nobody asks.
     Summed query by query: 1 - S of alike frames keeps only the last digits of the sums.
     """
-    frames = masks.float().flatten(0, 1).flatten(2)
-    if len(frames) == 1:
-        return frames.new_zeros(0, 2, 2, dtype=torch.float64)
-    pairs = frames.unfold(0, 2, 1).flatten(0, 1)
-    products = pairs.transpose(1, 2) @ pairs
-    return products.double().unflatten(0, (-1, frames.shape[1])).sum(dim=1)
+    return torch.linalg.vecdot(left, right).double().sum(dim=2)
 
 
-def _neighbour_terms(masks: Iterable[Tensor], clips: int, frames: int) -> Tensor:
+def _neighbour_terms(masks: Iterable[Tensor]) -> Tensor:
     """(1 - S) exp(S - 1) for S the cosine of frames t and t + 1.
 
-    masks: L times [B, T, Q, h, w]; clips, frames: B and T. Returns [L, B, T - 1] float32.
+    masks: L times [B, T, Q, h, w]. Returns [L, B, T - 1] float32.
     """
-    product = torch.stack([_products(of_layer) for of_layer in masks])
-    # One pair too few for whole clips: a last one, of nothing, is cut off with those between clips.
-    product = F.pad(product, (0, 0, 0, 0, 0, 1)).unflatten(1, (clips, frames))[:, :, :-1]
-    norms = (product[..., 0, 0] + COSINE_EPS) * (product[..., 1, 1] + COSINE_EPS)
-    distance = 1 - product[..., 0, 1] / norms.sqrt()
+    flat = [of_layer.float().flatten(3) for of_layer in masks]
+    norm = torch.stack([_products(each, each) for each in flat]) + COSINE_EPS
+    product = torch.stack([_products(each[:, :-1], each[:, 1:]) for each in flat])
+    distance = 1 - product / (norm[..., :-1] * norm[..., 1:]).sqrt()
     return (distance * torch.exp(-distance)).float()
 
 
@@ -79,7 +70,7 @@ def reference_consistency(
     valid = _every(mask_logits[0]) if valid is None else valid
     pairs = send(_pairs(valid, GROUP), mask_logits[0].device)
     divisor = reference_divisor(valid) if divisor is None else divisor
-    terms = _neighbour_terms(mask_logits, *mask_logits[0].shape[:2]) * pairs
+    terms = _neighbour_terms(mask_logits) * pairs
     return terms.sum(dim=(1, 2)) / divisor
 
 
@@ -94,8 +85,7 @@ def paper_consistency(
     valid = _every(mask_logits[0]) if valid is None else valid
     pairs = send(_pairs(valid), mask_logits[0].device)
     divisor = paper_divisor(valid) if divisor is None else divisor
-    masks = (of_layer.sigmoid() for of_layer in mask_logits)
-    terms = _neighbour_terms(masks, *mask_logits[0].shape[:2]) * pairs
+    terms = _neighbour_terms(of_layer.sigmoid() for of_layer in mask_logits) * pairs
     return terms.sum(dim=(1, 2)) / divisor
 
 

@@ -40,6 +40,8 @@ class Levels:
     """[heads * levels * points] int32: row of the upper left corner of the border."""
     zero: Tensor
     """[] float32."""
+    maps: Tensor
+    """[levels, 3] int32: of each map H, W, and its first pixel among all, without borders."""
 
     @classmethod
     def of(
@@ -60,9 +62,15 @@ class Levels:
                 line += [(w + 2) * heads] * points
                 start += [first] * points
                 first += (h + 2) * (w + 2) * heads
+        maps: list[int] = []
+        first = 0
+        for h, w in shapes:
+            maps += [h, w, first]
+            first += h * w
         count = len(start)
         numbers = torch.tensor(
-            [*offsets, *width, *height, *[heads] * count, *line, *start, 0], dtype=torch.int32
+            [*offsets, *width, *height, *[heads] * count, *line, *start, 0, *maps],
+            dtype=torch.int32,
         )
         numbers = send(numbers, torch.device("cpu") if device is None else device)
         sizes = numbers.float()
@@ -73,8 +81,9 @@ class Levels:
         size = pair(sizes, 2)
         return cls(
             tuple((h, w) for h, w in shapes), heads, points,
-            sizes[: 2 * count], size, size + 1, pair(numbers, 4), numbers[6 * count : -1],
-            sizes[-1],
+            sizes[: 2 * count], size, size + 1, pair(numbers, 4),
+            numbers[6 * count : 7 * count], sizes[7 * count],
+            numbers[7 * count + 1 :].view(-1, 3),
         )  # fmt: skip
 
     @property

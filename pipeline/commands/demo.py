@@ -2,25 +2,16 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .. import durable
-from ..console import Output, duration
+from ..console import duration
 from ..errors import ComboError
 from .options import Computers, Printing, Selection, StageName, command
 from .preprocess import run_jobs
 from .runs import run_trainer
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..manifest import Manifest
-    from ..train.evaluate import Evaluation, SoundCondition
-    from ..train.loader import StoredBatch
-    from ..train.report import Panel
-    from ..train.run_folder import RunFolder
 
 app = typer.Typer()
 
@@ -28,8 +19,8 @@ CLIPS = (100, 8, 24)
 """Clips in train, val and test."""
 
 SUBSET = "ms3"
-SHOWN = 4
-"""Clips in the picture."""
+SHOWN = 2
+"""Of the best clips, and of the worst, in the picture."""
 
 MANIFEST = """\
 # Written by `combo demo`. Try: combo train --preset combo-small-ms3 --manifest THIS_FILE
@@ -48,17 +39,24 @@ def demo(
     printing: Printing,
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
 ) -> None:
-    """The whole road in a few minutes: sample, three stages, training, evaluation, a picture.
+    """The whole road in a few minutes: sample, three stages, training, evaluation, a report.
 
-    Given again, it goes on where it stopped. Ends with a video of a test clip, painted.
+    Given again, it goes on where it stopped.
 
     Example: combo demo --out demo
     """
-    from ..devices import keep_freed_memory
+    from ..devices import choose_device, keep_freed_memory
+    from ..jobs.plan import planned
     from ..jobs.run import Options
+    from ..predict.folder import predicted_overlay
+    from ..predict.inputs import Film
+    from ..predict.predictor import Predictor
+    from ..report.of_run import look_at_run, run_work
+    from ..report.of_store import look_at_store
+    from ..report.page import write_report
+    from ..report.sheet import write_sheet
     from ..sample import write_sample
     from ..train.evaluate import as_json
-    from ..train.report import contact_sheet
     from ..train.run_folder import RunFolder
     from ..train.start import resume, start
 
@@ -90,11 +88,14 @@ def demo(
         run_trainer(output, trainer)
 
     keep_freed_memory()
-    panels: list[Panel] = []
-    right = _evaluate(output, run, "right", panels)
-    swapped = _evaluate(output, run, "swapped", [])
-    contact_sheet(folder / "contact_sheet.png", panels)
-    _overlay(manifest, run, folder / "overlay.mp4")
+    with output.bar("test, right and wrong sounds", run_work(run.root, "test")) as bar:
+        looks = look_at_run(run.root, "test", choose_device("auto"), on_clip=bar.advance)
+    right, swapped = looks.evaluations["right"], looks.evaluations["swapped"]
+    write_sheet(folder / "contact_sheet.png", [*looks.best[:SHOWN], *looks.worst[:SHOWN]])
+    clip = planned(manifest, SUBSET, "test").clips[0]
+    film = Film(clip.name, clip, fps=1.0)
+    predicted_overlay(folder / "overlay.mp4", film, Predictor(run.root))
+    write_report(folder / "report.html", [looks], [look_at_store(manifest.store_path)])
     result = {
         "subset": {
             "name": SUBSET,
@@ -119,39 +120,8 @@ def demo(
         ),
         title=f"{SUBSET} test split, {len(right.clips)} clips",
     )
+    output.result(f"{folder / 'report.html'}: all of it on one page, to open in a browser")
     output.result(f"{folder / 'contact_sheet.png'}: frames, Maskiges, truth and prediction")
     output.result(f"{folder / 'overlay.mp4'}: a test clip with its masks and its sound")
     output.result(f"{folder / 'demo.json'}: these numbers")
     output.note(f"took {duration(time.monotonic() - started)}")
-
-
-def _overlay(manifest: "Manifest", run: "RunFolder", path: Path) -> None:
-    """The first test clip, from its files, as `combo predict` would show it."""
-    from ..jobs.plan import planned
-    from ..predict.folder import predicted_overlay
-    from ..predict.inputs import Film
-    from ..predict.predictor import Predictor
-
-    clip = planned(manifest, SUBSET, "test").clips[0]
-    predicted_overlay(path, Film(clip.name, clip, fps=1.0), Predictor(run.root))
-
-
-def _evaluate(
-    output: Output, run: "RunFolder", sound: "SoundCondition", panels: "list[Panel]"
-) -> "Evaluation":
-    """Scores on the test split; the first clips are added to `panels`."""
-    from ..devices import choose_device
-    from ..train.evaluate import measure, open_run, open_split
-    from ..train.report import panel
-
-    reader = open_split(run, "test")
-    device = choose_device("auto")
-
-    with output.bar(f"test, {sound} sound", len(reader.labelled)) as bar:
-
-        def on_clip(clip: "StoredBatch", scores: "Tensor") -> None:
-            bar.advance()
-            if len(panels) < SHOWN:
-                panels.append(panel(clip.clips[0], clip, scores))
-
-        return measure(open_run(run, device), reader, device, sound=sound, on_clip=on_clip)

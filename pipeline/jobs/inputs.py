@@ -72,6 +72,12 @@ def same(variants: Mapping[str, tuple[Variant, str]], clip: Clip) -> dict[str, b
     return found
 
 
+def known_root(split: SplitStore) -> Path | None:
+    """The root that a split's files lay in at the last run; None where the store does not say."""
+    before = _read(split)
+    return None if before is None else Path(before[0])
+
+
 # -- what is cheap -------------------------------------------------------------------------------
 
 

@@ -18,11 +18,12 @@ from PIL import Image
 from .. import durable
 from ..errors import ComboError
 from ..media.images import Pixels
-from ..train.report import Panel, contact_sheet
+from ..painting import paint
+from ..report.clips import Panel
+from ..report.sheet import write_sheet
 from .inputs import Film
 from .masks import read_facts, read_mask, write_mask
 from .overlay import write_overlay
-from .painting import Paint
 from .predictor import Frame, Heard, Predictor, Progress
 
 PLAN, SUMMARY = "plan.json", "prediction.json"
@@ -95,8 +96,7 @@ class PredictionFolder:
         def shown(number: int, picture: Pixels) -> None:
             if number in wanted:
                 mask = mask_of(number)
-                paint = None if mask is None else Paint.of(mask)
-                painted = picture if paint is None else paint.over(picture)
+                painted = picture if mask is None else paint(picture, mask)
                 cells.append((self.film.clip.times[number], _small(picture), _small(painted)))
 
         sound = self.predictor.stages.sound
@@ -109,7 +109,7 @@ class PredictionFolder:
             lambda passed: told("painting", passed),
             shown,
         )
-        contact_sheet(self.root / "contact_sheet.png", _panels(self.film.name, cells))
+        write_sheet(self.root / "contact_sheet.png", _panels(self.film.name, cells))
 
     def _summary(self, heard: Heard) -> dict[str, Any]:
         film = self.film
@@ -210,5 +210,5 @@ def _panels(name: str, cells: Sequence[tuple[float, Pixels, Pixels]]) -> list[Pa
     for start in range(0, len(cells), A_ROW):
         times, pictures, painted = zip(*cells[start : start + A_ROW], strict=True)
         title = f"{name}, {times[0]:.1f} to {times[-1]:.1f} s"
-        panels.append(Panel(title, {"frame": np.stack(pictures), "predicted": np.stack(painted)}))
+        panels.append(Panel(title, {"frames": np.stack(pictures), "prediction": np.stack(painted)}))
     return panels

@@ -21,6 +21,7 @@ from .. import durable
 from ..errors import ComboError, reason_of
 from ..media.images import Pixels
 from ..media.pictures import Fit
+from ..painting import COLOURS
 
 FACTS = "combo"
 """The key of the text that says what is in a mask."""
@@ -88,19 +89,9 @@ def segments(mask: Pixels, scores: Tensor, names: list[str]) -> list[Segment]:
     ]
 
 
-def colours(classes: int = 256) -> Pixels:
-    """[classes, 3] uint8 RGB, the background black: bright, and neighbours far apart in hue."""
-    found = np.zeros((classes, 3), np.uint8)
-    hues = (0.02 + 0.381966 * np.arange(classes - 1)) % 1 * 6
-    for place, hue in enumerate(hues):
-        ramp = [abs(hue - 3) - 1, 2 - abs(hue - 2), 2 - abs(hue - 4)]
-        found[place + 1] = 40 + 215 * np.clip(ramp, 0, 1)
-    return found
-
-
 def write_mask(path: Path, mask: Pixels, facts: dict[str, Any]) -> None:
     image = Image.fromarray(mask, "P")
-    image.putpalette(colours().tobytes())
+    image.putpalette(COLOURS.tobytes())
     text = PngImagePlugin.PngInfo()
     text.add_text(FACTS, json.dumps(facts))
     data = io.BytesIO()

@@ -23,8 +23,8 @@ from ..media.limits import Limits
 from ..media.opened import container_of, opened
 from ..media.pictures import frames_in_turn
 from ..media.video import every_picture
+from ..painting import Paint
 from .inputs import Film
-from .painting import Paint
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...model.interface import label_values
 from ...model.maskige import colour
+from ...model.transfers import send
 from .. import remedies
 from ..errors import ComboError
 from ..jobs.records import missing_shard
@@ -64,17 +66,23 @@ class StoredBatch:
     annotated: Tensor
     clips: tuple[str, ...]
     palette: Tensor | None
+    values: Tensor | None = None
+    """[B, T, 256] bool, on the CPU: which values each label map has, where that is known."""
+
+    def held(self) -> Tensor:
+        """As `values`; looked up where it is not known."""
+        return label_values(self.labels) if self.values is None else self.values
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on a device, its Maskiges painted."""
+        """The batch on a device, its Maskiges painted. Nobody waits for it to arrive there."""
         maskige = None
         if self.label_map is not None and self.palette is not None:
-            maskige = colour(self.label_map.to(device, non_blocking=True), self.palette)
+            maskige = colour(send(self.label_map, device), send(self.palette, device))
         return Batch(
-            frames=self.frames.to(device, non_blocking=True),
+            frames=send(self.frames, device),
             maskige=maskige,
-            labels=self.labels.to(device, non_blocking=True),
-            sound=self.sound.to(device, non_blocking=True),
+            labels=send(self.labels, device),
+            sound=send(self.sound, device),
             present=self.present,
             annotated=self.annotated,
             clips=self.clips,
@@ -162,6 +170,11 @@ class ClipReader:
     def sound(self, clips: Sequence[int]) -> Tensor:
         """Sound embeddings of clips, given as positions in `rows`: [B, T, D]."""
         return self._sound.index_select(0, torch.from_numpy(self.rows[np.asarray(clips)]))
+
+    def marks(self) -> tuple[Tensor, Tensor]:
+        """`present` and `annotated` of all clips in `rows`, [N, T] each."""
+        rows = torch.from_numpy(self.rows)
+        return self._present.index_select(0, rows), self._annotated.index_select(0, rows)
 
     def sound_statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each of the D numbers over all frames of the split."""

@@ -14,6 +14,7 @@ from ...model.networks import NETWORKS
 from ...model.settings import NetworkSettings
 from ..errors import ComboError
 from .augment import Recipe
+from .cache import Cache
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -51,6 +52,9 @@ class TrainSettings:
     checkpoint_minutes: float = 10
     """Minutes between checkpoints; 0: by iterations alone."""
     log_every: int = 20
+    cache: Cache = "auto"
+    """Where the train split lies while it is trained on: `device` or `host` memory, or `none`: each
+    batch is read. `auto`: on a GPU with three times as much memory free, else none."""
     seed: int = 0
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, ..."""

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...model.interface import Network, label_values
+from ...model.interface import Network
 from .. import durable, remedies
 from ..devices import choose_device
 from ..errors import ComboError
 from ..jobs.stopping import Stop, Stopped
 from . import checkpoint
 from .augment import Augment
+from .cache import batches
 from .checkpoint import Checkpoint
 from .evaluate import measure
 from .health import MOST_IN_A_ROW, BadStep, Health
@@ -152,7 +153,7 @@ class Trainer:
         )
         self.network.train()
         since, logged = time.perf_counter(), self.iteration
-        for batch in reader.batches(order):
+        for batch in batches(reader, order, settings.cache, self.device):
             losses = self._step(batch)
             self.iteration += 1
             last = self.iteration == settings.iterations
@@ -174,7 +175,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * factor
         random = checkpoint.random_states(self.augment.generator)
-        values = label_values(batch.labels)  # before the device has them, which would be waited for
+        values = batch.held()  # before the device has them alone, which would be waited for
         whole = self.augment(batch.to(self.device))
         divisors = self.criterion.divisors(whole.labels, whole.annotated, whole.present)
         sums: dict[str, Tensor] = {}

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from combo.model import Combo, Criterion, matching
 from combo.model.interface import label_values
+from combo.model.maskige import reference_palette
 from combo.pipeline.train.augment import Augment, Recipe
-from combo.pipeline.train.loader import Batch
+from combo.pipeline.train.loader import Batch, StoredBatch
 
 from .test_network import TINY
 
@@ -101,3 +102,22 @@ def test_augmentation_on_a_gpu_waits_for_nothing(recipe: Recipe) -> None:
         after = augment(batch)
     assert not watch.waits
     assert after.frames.device == after.labels.device == GPU
+
+
+def test_a_batch_on_its_way_to_a_gpu_is_not_waited_for() -> None:
+    maps = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    stored = StoredBatch(
+        frames=torch.zeros(2, 3, 64, 64, 3, dtype=torch.uint8).movedim(-1, 2),
+        label_map=maps,
+        labels=maps,
+        sound=torch.zeros(2, 3, 8),
+        present=FRAMES,
+        annotated=FRAMES,
+        clips=("a", "b"),
+        palette=reference_palette(),
+    )
+    with fake_gpu() as watch:
+        there = stored.to(GPU)
+    assert not watch.waits
+    assert there.maskige.shape == (2, 3, 3, 64, 64)
+    assert {each.device for each in (there.frames, there.maskige, there.labels)} == {GPU}

@@ -20,6 +20,7 @@ from combo.cli import app
 from combo.pipeline.errors import ComboError, MediaError
 from combo.pipeline.media.limits import USUAL
 from combo.pipeline.media.pictures import fit_frame
+from combo.pipeline.painting import Paint, paint
 from combo.pipeline.predict.folder import PredictionFolder
 from combo.pipeline.predict.inputs import Film, found, named, open_film
 from combo.pipeline.predict.masks import class_map, read_facts, read_mask
@@ -427,3 +428,14 @@ def test_one_bad_film_costs_the_others_nothing(
     assert str(done.exception) == "2 of 3 inputs failed"
     assert {path.parent.name for path in tmp_path.rglob("prediction.json")} == {"good"}
     assert "predictions/good: overlay.mp4" in done.stdout
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 70]))
+def test_paint_made_ready_gives_what_painting_gives(seed: int, most: int) -> None:
+    random = np.random.default_rng(seed)
+    frame = random.integers(0, 256, (9, 12, 3), np.uint8)
+    labels = random.integers(0, most + 1, (9, 12)).astype(np.uint8)
+    labels[: random.integers(0, 9)] = 0
+    ready = Paint.of(labels)
+    assert (ready is None) == (not labels.any())
+    assert ((frame if ready is None else ready.over(frame)) == paint(frame, labels)).all()

@@ -23,6 +23,7 @@ from combo.pipeline.media.labels import LABEL_IGNORED
 from combo.pipeline.media.pictures import fit_frame, read_frames
 from combo.pipeline.source import choose_variants
 from combo.pipeline.store import SplitStore
+from combo.pipeline.train.cache import batches, bytes_of, chosen
 from combo.pipeline.train.loader import StoredBatch, shuffled
 
 
@@ -244,3 +245,26 @@ def test_clips_may_be_asked_for_in_any_order_and_twice(prepared: Path, clips: li
     (variant,) = split.variants("frames")
     stored = split.read_array(variant, "frames")
     assert np.array_equal(split.reader(variant, "frames").ask(clips).result(), stored[clips])
+
+
+def test_clips_kept_in_memory_give_the_batches_that_are_read(
+    finished: Manifest, open_split
+) -> None:
+    reader = open_split(finished)
+    order = list(shuffled(len(reader), 3, 0, 0, 2 * len(reader)))
+    cpu = torch.device("cpu")
+    kept = list(batches(reader, order, "host", cpu))
+    for ours, read in zip(kept, batches(reader, order, "none", cpu), strict=True):
+        assert same(ours, read)
+        assert ours.frames.stride() == read.frames.stride()
+        assert torch.equal(ours.held(), read.held())
+        assert torch.equal(ours.to(cpu).maskige, read.to(cpu).maskige)
+
+
+def test_a_split_is_kept_where_it_is_asked_for(finished: Manifest, open_split) -> None:
+    reader = open_split(finished)
+    whole = reader.read(range(len(reader)))
+    taken = sum(each.numel() for each in (whole.frames, whole.labels, whole.label_map))
+    assert bytes_of(reader) == taken
+    assert chosen("auto", reader, torch.device("cpu")) == "none"
+    assert chosen("host", reader, torch.device("cuda")) == "host"

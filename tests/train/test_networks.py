@@ -35,10 +35,11 @@ from combo.pipeline.jobs import records
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
 from combo.pipeline.manifest import Manifest, load_manifest
+from combo.pipeline.report.of_run import SWAPPED, look_at_run
+from combo.pipeline.report.sheet import write_sheet
 from combo.pipeline.store import ArraySpec, SplitStore
 from combo.pipeline.train import checkpoint
 from combo.pipeline.train.evaluate import measure, open_run, open_split
-from combo.pipeline.train.report import contact_sheet, panel
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import resume, start
 
@@ -200,13 +201,10 @@ def test_it_is_trained_evaluated_and_drawn_from_a_store_without_maskiges(
         assert 0 < said["M_J"] < 1
         assert "fidelity" not in said
 
-    run, panels = RunFolder(folder), []
-    measure(
-        open_run(run, CPU), open_split(run, "test"), CPU,
-        on_clip=lambda clip, scores: panels.append(panel(clip.clips[0], clip, scores)),
-    )  # fmt: skip
-    assert [list(each.rows) for each in panels] == [["frame", "truth", "prediction"]] * 3
-    contact_sheet(tmp_path / "sheet.png", panels)
+    looks = look_at_run(folder, "test", CPU)
+    panels = [*looks.worst, *looks.best]
+    assert [list(each.rows) for each in panels] == [["frames", "truth", "prediction", SWAPPED]] * 2
+    write_sheet(tmp_path / "sheet.png", panels)
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 

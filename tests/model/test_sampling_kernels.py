@@ -1,0 +1,44 @@
+"""The GPU kernels of deformable attention: their numbers, and that they compile; needs no GPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="Triton is not there")
+
+
+def test_the_kernels_give_the_numbers_of_plain_pytorch() -> None:
+    tests = Path(__file__).with_name("interpreted_kernels.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", tests],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_kernels_compile_for_a_gpu(dtype: str) -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from combo.model import sampling_kernels as kernels
+
+    sizes = {"HEADS": 8, "LEVELS": 3, "POINTS": 4, "WIDTH": 32, "CHANNELS": 32, "ROWS": 32}
+    arrays = {
+        "value": f"*{dtype}", "maps": "*i32", "locations": "*fp32", "weights": "*fp32",
+        "out": f"*{dtype}", "gradient": f"*{dtype}", "of_value": "*fp32",
+        "of_locations": "*fp32", "of_weights": "*fp32", "value_stride": "i32", "rows": "i32",
+    }  # fmt: skip
+    for kernel in (kernels._forward, kernels._backward):
+        signature = {name: arrays.get(name, "constexpr") for name in kernel.arg_names}
+        source = ASTSource(kernel, signature, constexprs=sizes)
+        for capability in (80, 90):
+            made = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+            assert len(made.asm["cubin"]) > 1000
