@@ -15,6 +15,7 @@ from .pipeline.commands import (
     clusters,
     demo,
     imports,
+    predictions,
     preprocess,
     reports,
     runs,
@@ -32,7 +33,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _group in (preprocess, clusters, imports, stores, runs, scores, reports, samples, demo):
+_GROUPS = (
+    preprocess, clusters, imports, stores, runs, predictions, scores, reports, samples, demo,
+)  # fmt: skip
+for _group in _GROUPS:
     app.add_typer(_group.app)
 app.add_typer(weights.app, name="weights")
 
