@@ -1,8 +1,10 @@
 """M_J and M_F of a run on a split, with the right sound or with another one on purpose."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,12 +16,16 @@ from ...model.interface import Network
 from ...model.metrics import ObjectMetrics, SemanticMetrics
 from .. import protocols
 from ..errors import ComboError
+from ..jobs.stopping import Stop, Stopped
 from ..source import choose_variants, open_source
 from . import checkpoint
 from .loader import ClipReader, StoredBatch
+from .processes import ALONE, Processes
 from .run_folder import RunFolder
 
 SoundCondition = Literal["right", "swapped", "silent", "noise"]
+PRECISION = "fp32"
+"""What every evaluation computes in, in training and after it: its numbers can be compared."""
 SOUNDS: tuple[SoundCondition, ...] = ("right", "swapped", "silent", "noise")
 
 
@@ -48,16 +54,18 @@ def measure(
     network: Network,
     reader: ClipReader,
     device: torch.device,
-    dtype: torch.dtype | None = None,
     sound: SoundCondition = "right",
-    on_clip: Callable[[StoredBatch, Tensor], None] = lambda *_: None,
+    on_clip: Callable[[StoredBatch, Tensor], None] | None = None,
+    stop: Stop | None = None,
+    together: Processes = ALONE,
 ) -> Evaluation:
     """Run a network over a split, one clip at a time (results may depend on the batch).
 
     Clips without a label on any frame say nothing and are left out.
-    dtype: autocast to it; None computes in float32.  on_clip: gets each clip (on the CPU) and its
-    scores [T,K,H,W].
-    Raises ComboError for a split without any label.
+    Computes in float32, without TF32, whatever the network was trained in.
+    on_clip: gets each clip (on the CPU) and its scores [T,K,H,W].  stop: when asked, the clip in
+    hand is the last.  together: these share the clips, and all get the scores of all.
+    Raises ComboError for a split without any label, and Stopped.
     """
     if not reader.labelled:
         raise ComboError(f"no frame of {reader.split} has a label; see combo status")
@@ -65,18 +73,21 @@ def measure(
     classes = len(reader.plan.classes)
     metrics = ObjectMetrics() if classes == 2 else SemanticMetrics(classes)
     heard = other_clips(len(reader)) if sound == "swapped" else None
+    stop = stop or Stop()
     names: list[str] = []
-    noise = torch.Generator().manual_seed(0)
-    batches = reader.batches([place] for place in reader.labelled)
-    for position, clip in zip(reader.labelled, batches, strict=True):
+    noise = _noise(reader) if sound == "noise" else None
+    mine = range(together.rank, len(reader.labelled), together.count)
+    batches = reader.batches([reader.labelled[number]] for number in mine)
+    for number, clip in zip(mine, batches, strict=True):
+        position = reader.labelled[number]
         if heard is not None:
             clip = dataclasses.replace(clip, sound=reader.sound([heard[position]]))
         elif sound == "silent":
             clip = dataclasses.replace(clip, sound=torch.zeros_like(clip.sound))
-        elif sound == "noise":
-            clip = dataclasses.replace(clip, sound=_noise(reader, clip, noise))
+        elif noise is not None:
+            clip = dataclasses.replace(clip, sound=noise[number][None])
         on_device = clip.to(device)
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with _exactly():
             out = network(on_device.frames, on_device.maskige, on_device.sound, on_device.present)
         frames = clip.present[0]
         scores = network.scores(out)[0].float()
@@ -92,7 +103,15 @@ def measure(
             audible=sound == "right",
         )
         names.append(clip.clips[0])
-        on_clip(clip, scores.cpu())
+        if on_clip is not None:
+            on_clip(clip, scores.cpu())
+        if stop.asked:
+            break
+    told = together.gather((stop.asked, names, metrics.clips, metrics.false_alarms))
+    if any(stopped for stopped, *_ in told):
+        raise Stopped
+    metrics.clips, names = _in_turn([t[2] for t in told]), _in_turn([t[1] for t in told])
+    metrics.false_alarms = [alarm for *_, alarms in told for alarm in alarms]
     result = metrics.result()
     main = result.protocols["avsbench"]
     return Evaluation(
@@ -118,10 +137,32 @@ def other_clips(count: int) -> np.ndarray:
     return (np.arange(count) + count // 2) % count
 
 
-def _noise(reader: ClipReader, clip: StoredBatch, generator: torch.Generator) -> Tensor:
-    """Normal numbers with the mean and deviation of the split's embeddings."""
+@contextlib.contextmanager
+def _exactly() -> Generator[None]:
+    """Within the block, products and convolutions of a GPU are those of float32."""
+    backends: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [each.allow_tf32 for each in backends]
+    try:
+        for each in backends:
+            each.allow_tf32 = False
+        yield
+    finally:
+        for each, allowed in zip(backends, before, strict=True):
+            each.allow_tf32 = allowed
+
+
+def _noise(reader: ClipReader) -> list[Tensor]:
+    """For each labelled clip normal numbers with the mean and deviation of the split's embeddings,
+    [T, D]."""
     mean, deviation = reader.sound_statistics()
-    return mean + deviation * torch.randn(clip.sound.shape, generator=generator)
+    generator, shape = torch.Generator().manual_seed(0), reader.sound([0]).shape
+    return [mean + deviation * torch.randn(shape, generator=generator)[0] for _ in reader.labelled]
+
+
+def _in_turn(shares: Sequence[Sequence[Any]]) -> list[Any]:
+    """What processes that took turns have, in the order of the turns."""
+    turns = zip_longest(*shares)
+    return [value for turn in turns for value in turn if value is not None]
 
 
 def open_run(run: RunFolder, device: torch.device) -> Network:
@@ -157,6 +198,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
     """An evaluation under the names that papers use."""
     return {
         "sound": evaluation.sound,
+        "precision": PRECISION,
         **protocols.as_json(evaluation.protocols, evaluation.false_positive_rate),
         "clips": len(evaluation.clips),
         "clips_left_out": evaluation.left_out,

@@ -6,6 +6,7 @@ versions.json   combo, Python, torch, ... and the machine
 metrics.jsonl   one line a log entry, also in tensorboard/
 last.pt, previous.pt, best.pt  checkpoints; each is whole or not there
 skipped/        batches whose loss or gradient was no number, with the state before their step
+jobs/           script and log, where a cluster trains the run
 lock            who trains; the system drops the lock when that process ends
 
 A folder whose first checkpoint was not finished holds nothing of worth: the run begins again there.
@@ -32,7 +33,7 @@ from .presets import RunSettings, restore
 
 PACKAGES = ("combo-avs", "torch", "torchvision", "timm", "numpy", "zarr", "tensorstore")
 SETTINGS, DATA, VERSIONS = "settings.json", "data.json", "versions.json"
-BEFORE_THE_FIRST_CHECKPOINT = {SETTINGS, DATA, VERSIONS, "lock", "tensorboard"}
+BEFORE_THE_FIRST_CHECKPOINT = {SETTINGS, DATA, VERSIONS, "lock", "tensorboard", "jobs"}
 
 HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)
 NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -91,8 +92,13 @@ class RunFolder:
         with run.claimed(), run.writing():
             durable.write_json(root / DATA, data)
             durable.write_json(root / VERSIONS, versions())
-            durable.write_json(root / SETTINGS, settings.as_dict())  # last: now it is a run
+            run.write_settings(settings)  # last: now it is a run
         return run
+
+    def write_settings(self, settings: RunSettings) -> None:
+        """Raises ComboError when that cannot be done."""
+        with self.writing():
+            durable.write_json(self.root / SETTINGS, settings.as_dict())
 
     @property
     def begun(self) -> bool:
