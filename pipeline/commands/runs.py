@@ -135,8 +135,11 @@ def _tell_unchecked(output: Output, reader: "ClipReader") -> None:
 
 @command(app)
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, or a checkpoint in one.")],
     printing: Printing,
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", help="Another data set than the run's own.")
+    ] = None,
     split: Annotated[str, typer.Option("--split", "-s", help="Split to evaluate.")] = "test",
     sound: Annotated[
         SoundName, typer.Option(help="The right sound, or a wrong one on purpose.")
@@ -148,25 +151,38 @@ def evaluate(
         Path | None, typer.Option(help="Save the masks in this folder, for combo score.")
     ] = None,
 ) -> None:
-    """M_J and M_F of a run's best network.
+    """M_J and M_F of a run's best network, on its own data set or on another one.
 
     Example: combo evaluate runs/combo-r50-s4 --split test --json
     """
     from ..devices import choose_device, keep_freed_memory
     from ..saved_masks import demand_empty, write_clip
-    from ..train.evaluate import as_json, measure, open_run, open_split
-    from ..train.run_folder import RunFolder
+    from ..train import checkpoint
+    from ..train.elsewhere import Elsewhere, clips_of, open_elsewhere
+    from ..train.evaluate import as_json, measure, open_split
+    from ..train.run_folder import checkpoint_of
 
     keep_freed_memory()
     if predictions is not None:
         demand_empty(predictions)
-    output, folder = printing.output, RunFolder(run)
-    settings = folder.settings()
-    reader = open_split(folder, split, store, one_variant_each(variant))
+    output, (folder, file) = printing.output, checkpoint_of(run)
+    settings, known, naming = folder.settings(), folder.data(), None
+    if data is None or data == known["data_set"]:
+        reader = open_split(folder, split, store, one_variant_each(variant))
+        length = known.get("frames_per_clip", reader.plan.frames_per_clip)
+    else:
+        length, _ = clips_of(folder, known)
+        reader, naming = open_elsewhere(folder, data, split, store, one_variant_each(variant))
+        if naming is not None:
+            output.note(f"{reader.split}: {naming.said}")
     _tell_unchecked(output, reader)
     where = choose_device(device)
     with output.bar(f"{split}, {sound} sound", len(reader.labelled)) as bar:
-        network = open_run(folder, where)
+        network = settings.build()
+        checkpoint.load_network(file, network)
+        network = network.to(where)
+        if naming is not None or reader.plan.frames_per_clip > length:
+            network = Elsewhere(network, length, naming)
 
         def seen(clip: "StoredBatch", scores: "Tensor") -> None:
             if predictions is not None:
@@ -181,6 +197,7 @@ def evaluate(
                 "run": str(run),
                 "data_set": reader.split.data_set,
                 "split": split,
+                **({} if naming is None else {"classes": naming.said}),
                 **as_json(result),
                 "size": list(reader.choice.frames.settings["size"]),
                 "initialisation": settings.train.initialisation,
