@@ -14,6 +14,7 @@ from . import __version__
 from .pipeline.commands import (
     clusters,
     demo,
+    evaluations,
     imports,
     preprocess,
     reports,
@@ -32,7 +33,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _group in (preprocess, clusters, imports, stores, runs, scores, reports, samples, demo):
+for _group in (
+    preprocess,
+    clusters,
+    imports,
+    stores,
+    runs,
+    evaluations,
+    scores,
+    reports,
+    samples,
+    demo,
+):
     app.add_typer(_group.app)
 app.add_typer(weights.app, name="weights")
 

@@ -33,7 +33,7 @@ class Evaluation:
     preprocessing.  without_labels: clips that say nothing of a network.
     """
 
-    sound: SoundCondition
+    sound: str
     m_j: float
     m_f: float
     protocols: dict[str, tuple[float, float | None]]
