@@ -16,6 +16,7 @@ from .pipeline.commands import (
     demo,
     evaluations,
     imports,
+    predictions,
     preprocess,
     reports,
     runs,
@@ -33,18 +34,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _group in (
-    preprocess,
-    clusters,
-    imports,
-    stores,
-    runs,
-    evaluations,
-    scores,
-    reports,
-    samples,
+_GROUPS = (
+    preprocess, clusters, imports, stores, runs, evaluations, predictions, scores, reports, samples,
     demo,
-):
+)  # fmt: skip
+for _group in _GROUPS:
     app.add_typer(_group.app)
 app.add_typer(weights.app, name="weights")
 

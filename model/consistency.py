@@ -50,7 +50,7 @@ GROUP = 5
 
 def reference_divisor(valid: Tensor) -> Tensor:
     """The number of neighbours inside groups of five frames. valid: [B, T] bool."""
-    return _pairs(valid, GROUP).sum().clamp(min=1)
+    return _pairs(valid, GROUP).sum()
 
 
 def paper_divisor(valid: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def reference_consistency(
     pairs = send(_pairs(valid, GROUP), mask_logits[0].device)
     divisor = reference_divisor(valid) if divisor is None else divisor
     terms = _neighbour_terms(mask_logits) * pairs
-    return terms.sum(dim=(1, 2)) / divisor
+    return terms.sum(dim=(1, 2)) / divisor.clamp(min=1)
 
 
 def paper_consistency(

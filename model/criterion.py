@@ -1,8 +1,9 @@
 """The training loss: L = l_cls L_cls + l_mask L_mask + l_ada L_ada (Eq. 8), for every depth.
 
 All prediction sets, frames and masks go through each step together. Random draws of a frame's
-points are shared by its prediction sets, so that the targets are sampled once. A GPU is waited for
-once, for the costs of the matching, and computes L_ada while the CPU assigns.
+points are shared by its prediction sets, so that the targets are sampled once; a clip's draws can
+be its own, so that they do not depend on the clips beside it. A GPU is waited for once, for the
+costs of the matching, and computes L_ada while the CPU assigns.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,16 +38,29 @@ class LabelledFrames:
     frames: Tensor
     """[B, T] bool, on the CPU."""
 
+    def of_clips(self, frame: np.ndarray) -> list[int]:
+        """How many of [N] numbers of annotated frames are of each clip."""
+        clips = self.frames.numpy().nonzero()[0]
+        return np.bincount(clips[frame], minlength=len(self.frames)).tolist()
+
 
 @dataclass(frozen=True)
 class Divisors:
-    """What the losses of a batch are divided by; float32 without dimensions."""
+    """What the losses of a batch are divided by; float32 without dimensions, none of them 0."""
 
     targets: Tensor
-    """The number of targets, at least one."""
+    """The number of targets."""
     queries: Tensor
     """The weights of all queries' true classes together."""
     consistency: Tensor
+
+    @classmethod
+    def of(cls, sums: Tensor, no_object_weight: float) -> "Divisors":
+        """sums: what `Criterion.divisors` gives, of all parts of a batch together."""
+        targets, matched, unmatched, consistency = sums.unbind()
+        queries = matched + no_object_weight * unmatched
+        smallest = torch.finfo(torch.float32).tiny
+        return cls(targets.clamp(min=1), queries.clamp(min=smallest), consistency)
 
 
 class Criterion(NetworkCriterion):
@@ -86,7 +100,8 @@ class Criterion(NetworkCriterion):
         *,
         annotated: Tensor | None = None,
         values: Tensor | None = None,
-        divisors: Divisors | None = None,
+        divisors: Tensor | None = None,
+        draws: Sequence[torch.Generator] | None = None,
     ) -> Losses:
         """labels: [B, T', H, W] integers, classes or 255 for pixels of no mask; T' < T means that
         the first T' frames of each clip have labels.
@@ -97,40 +112,37 @@ class Criterion(NetworkCriterion):
         values: [B, T', 256] bool on the CPU, `label_values` of the labels or of what they were cut
         from; else they are looked up, which waits for a device that has the labels.
         divisors: of the batch that these clips are a part of; else these clips are the batch.
+        draws: a generator for each clip, on the device of the masks; else PyTorch's own.
         Raises ValueError for labels of another shape or outside the classes.
         """
         # Sums over ten thousand points and whole masks are no work for half precision.
         with torch.autocast(out.mask_logits.device.type, enabled=False):
             selected = self.select(out, labels, annotated, values)
-            arriving = self.costs(selected, points)
+            arriving = self.costs(selected, points, draws)
             if divisors is None:
                 present = torch.ones_like(selected.frames) if out.valid is None else out.valid
                 queries = out.class_logits.shape[2]
                 divisors = self._divisors(labels, selected.frames, present, queries)
-            consistency = self.consistency_losses(out, divisors)
+            by = Divisors.of(divisors, self.settings.no_object_weight)
+            consistency = self.consistency_losses(out, by)
             targets, matched = self.match(selected, arriving)
-            losses = self.class_losses(selected, targets, matched, divisors)
-            losses.update(self.mask_losses(selected, targets, matched, points, divisors))
+            losses = self.class_losses(selected, targets, matched, by)
+            losses.update(self.mask_losses(selected, targets, matched, points, draws, by))
         return Losses(losses | consistency, self.weights)
 
-    def divisors(self, labels: Tensor, annotated: Tensor, present: Tensor) -> Divisors:
+    def divisors(self, labels: Tensor, annotated: Tensor, present: Tensor) -> Tensor:
+        """[4] float32: targets, queries with a target and without, and what L_ada is a mean of."""
         return self._divisors(labels, annotated, present, self.settings.query_count)
 
-    def _divisors(
-        self, labels: Tensor, annotated: Tensor, present: Tensor, queries: int
-    ) -> Divisors:
+    def _divisors(self, labels: Tensor, annotated: Tensor, present: Tensor, queries: int) -> Tensor:
         frames = labels.shape[1]
         chosen = (annotated & present.to(annotated.device))[:, :frames].flatten().nonzero()[:, 0]
         maps = labels.flatten(0, 1).index_select(0, send(chosen, labels.device))
         of_frames = label_values(maps)[:, :IGNORED].sum(dim=1).float()
         # A frame's targets are matched as far as there are queries; all others are "no object".
         matched = of_frames.clamp(max=queries).sum()
-        left = len(maps) * queries - matched
-        return Divisors(
-            of_frames.sum().clamp(min=1),
-            matched + self.settings.no_object_weight * left,
-            self.consistency.divisor(present),
-        )
+        neighbours = send(self.consistency.divisor(present), labels.device)
+        return torch.stack([of_frames.sum(), matched, len(maps) * queries - matched, neighbours])
 
     def select(
         self,
@@ -178,13 +190,18 @@ class Criterion(NetworkCriterion):
         return chosen if out.valid is None else chosen & out.valid.cpu().numpy()
 
     def costs(
-        self, selected: LabelledFrames, points: Tensor | None
+        self,
+        selected: LabelledFrames,
+        points: Tensor | None,
+        draws: Sequence[torch.Generator] | None = None,
     ) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
         """Starts the matching; what is returned, `match` waits for."""
         settings = self.settings
         device = selected.index.device
         if points is None:
-            points = torch.rand(len(selected.index), settings.mask_points, 2, device=device)
+            n = len(selected.index)
+            points = torch.empty(n, settings.mask_points, 2, device=device)
+            _draw(points, 0, selected.of_clips(np.arange(n)), draws)
         else:
             points = send(points, device).float()[None]
         weights = (settings.lambda_cls, settings.lambda_mask, settings.lambda_dice)
@@ -216,8 +233,7 @@ class Criterion(NetworkCriterion):
         weight = F.pad(logits.new_ones(outputs - 1), (0, 1), value=self.settings.no_object_weight)
         loss = F.cross_entropy(logits.flatten(0, 2), truth.flatten(), weight, reduction="none")
         of_layers = loss.unflatten(0, (layers, -1)).sum(dim=1)
-        share = divisors.queries.clamp(min=torch.finfo(torch.float32).tiny)
-        return _by_layer("loss_ce", of_layers / share)
+        return _by_layer("loss_ce", of_layers / divisors.queries)
 
     def mask_losses(
         self,
@@ -225,6 +241,7 @@ class Criterion(NetworkCriterion):
         targets: Targets,
         matched: Tensor,
         points: Tensor | None,
+        draws: Sequence[torch.Generator] | None,
         divisors: Divisors,
     ) -> dict[str, Tensor]:
         """L_mask: binary cross entropy and dice of the matched masks, on points.
@@ -244,7 +261,8 @@ class Criterion(NetworkCriterion):
 
         flat = masks.flatten(0, 1)[:, None]
         if points is None:
-            points = self._important_points(flat.detach())
+            of_clips = selected.of_clips(targets.frame_of)
+            points = self._important_points(masks.detach(), of_clips, draws)
         else:
             points = send(points, masks.device).float().expand(layers * count, -1, -1)
         logits = _sample(flat, points)[:, 0].unflatten(0, (layers, count))
@@ -262,20 +280,27 @@ class Criterion(NetworkCriterion):
         return losses
 
     @torch.no_grad()
-    def _important_points(self, masks: Tensor) -> Tensor:
-        """[R, P, 2]: the least certain of many random points, and some random ones (PointRend).
+    def _important_points(
+        self, masks: Tensor, of_clips: list[int], draws: Sequence[torch.Generator] | None
+    ) -> Tensor:
+        """[L * M, P, 2]: the least certain of many random points, and some random ones (PointRend).
 
-        masks: [R, 1, h, w] logits.
+        masks: [L, M, h, w] logits; of_clips: how many of the M are of each clip.
         """
         settings = self.settings
-        drawn = int(settings.mask_points * settings.oversample)
         uncertain = int(settings.mask_points * settings.importance)
-        points = torch.rand(masks.shape[0], drawn, 2, device=masks.device)
-        certainty = _sample(masks, points)[:, 0].abs()
+        numbers = (
+            int(settings.mask_points * settings.oversample),
+            settings.mask_points - uncertain,
+        )
+        many, others = (masks.new_empty(*masks.shape[:2], number, 2) for number in numbers)
+        for points in (many, others):
+            _draw(points, 1, of_clips, draws)
+        points = many.flatten(0, 1)
+        certainty = _sample(masks.flatten(0, 1)[:, None], points)[:, 0].abs()
         best = certainty.topk(uncertain, dim=1, largest=False, sorted=False).indices
         best = points.gather(1, best[:, :, None].expand(-1, -1, 2))
-        others = settings.mask_points - uncertain
-        return torch.cat([best, points.new_empty(masks.shape[0], others, 2).uniform_()], dim=1)
+        return torch.cat([best, others.flatten(0, 1)], dim=1)
 
     def consistency_losses(self, out: ComboOutput, divisors: Divisors) -> dict[str, Tensor]:
         """L_ada of the prediction sets before the last, over all valid frames (Eq. 6-7)."""
@@ -292,6 +317,17 @@ def _padded(flags: np.ndarray, frames: int) -> np.ndarray:
     """[B, T', ...] bool -> [B, T, ...], False for the frames at the end."""
     missing = frames - flags.shape[1]
     return np.pad(flags, [(0, 0), (0, missing), *[(0, 0)] * (flags.ndim - 2)])
+
+
+def _draw(
+    points: Tensor, dim: int, of_clips: list[int], draws: Sequence[torch.Generator] | None
+) -> None:
+    """Fills points with random numbers, 0..1. of_clips: how many along `dim` are of each clip."""
+    if draws is None:
+        points.uniform_()
+        return
+    for part, generator in zip(points.split(of_clips, dim), draws, strict=True):
+        part.uniform_(generator=generator)
 
 
 def _sample(maps: Tensor, points: Tensor) -> Tensor:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .backbones import Backbone
 from .optimiser import parameter_groups
+from .recomputed import recompute_blocks
 
 IGNORED = 255
 """What stands in a label map where no class does."""
@@ -57,6 +59,12 @@ class Network(nn.Module, ABC):
         for part in self.parts:
             part.compile(fullgraph=True, backend=backend)
 
+    def recompute(self, everything: bool) -> None:
+        """Has the encoders' blocks, or all, be computed again in the backward direction."""
+        encoders = [module for module in self.modules() if isinstance(module, Backbone)]
+        for module in [self] if everything else encoders:
+            recompute_blocks(module)
+
     def parameter_groups(
         self, lr: float, weight_decay: float, backbone_lr_factor: float
     ) -> list[dict[str, Any]]:
@@ -73,8 +81,9 @@ class NetworkCriterion(nn.Module, ABC):
     """
 
     @abstractmethod
-    def divisors(self, labels: Tensor, annotated: Tensor, present: Tensor) -> Any:
-        """What the losses of a batch are divided by.
+    def divisors(self, labels: Tensor, annotated: Tensor, present: Tensor) -> Tensor:
+        """What the losses of a batch are divided by: a tensor of any shape, on the
+        labels' device. Those of two batches add up to those of both together, wherever they are.
 
         labels: [B, T, H, W]; annotated, present: [B, T] bool, on the CPU, the frames to learn from
         and the frames that exist. Costs no wait for a device that the labels are on.
@@ -88,13 +97,15 @@ class NetworkCriterion(nn.Module, ABC):
         *,
         annotated: Tensor,
         values: Tensor | None = None,
-        divisors: Any = None,
+        divisors: Tensor | None = None,
+        draws: Sequence[torch.Generator] | None = None,
     ) -> "Losses":
         """Of a network's output for some clips.
 
         values: `label_values` of the labels before augmentation, on the CPU, so that nobody has
         to ask the device for them. divisors: of the batch that these clips are a part of; when
-        left out, these clips are the batch.
+        left out, these clips are the batch. draws: what each clip's random numbers come from, on
+        the labels' device; when left out, PyTorch's own generator.
         """
 
 

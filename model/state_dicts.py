@@ -217,7 +217,7 @@ def settings_of(state: State, settings: ComboSettings) -> ComboSettings:
 
 
 def fitting(state: State, network: nn.Module) -> dict[str, Tensor]:
-    """A state in our names, in the network's order. Raises StateDictError naming what does not fit."""
+    """A state in our names, in the network's order. Raises StateDictError naming what is not."""
     return _fit(dict(state), {key: key for key in state}, network.state_dict())
 
 

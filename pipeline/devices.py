@@ -41,6 +41,15 @@ def choose_device(wanted: str) -> "torch.device":
     return device
 
 
+def has_bf16(wanted: str) -> bool:
+    """Whether `choose_device(wanted)` is a GPU that computes in bfloat16. Raises ComboError."""
+    import torch
+
+    if choose_device(wanted).type != "cuda":
+        return False
+    return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def devices(wanted: str) -> list[str]:
     """The devices that processes are spread over: for `auto` and `cuda` every GPU, else that one.
 

@@ -1,7 +1,7 @@
 """`combo submit` and `combo finalise`."""
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +9,7 @@ import typer
 
 from ..errors import ComboError
 from .options import (
+    Begin,
     Computers,
     Discard,
     Force,
@@ -29,48 +30,87 @@ if TYPE_CHECKING:
     from ..manifest import Manifest
 
 app = typer.Typer()
+submitting = typer.Typer(
+    help="Preprocess or train on a cluster; submit again to go on.", no_args_is_help=True
+)
+app.add_typer(submitting, name="submit")
 
 Stage = Annotated[StageName, typer.Argument(help="Which stage, or all.")]
 
 
-@command(app)
-def submit(
-    stage: Stage,
-    tasks: Annotated[int, typer.Option(min=1, help="Tasks of the job array.")],
-    selection: Selection,
-    computers: Computers,
-    printing: Printing,
-    scheduler: Annotated[str | None, typer.Option(help="The cluster's; default: slurm.")] = None,
-    slurm: Annotated[bool, typer.Option("--slurm", hidden=True)] = False,
-    at_once: Annotated[
-        int | None, typer.Option(min=1, help="Most tasks that run at the same time.")
-    ] = None,
-    scheduler_arg: SchedulerArg = None,
-    overwrite: Overwrite = False,
-    retry_failed: RetryFailed = False,
-    force: Force = False,
-    discard: Discard = False,
+@dataclass(frozen=True)
+class Handing:
+    """How a job is handed in."""
+
+    scheduler: Annotated[str | None, typer.Option(help="The cluster's; default: slurm.")] = None
+    slurm: Annotated[bool, typer.Option("--slurm", hidden=True)] = False
+    """Until 0.1 it had to be given."""
+    scheduler_arg: SchedulerArg = None
     print_only: Annotated[
         bool, typer.Option("--print", help="Print the job scripts; submit and write nothing.")
-    ] = False,
-) -> None:
-    """Preprocess as a job array on a cluster; submit again to go on.
+    ] = False
+
+
+@dataclass(frozen=True)
+class Again:
+    """What an array does with what is there."""
+
+    overwrite: Overwrite = False
+    retry_failed: RetryFailed = False
+    force: Force = False
+    discard: Discard = False
+
+
+def _of_stage(stage: StageName) -> None:
+    """Makes the command that submits a stage."""
+
+    def submit_stage(
+        tasks: Annotated[int, typer.Option(min=1, help="Tasks of the job array.")],
+        selection: Selection,
+        computers: Computers,
+        handing: Handing,
+        again: Again,
+        printing: Printing,
+        at_once: Annotated[
+            int | None, typer.Option(min=1, help="Most tasks that run at the same time.")
+        ] = None,
+    ) -> None:
+        _submit(stage, tasks, at_once, selection, computers, handing, again, printing.output)
+
+    what = "All stages" if stage == StageName.all else f"The {stage.value} stage"
+    submit_stage.__doc__ = f"""{what} as a job array on a cluster; submit again to go on.
 
     The scripts and logs are in the store's folder `jobs`. A dependent job closes the split.
 
-    Example: combo submit maskige --tasks 64 --scheduler-arg=--gres=gpu:1
+    Example: combo submit {stage.value} --tasks 64 --scheduler-arg=--gres=gpu:1
     """
+    command(submitting, stage.value)(submit_stage)
+
+
+for _stage in StageName:
+    _of_stage(_stage)
+
+
+def _submit(
+    stage: StageName,
+    tasks: int,
+    at_once: int | None,
+    selection: Selection,
+    computers: Computers,
+    handing: Handing,
+    again: Again,
+    output: "Output",
+) -> None:
     from ..jobs import scheduler as schedulers
     from ..jobs.job_array import JobArray
     from ..jobs.run import Options
 
-    del slurm  # until 0.1 it had to be given
-    batch = schedulers.named(scheduler)
-    manifest, output = selection.open(), printing.output
-    cluster = manifest.cluster.with_arguments(scheduler_arg or ())
+    batch, print_only, force = schedulers.named(handing.scheduler), handing.print_only, again.force
+    manifest = selection.open()
+    cluster = manifest.cluster.with_arguments(handing.scheduler_arg or ())
     if not print_only:
         batch.check_ready(cluster)
-    options = Options((1, 1), overwrite, retry_failed, force, discard)
+    options = Options((1, 1), again.overwrite, again.retry_failed, force, again.discard)
     at_work = tasks * (computers.workers or 1)
     most = _plan(output, manifest, selection, stage, options, at_work, print_only)
     if not most:
@@ -110,6 +150,66 @@ def submit(
     output.result(f"job {arrays} of {array.tasks} tasks, then job {closing} to finalise")
     output.result(f"scripts and logs: {array.folder}")
     output.note(batch.advice(numbers))
+
+
+@command(submitting)
+def train(
+    preset: Annotated[str, typer.Option(help="combo-{r50,pvt,small}-{s4,ms3,avss}.")],
+    handing: Handing,
+    begin: Begin,
+    printing: Printing,
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs on each node, and as many processes.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes on each node; default: one a GPU.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; default runs/PRESET, numbered when taken.")
+    ] = None,
+) -> None:
+    """A training run as a job on a cluster, on one node or several; submit again to go on.
+
+    Script and log are in the run's folder `jobs`. Told to stop, or near its time limit, the job
+    saves and queues itself again.
+
+    Example: combo submit train --preset combo-r50-s4 --slurm --gpus 4 --nodes 2
+    """
+    from .. import durable
+    from ..jobs import scheduler as schedulers
+    from ..jobs.training import TrainingJob
+    from ..train.presets import resolve
+    from ..train.start import free_folder
+
+    batch, manifest, output = schedulers.named(handing.scheduler), begin.open(), printing.output
+    cluster = manifest.cluster.with_arguments(handing.scheduler_arg or ())
+    resolve(preset, begin.settings or ()).train.demand_shared_by(nodes * (processes or gpus or 1))
+    if not handing.print_only:
+        batch.check_ready(cluster, arrays=False)
+    run = (out or free_folder(Path("runs") / preset)).absolute()
+    where = replace(begin, manifest=manifest.file.absolute())
+    job = TrainingJob(
+        run=run,
+        folder=run / "jobs",
+        nodes=nodes,
+        processes=processes or gpus or 1,
+        gpus=gpus,
+        arguments=["--preset", preset, *words(where)],
+        cluster=cluster,
+        environment=manifest.environment(),
+    )
+    script = batch.training_script(job)
+    if handing.print_only:
+        output.result(script)
+        return
+    path = job.folder / "train.sh"
+    with durable.writing(run, "submit again", "give another folder with --out"):
+        durable.write_bytes(path, script.encode())
+    number = batch.submit(path)
+    told = {"job": number, "run": str(run), "folder": str(job.folder)}
+    output.answer(told, f"job {number} trains {run}; script and log: {job.folder}")
+    output.note(batch.advice([number]))
 
 
 @command(app)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ..ruler.candidates import Candidate
     from ..ruler.comparison import Row
-    from ..ruler.measure import Measured
+    from ..train.evaluate import Evaluation
     from ..train.loader import StoredBatch
 
 app = typer.Typer()
@@ -60,7 +60,7 @@ def evaluate(
 
     Example: combo evaluate runs/combo-r50-s4 --split test --sound right,swapped,silent
     """
-    from ..ruler import sounds as every_sound
+    from ..train import sounds as every_sound
 
     names = every_sound.parse(sound)
     if explain:
@@ -73,24 +73,20 @@ def evaluate(
         raise typer.BadParameter("--predictions takes the masks of one network and one sound")
 
     from ..devices import choose_device, keep_freed_memory
-    from ..report.files import files_of
     from ..ruler import comparison
     from ..ruler.candidates import Where, candidate
-    from ..ruler.measure import measure_sounds
     from ..saved_masks import demand_empty, write_clip
+    from ..train.evaluate import as_json, groups_as_json, measure_sounds
 
     keep_freed_memory()
     if predictions is not None:
         demand_empty(predictions)
     output, on = printing.output, choose_device(device)
     where = Where(split, data, manifest, store, one_variant_each(variant), preset)
-    found: list[tuple[Candidate, dict[str, Measured]]] = []
+    found: list[tuple[Candidate, dict[str, Evaluation]]] = []
     for each in [candidate(path, where) for path in networks]:
         reader = each.reader
         tell_unchecked(output, reader)
-        files = files_of(reader.split, manifest, each.manifest)
-        clips = {name: files.clip(name) for name in reader.plan.clips}
-        categories = {name: clip.category for name, clip in clips.items() if clip}
         work = len(reader.labelled) * len(names)
         with output.bar(f"{each.name}, {split}, {', '.join(names)} sound", work) as bar:
 
@@ -100,8 +96,9 @@ def evaluate(
                     write_clip(predictions, clip.clips[0], scores, frames)
                 bar.advance()
 
-            measured = measure_sounds(each.network(on), reader, on, names, categories, seen)
-        found.append((each, measured))
+            network = each.network(on)
+            by_sound = measure_sounds(network, reader, on, names, each.categories, seen)
+        found.append((each, by_sound))
     if csv is not None:
         lines = comparison.csv_lines(found)
         durable.write_bytes(csv, protocols.csv_of(comparison.CSV_HEADER, lines))
@@ -112,8 +109,9 @@ def evaluate(
                 "run": each.name,
                 "data_set": each.reader.split.data_set,
                 "split": split,
-                **one.as_json(),
+                **as_json(one),
                 **each.noted,
+                **groups_as_json(one, each.categories),
             }
             for each, by_sound in found
             for one in by_sound.values()
@@ -129,35 +127,34 @@ def evaluate(
 def _show(output: Output, rows: "list[Row]") -> None:
     from ..ruler import comparison
 
-    each, measured = rows[0].of[0]
+    each, evaluation = rows[0].of[0]
     if len(rows) == 1 and len(rows[0].of) == 1:
         title = f"{each.reader.split}, {rows[0].sound} sound, {rows[0].clips} clips"
-        evaluation = measured.evaluation
         output.table(protocols.HEADER, protocols.rows(evaluation.protocols), title=title)
         return
     splits = dict.fromkeys(str(each.reader.split) for row in rows for each, _ in row.of)
     title = ", ".join(splits)
     output.table(comparison.HEADER, comparison.table(rows), title=title)
-    titles, lines = comparison.by_protocol(rows)
-    output.table(titles, lines, title="every protocol, M_J / M_F")
+    lines = comparison.by_protocol(rows)
+    output.table(comparison.PROTOCOLS, lines, title="every protocol")
 
 
-def _tell_left_out(output: Output, each: "Candidate", by_sound: "dict[str, Measured]") -> None:
-    evaluation = next(iter(by_sound.values())).evaluation
+def _tell_left_out(output: Output, each: "Candidate", by_sound: "dict[str, Evaluation]") -> None:
+    evaluation = next(iter(by_sound.values()))
     if evaluation.without_labels:
         output.warn(f"{evaluation.without_labels} clips left out: no frame of theirs has a label")
     if evaluation.left_out:
         output.warn(f"{evaluation.left_out} clips left out: they failed in preprocessing")
-    for sound, measured in by_sound.items():
-        if measured.without_sound:
+    for sound, one in by_sound.items():
+        if one.without_sound:
             output.warn(
-                f"{each.name}, {sound}: {measured.without_sound} clips left out: no other clip is "
+                f"{each.name}, {sound}: {one.without_sound} clips left out: no other clip is "
                 f"of their category"
             )
 
 
 def _explain(output: Output) -> None:
-    from ..ruler.sounds import MEANINGS
+    from ..train.sounds import MEANINGS
 
     columns = {
         "false positives": "clips in which something is segmented though nothing that is heard is "

@@ -89,6 +89,9 @@ SchedulerArg = Annotated[
         help="For the scheduler, as --scheduler-arg=--partition=gpu; may be repeated.",
     ),
 ]
+Requeue = Annotated[
+    bool, typer.Option("--requeue", help="In a cluster's job: told to stop, queue it again.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 
@@ -208,6 +211,27 @@ class DaskComputers(Computers):
 
 
 @dataclass(frozen=True)
+class Begin:
+    """What a run begins with, beside its preset."""
+
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value, of the training or the network; may be repeated."),
+    ] = None
+    encoder: SoundEncoder = None
+    generator: MaskigeGenerator = None
+    variant: Variants = None
+    store: Store = None
+    manifest: Manifest = None
+
+    def open(self) -> "manifests.Manifest":
+        from ..manifest import load_manifest
+
+        opened = load_manifest(self.manifest)
+        return opened.with_stages(self.encoder, self.generator).with_store(self.store)
+
+
+@dataclass(frozen=True)
 class Work:
     """Which units are to be done, and whether at all."""
 
@@ -282,10 +306,11 @@ def words(record: Any) -> list[str]:
         value = getattr(record, each.name)
         if value == each.default:
             continue
-        (option, *_) = (
-            *(getattr(hints[each.name].__metadata__[0], "param_decls", None) or ()),
-            f"--{each.name.replace('_', '-')}",
-        )
+        info = hints[each.name].__metadata__[0]
+        # The first of several names is where typer keeps a default.
+        names = (getattr(info, "default", None), *(getattr(info, "param_decls", None) or ()))
+        named = [name for name in names if isinstance(name, str) and name.startswith("-")]
+        (option, *_) = (*named, f"--{each.name.replace('_', '-')}")
         if value is True:
             found.append(option)
         else:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..console import Output, duration
-from .options import Computers, DaskComputers, Printing, Selection, StageName, Work, command
+from .options import (
+    Computers,
+    DaskComputers,
+    Printing,
+    Requeue,
+    Selection,
+    StageName,
+    Work,
+    command,
+)
 
 if TYPE_CHECKING:
     from ..jobs.estimate import Estimate
@@ -30,9 +39,7 @@ def preprocess(
     work: Work,
     computers: DaskComputers,
     printing: Printing,
-    requeue: Annotated[
-        bool, typer.Option("--requeue", help="In a cluster's job: told to stop, queue it again.")
-    ] = False,
+    requeue: Requeue = False,
 ) -> None:
     """Make frames, sound embeddings and Maskiges and put them into the store.
 

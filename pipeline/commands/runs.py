@@ -8,18 +8,16 @@ import typer
 from .. import remedies
 from ..console import Output, duration
 from .options import (
-    Manifest,
-    MaskigeGenerator,
+    Begin,
     Printing,
-    SoundEncoder,
-    Store,
-    Variants,
+    Requeue,
     command,
     one_variant_each,
 )
 
 if TYPE_CHECKING:
     from ..train.loader import ClipReader
+    from ..train.processes import Processes
     from ..train.trainer import Step, Trainer
 
 app = typer.Typer()
@@ -28,59 +26,58 @@ app = typer.Typer()
 @command(app)
 def train(
     printing: Printing,
+    begin: Begin,
     preset: Annotated[str | None, typer.Option(help="combo-{r50,pvt,small}-{s4,ms3,avss}.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder; default runs/PRESET, numbered when taken.")
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="key=value, of the training or the network; may be repeated."),
-    ] = None,
-    encoder: SoundEncoder = None,
-    generator: MaskigeGenerator = None,
-    variant: Variants = None,
-    store: Store = None,
-    manifest: Manifest = None,
+    requeue: Requeue = False,
 ) -> None:
     """Train a network on a finished store, or on a file that was packed from one.
 
     Example: combo train --preset combo-r50-s4 --set iterations=20000
     """
-    from ..manifest import load_manifest
-    from ..train import start
+    from ..train import processes, start
 
     if resume is not None:
         given = {
             "--preset": preset,
             "--out": out,
-            "--set": settings,
-            "--encoder": encoder,
-            "--generator": generator,
-            "--variant": variant,
-            "--manifest": manifest,
+            "--encoder": begin.encoder,
+            "--generator": begin.generator,
+            "--variant": begin.variant,
+            "--manifest": begin.manifest,
         }
         if refused := [option for option, value in given.items() if value]:
             raise typer.BadParameter(
-                f"{', '.join(refused)} with --resume: a run goes on with its own settings; "
-                "only --store may be given, where the store has moved"
+                f"{', '.join(refused)} with --resume: a run goes on with its own; only --store "
+                "may be given, where the store has moved, and some settings with --set"
             )
-        run_trainer(printing.output, start.resume(resume, store))
-        return
-    if preset is None:
+    elif preset is None:
         raise typer.BadParameter("give --preset NAME, or --resume RUN")
-    opened = load_manifest(manifest).with_stages(encoder, generator).with_store(store)
-    folder = out or start.free_folder(Path("runs") / preset)
-    named = one_variant_each(variant)
-    run_trainer(printing.output, start.start(opened, preset, settings or (), folder, named))
+
+    def trainer(together: "Processes") -> "Trainer":
+        if resume is not None:
+            return start.resume(resume, begin.store, together, begin.settings or ())
+        named = one_variant_each(begin.variant)
+        return start.start(begin.open(), name, begin.settings or (), folder, named, together)
+
+    with processes.joined() as together:
+        name = preset or ""
+        (folder, *_) = together.gather(out or start.free_folder(Path("runs") / name))
+        run_trainer(printing.output, together.alike(lambda: trainer(together)), requeue)
 
 
-def run_trainer(output: Output, trainer: "Trainer") -> None:
-    """Train to the end with a progress bar."""
+def run_trainer(output: Output, trainer: "Trainer", requeue: bool = False) -> None:
+    """Train to the end with a progress bar. requeue: as the option of `combo train`."""
     from ..devices import keep_freed_memory
-    from ..jobs.stopping import listening
+    from ..jobs import scheduler
+    from ..jobs.stopping import Stopped, listening
 
     keep_freed_memory()
+    if not trainer.together.first:
+        output = Output(quiet=True)
     for split, reader in trainer.readers.items():
         left_out = f", {len(reader.left_out)} left out" if reader.left_out else ""
         without = len(reader) - len(reader.labelled)
@@ -88,7 +85,10 @@ def run_trainer(output: Output, trainer: "Trainer") -> None:
         output.note(f"{split}: {len(reader)} clips{labels}{left_out}")
         tell_unchecked(output, reader)
     settings, root = trainer.settings, trainer.run.root
-    output.note(f"{root}: {settings.iterations} iterations on {trainer.device}")
+    count = trainer.together.count
+    several = f", {count} processes" if count > 1 else ""
+    told = f"{trainer.device}{several}, {settings.precision}"
+    output.note(f"{root}: {settings.iterations} iterations on {told}")
     done = trainer.iteration
     left = settings.iterations - done
     with listening(at_once=False) as stop, output.bar("training", left) as bar:
@@ -103,7 +103,14 @@ def run_trainer(output: Output, trainer: "Trainer") -> None:
         try:
             trainer.train(tell, stop, output.warn)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"go on with: {remedies.resume(root)}") from None
+            end = KeyboardInterrupt(f"go on with: {remedies.resume(root)}")
+            raise trainer.together.ended(end) from None
+        except Stopped:
+            if requeue and (here := scheduler.here()):
+                here.requeue(stop.warned, lambda said: output.warn(f"combo: {said}"))
+            raise
+    if not trainer.together.first:
+        return
     best = None if trainer.best < 0 else trainer.best
     words = "" if best is None else f"; best M_J on val {best:.4f}"
     value = {"run": str(root), "iterations": settings.iterations, "best_M_J": best}

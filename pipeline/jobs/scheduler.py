@@ -13,13 +13,14 @@ from ..errors import ComboError
 from ..manifest import ClusterSettings
 from . import slurm
 from .job_array import JobArray
+from .training import TrainingJob
 
 
 class Scheduler(Protocol):
     """A batch scheduler. What it says against something is a ComboError in one line."""
 
-    def check_ready(self, cluster: ClusterSettings) -> None:
-        """Raises ComboError when a job array cannot be handed in from here."""
+    def check_ready(self, cluster: ClusterSettings, arrays: bool = True) -> None:
+        """Raises ComboError when a job, or an array, cannot be handed in from here."""
         ...
 
     def largest_array(self) -> int | None:
@@ -32,6 +33,10 @@ class Scheduler(Protocol):
 
     def closing_script(self, array: JobArray) -> str:
         """The script of the job that closes what an array has done."""
+        ...
+
+    def training_script(self, job: TrainingJob) -> str:
+        """The script of a training run; see `TrainingJob`."""
         ...
 
     def submit(self, script: Path, after: Sequence[str] = ()) -> str:

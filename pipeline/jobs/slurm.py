@@ -18,6 +18,7 @@ from typing import Any
 from ..errors import ComboError
 from ..manifest import ClusterSettings
 from .job_array import JobArray
+from .training import TrainingJob
 
 ATTEMPTS = 5
 PAUSE = 3.0
@@ -27,18 +28,18 @@ LIFETIME_LEFT = 5 * 60
 """Seconds before its job's time limit at which a Dask worker leaves, unless told otherwise."""
 
 
-def check_ready(cluster: ClusterSettings) -> None:
-    """Whether a job array can be handed in from here at all; asked before anything is touched.
+def check_ready(cluster: ClusterSettings, arrays: bool = True) -> None:
+    """Whether a job can be handed in from here at all; asked before anything is touched.
 
-    Raises ComboError: no sbatch here, no arrays, or a time limit too short to do anything before
-    its warning.
+    arrays: whether it is an array.  Raises ComboError: no sbatch here, no arrays, or a time limit
+    too short to do anything before its warning.
     """
     if shutil.which("sbatch") is None:
         raise ComboError(
             "sbatch is not on this machine; run this on a Slurm login node, or see the script "
             "with --print"
         )
-    if largest_array() == 0:
+    if arrays and largest_array() == 0:
         raise ComboError(
             "this Slurm runs no job arrays (its MaxArraySize); use combo preprocess --dask slurm"
         )
@@ -65,23 +66,40 @@ def largest_array() -> int | None:
 def script(array: JobArray) -> str:
     """The script of a task. Slurm sends USR1 `cluster.warning` seconds before the time limit."""
     before = "" if array.first == 1 else f"{array.first - 1}+"
-    cluster, resources = array.cluster, list[str]()
-    if cluster.cores is not None:
-        resources.append(f"--cpus-per-task={cluster.cores}")
-    if cluster.memory is not None:
-        resources.append(f"--mem={-(-cluster.memory // 2**20)}M")
-    if cluster.walltime is not None:
-        resources.append(f"--time={cluster.walltime}")
     directives = _directives(
         array.name,
         f"--array=1-{array.tasks}{'' if array.at_once is None else f'%{array.at_once}'}",
         f"--output={_log(array.folder, f'part-{before}%a.log')}",
         "--requeue",
-        f"--signal=B:USR1@{cluster.warning}",
-        *resources,
-        *map(_argument, cluster.arguments),
+        f"--signal=B:USR1@{array.cluster.warning}",
+        *_resources(array.cluster),
     )
     return array.script(directives, "SLURM_ARRAY_TASK_ID")
+
+
+def training_script(job: TrainingJob) -> str:
+    """The script of a training run. Slurm sends USR1 to all its processes, which are tasks of one
+    step, `cluster.warning` seconds before the time limit.
+    """
+    directives = _directives(
+        _quoted(job.name),
+        f"--nodes={job.nodes}",
+        f"--ntasks-per-node={job.processes}",
+        *([f"--gpus-per-node={job.gpus}"] if job.gpus else []),
+        f"--output={_log(job.folder, 'train.log')}",
+        "--requeue",
+        f"--signal=USR1@{job.cluster.warning}",
+        *_resources(job.cluster, job.processes),
+    )
+    lines = [
+        "# Where the first process waits for the others.",
+        'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
+        "export MASTER_ADDR=$first MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))",
+    ]
+    who = "RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS"
+    # A process that is gone must not take the others along before they have saved.
+    start = f"srun --kill-on-bad-exit=0 bash -c '{who} exec \"$@\"' combo"
+    return job.script(directives, lines, start)
 
 
 def closing_script(array: JobArray) -> str:
@@ -195,6 +213,16 @@ def dask_cluster(cluster: ClusterSettings, lifetime: str | None, logs: Path) -> 
 def _directives(name: str, *arguments: str) -> list[str]:
     found = [f"--job-name={name}", f"--chdir={_quoted(str(Path.cwd()))}", "--open-mode=append"]
     return [f"#SBATCH {argument}" for argument in (*found, *arguments)]
+
+
+def _resources(cluster: ClusterSettings, processes: int = 1) -> list[str]:
+    """What each of the processes of a host needs."""
+    found = [f"--cpus-per-task={cluster.cores}"] if cluster.cores is not None else []
+    if cluster.memory is not None:
+        found.append(f"--mem={-(-cluster.memory * processes // 2**20)}M")
+    if cluster.walltime is not None:
+        found.append(f"--time={cluster.walltime}")
+    return [*found, *map(_argument, cluster.arguments)]
 
 
 def _log(folder: Path, name: str) -> str:

@@ -15,11 +15,12 @@ from .. import remedies
 from ..errors import ComboError
 from ..jobs.plan import stage_settings
 from ..manifest import load_manifest
+from ..report.files import files_of
 from ..source import choose_variants, sources_in
 from ..train import checkpoint
 from ..train.evaluate import open_split
 from ..train.loader import ClipReader
-from ..train.run_folder import SETTINGS, RunFolder
+from ..train.run_folder import SETTINGS, checkpoint_of
 from .recognised import recognise
 
 
@@ -44,7 +45,7 @@ class Candidate:
     """A network to be evaluated.
 
     name: as it was given.  build: makes the network.  like: the same for those that differ in the
-    seed alone.  noted: what is told beside its scores.  manifest: names its data set, too.
+    seed alone.  noted: what is told beside its scores.  categories: clip -> category.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Candidate:
     like: str
     seed: int | None
     noted: Mapping[str, Any]
-    manifest: Path | None
+    categories: Mapping[str, str]
 
     def network(self, device: torch.device) -> Network:
         """In eval mode. Raises ComboError for a damaged file."""
@@ -67,9 +68,8 @@ def candidate(path: Path, where: Where) -> Candidate:
 
 
 def _of_run(path: Path, where: Where) -> Candidate:
-    run = RunFolder(path.parent if path.is_file() else path)
+    run, file = checkpoint_of(path)
     settings, data = run.settings(), run.data()
-    file = path if path.is_file() else run.best if run.best.exists() else run.last
     if where.data in (None, data["data_set"]):
         reader = open_split(run, where.split, where.store, where.variants)
     else:
@@ -85,8 +85,9 @@ def _of_run(path: Path, where: Where) -> Candidate:
     seed = told["train"].pop("seed")
     like = json.dumps([told, data["data_set"], data["settings"], file.name], sort_keys=True)
     noted = _noted(reader, settings.train.initialisation, settings.network.noted)
-    manifest = Path(data["manifest"]) if "manifest" in data else None
-    return Candidate(str(path), build, reader, like, seed, noted, manifest)
+    also = Path(data["manifest"]) if "manifest" in data else None
+    categories = _categories(reader, where.manifest, also)
+    return Candidate(str(path), build, reader, like, seed, noted, categories)
 
 
 def _alone(path: Path, where: Where) -> Candidate:
@@ -97,7 +98,8 @@ def _alone(path: Path, where: Where) -> Candidate:
     reader = _by_manifest(where, data, found.settings.reads_maskige)
     _demand_fit(path, found.settings.classes, found.settings.audio_dim, reader)
     noted = _noted(reader, str(path), found.settings.noted)
-    return Candidate(str(path), found.build, reader, str(path), None, noted, None)
+    categories = _categories(reader, where.manifest)
+    return Candidate(str(path), found.build, reader, str(path), None, noted, categories)
 
 
 def _by_manifest(
@@ -133,6 +135,15 @@ def _demand_fit(path: Path, classes: int, sound: int, reader: ClipReader) -> Non
             f"{path} hears {sound} numbers a frame, and {reader.choice.audio.name} of "
             f"{reader.split} has {reader.sound_width}; take another with --variant audio=NAME"
         )
+
+
+def _categories(
+    reader: ClipReader, manifest: Path | None, also: Path | None = None
+) -> dict[str, str]:
+    """The category of each clip, where the data set can be listed and has any."""
+    files = files_of(reader.split, manifest, also)
+    clips = {name: files.clip(name) for name in reader.plan.clips}
+    return {name: clip.category for name, clip in clips.items() if clip and clip.category}
 
 
 def _noted(reader: ClipReader, initialisation: str, more: Mapping[str, Any]) -> dict[str, Any]:

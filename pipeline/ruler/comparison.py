@@ -1,12 +1,15 @@
 """Networks side by side; those that differ in the seed alone are one row, mean and deviation."""
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..train.evaluate import Evaluation, by_category
 from .candidates import Candidate
-from .measure import Measured
+
+Found = Sequence[tuple[Candidate, Mapping[str, Evaluation]]]
+"""Networks, and what each scores with each sound."""
 
 
 @dataclass(frozen=True)
@@ -43,29 +46,29 @@ class Row:
     """
 
     sound: str
-    of: Sequence[tuple[Candidate, Measured]]
+    of: Sequence[tuple[Candidate, Evaluation]]
 
     @property
     def name(self) -> str:
-        more = f" and {len(self.of) - 1} more seeds" if len(self.of) > 1 else ""
+        more = f" ({len(self.of)} seeds)" if len(self.of) > 1 else ""
         return f"{self.of[0][0].name}{more}"
 
     @property
     def clips(self) -> int:
-        return len(self.of[0][1].evaluation.clips)
+        return len(self.of[0][1].clips)
 
     def protocol(self, name: str) -> tuple[Spread | None, Spread | None]:
         """M_J and M_F of a protocol; None where it has none."""
-        scores = [measured.evaluation.protocols[name] for _, measured in self.of]
+        scores = [evaluation.protocols[name] for _, evaluation in self.of]
         return Spread.of([j for j, _ in scores]), Spread.of([f for _, f in scores])
 
     @property
     def protocols(self) -> list[str]:
-        return list(self.of[0][1].evaluation.protocols)
+        return list(self.of[0][1].protocols)
 
     @property
     def false_positives(self) -> Spread | None:
-        return Spread.of([each.evaluation.false_positive_rate for _, each in self.of])
+        return Spread.of([each.false_positive_rate for _, each in self.of])
 
     @property
     def segmented(self) -> Spread | None:
@@ -97,12 +100,12 @@ class Row:
         }
 
 
-def rows(found: Sequence[tuple[Candidate, dict[str, Measured]]]) -> list[Row]:
+def rows(found: Found) -> list[Row]:
     """A row for each sound of each network, those that differ in the seed alone together."""
-    alike: dict[tuple[str, str], list[tuple[Candidate, Measured]]] = {}
+    alike: dict[tuple[str, str], list[tuple[Candidate, Evaluation]]] = {}
     for each, by_sound in found:
-        for sound, measured in by_sound.items():
-            alike.setdefault((each.like, sound), []).append((each, measured))
+        for sound, evaluation in by_sound.items():
+            alike.setdefault((each.like, sound), []).append((each, evaluation))
     return [Row(sound, of) for (_, sound), of in alike.items()]
 
 
@@ -117,33 +120,29 @@ def table(of: Sequence[Row]) -> Iterator[Sequence[object]]:
         yield row.name, row.sound, row.clips, *(each and each.percent() for each in spreads)
 
 
-def by_protocol(of: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """All protocols side by side, `M_J / M_F`: the titles of the columns, and the lines."""
-    titles = ["protocol", *(f"{row.name}, {row.sound}" for row in of)]
-    names = dict.fromkeys(name for row in of for name in row.protocols)
-    lines: list[list[str]] = []
-    for name in names:
-        cells = [row.protocol(name) if name in row.protocols else (None, None) for row in of]
-        both = [" / ".join(each.percent() for each in cell if each) for cell in cells]
-        lines.append([name, *both])
-    return titles, lines
+def by_protocol(of: Sequence[Row]) -> Iterator[Sequence[str]]:
+    """All protocols, networks and sounds side by side in each: under PROTOCOLS, in percent."""
+    for name in dict.fromkeys(name for row in of for name in row.protocols):
+        for number, row in enumerate(each for each in of if name in each.protocols):
+            scores = [each.percent() if each else "" for each in row.protocol(name)]
+            yield "" if number else name, row.name, row.sound, *scores
 
 
+PROTOCOLS = ("protocol", "network", "sound", "M_J", "M_F")
 CSV_HEADER = ("network", "seed", "sound", "of", "name", "M_J", "M_F", "count")
 
 
-def csv_lines(
-    found: Sequence[tuple[Candidate, dict[str, Measured]]],
-) -> Iterator[Sequence[object]]:
+def csv_lines(found: Found) -> Iterator[Sequence[object]]:
     """Every clip, category and class of every network and sound, under CSV_HEADER.
 
     count: frames of a class, clips of a category, 1 for a clip.
     """
     for each, by_sound in found:
-        for sound, measured in by_sound.items():
+        for sound, evaluation in by_sound.items():
             start = (each.name, each.seed, sound)
-            for name, (j, f) in measured.evaluation.clips.items():
+            for name, (j, f) in evaluation.clips.items():
                 yield *start, "clip", name, j, f, 1
-            for of, groups in (("category", measured.categories), ("class", measured.classes)):
-                for name, group in groups.items():
-                    yield *start, of, name, group.m_j, group.m_f, group.count
+            groups = by_category(evaluation, each.categories)
+            for of, named in (("category", groups), ("class", evaluation.classes)):
+                for name, scores in named.items():
+                    yield *start, of, name, *scores

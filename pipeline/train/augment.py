@@ -8,6 +8,7 @@ clip's rows and one for its columns, so that nothing is resized that is cropped 
 other sizes are no cases of their own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -35,25 +36,23 @@ class Augment:
     """recipe: S4 and MS3 use resize-crop-colour-flip, AVSS colour-flip. Raises nothing."""
 
     recipe: Recipe
-    generator: torch.Generator
-    """On the CPU: what is drawn does not depend on the device."""
 
-    def draw(self, clips: int, pictures: int) -> Tensor:
-        """What chance decides of clips with that many frames and Maskiges: [clips, ...] in 0..1.
+    @staticmethod
+    def draw(draws: Sequence[torch.Generator], batch: Batch) -> Tensor:
+        """What chance decides of clips, [B, ...] in 0..1, a row from each clip's own generator.
 
-        On the CPU, a row a clip: whoever computes a part of a batch draws for all of it, and takes
-        its clips' rows.
+        On the CPU: what is drawn does not depend on the device.
         """
-        return torch.rand(clips, OF_CLIP + pictures * OF_PICTURE, generator=self.generator)
+        pictures = batch.labels.shape[1] * (1 if batch.maskige is None else 2)
+        numbers = OF_CLIP + pictures * OF_PICTURE
+        return torch.stack([torch.rand(numbers, generator=each) for each in draws])
 
-    def __call__(self, batch: Batch, drawn: Tensor | None = None) -> Batch:
-        """drawn: of these clips, from `draw`; when left out, it is drawn here."""
+    def __call__(self, batch: Batch, drawn: Tensor) -> Batch:
+        """drawn: of these clips, from `draw`."""
         if self.recipe == "none":
             return batch
         seen = [batch.frames] if batch.maskige is None else [batch.frames, batch.maskige]
-        clips, frames, height, width = batch.labels.shape
-        if drawn is None:
-            drawn = self.draw(clips, len(seen) * frames)
+        _, frames, height, width = batch.labels.shape
         resizes = self.recipe == "resize-crop-colour-flip"
         views = _views(drawn[:, :OF_CLIP], height, width, SHORT_SIDES if resizes else (224,))
         colours = _colours(drawn[:, OF_CLIP:].unflatten(1, (len(seen), frames, OF_PICTURE)))

@@ -1,9 +1,11 @@
-"""Checkpoints: everything a run needs to go on as if it had not stopped, in one whole file."""
+"""Checkpoints: everything a run needs to go on as if it had not stopped, in one whole file; and
+networks alone, for use elsewhere."""
 
 import contextlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +13,16 @@ from torch import Tensor, nn
 from .. import durable
 from ..errors import ComboError
 
+Value = TypeVar("Value")
+
 
 @dataclass
 class Checkpoint:
     """network, optimiser, scaler: state dictionaries.  iteration: batches seen.
-    best: highest M_J on the val split so far.  random: states of the random generators.
+    best: highest M_J on the val split so far.
     evaluated: iteration of the last evaluation, -1 where it is not known.  skipped: steps that were
-    not taken, and how many of them in a row just now.
+    not taken, and how many of them in a row just now.  averaged: the mean of the networks so far,
+    where the run has one.  No state of a random generator: see `draws`.
     """
 
     network: dict[str, Tensor]
@@ -25,10 +30,10 @@ class Checkpoint:
     scaler: dict[str, Any]
     iteration: int
     best: float
-    random: dict[str, Tensor]
     evaluated: int = -1
     skipped: int = 0
     in_a_row: int = 0
+    averaged: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save(path: Path, value: Checkpoint | dict[str, Any], keep: Path | None = None) -> None:
@@ -46,13 +51,41 @@ def save(path: Path, value: Checkpoint | dict[str, Any], keep: Path | None = Non
         raise
 
 
+def save_network(path: Path, network: dict[str, Tensor], iteration: int, best: float) -> None:
+    """Write a network alone, and the same beside it as `.safetensors`. Raises OSError.
+
+    iteration, best: as in a `Checkpoint`.
+    """
+    from safetensors.torch import save as as_bytes
+
+    told = {"iteration": str(iteration), "M_J": str(best)}
+    plain = {name: value.contiguous() for name, value in network.items()}
+    durable.write_bytes(path.with_suffix(".safetensors"), as_bytes(plain, told))
+    save(path, {"network": network, "iteration": iteration, "best": best})
+
+
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint to the CPU.
 
     Raises ComboError for a file that is missing or not one; it names the run's other checkpoint.
     """
+    return _told(path, _read)
+
+
+def network_of(path: Path) -> dict[str, Tensor]:
+    """The network that a checkpoint, or a file of `save_network`, is worth most for: the mean of
+    many where there is one. Raises ComboError as `load`."""
+
+    def read(path: Path) -> dict[str, Tensor]:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+        return value.get("averaged") or value["network"]
+
+    return _told(path, read)
+
+
+def _told(path: Path, read: Callable[[Path], Value]) -> Value:
     try:
-        return _read(path)
+        return read(path)
     except PermissionError as error:
         raise ComboError(f"{path} cannot be read ({error.strerror})") from None
     except Exception as error:
@@ -68,7 +101,7 @@ def load(path: Path) -> Checkpoint:
 
 def load_network(path: Path, network: nn.Module) -> None:
     """Give a network the parameters of a checkpoint. Raises ComboError."""
-    state = load(path).network
+    state = network_of(path)
     try:
         network.load_state_dict(state)
     except Exception as error:
@@ -84,7 +117,11 @@ def misfit(path: Path, error: Exception) -> ComboError:
 
 
 def _read(path: Path) -> Checkpoint:
-    found = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+    value = torch.load(path, map_location="cpu", weights_only=True)
+    if "optimiser" not in value:
+        raise TypeError("a network alone")
+    value.pop("random", None)  # of older runs
+    found = Checkpoint(**value)
     kinds = get_type_hints(Checkpoint)
     for name, value in vars(found).items():
         if not isinstance(value, get_origin(kinds[name]) or kinds[name]):
@@ -95,7 +132,7 @@ def _read(path: Path) -> Checkpoint:
 def _mend(path: Path) -> str:
     """What can take a checkpoint's place: the run's newest other one that is whole."""
     whole: list[tuple[int, Path]] = []
-    for name in ("best.pt", "last.pt", "previous.pt"):
+    for name in ("best.pt", "last.pt", "previous.pt"):  # best.pt of older runs is a checkpoint
         other = path.with_name(name)
         with contextlib.suppress(Exception):
             if other != path:
@@ -104,18 +141,3 @@ def _mend(path: Path) -> str:
         return "train one with combo train"
     iteration, other = max(whole)
     return f"{other} (iteration {iteration}) can take its place: cp {other} {path}"
-
-
-def random_states(augment: torch.Generator) -> dict[str, Tensor]:
-    """States of all generators that training draws from."""
-    states = {"augment": augment.get_state(), "torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
-
-
-def restore_random(states: dict[str, Tensor], augment: torch.Generator) -> None:
-    augment.set_state(states["augment"])
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])

@@ -10,12 +10,19 @@ are counted and the scale falls. They are bad when there is no scale left to bla
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from .. import durable, remedies
+from ..errors import ComboError
+from . import checkpoint
+from .checkpoint import Checkpoint
+from .journal import Journal
 from .loader import StoredBatch
+from .run_folder import RunFolder
 
 MOST_IN_A_ROW = 3
 """Bad steps after which a run ends, and of which the batches are kept."""
@@ -23,14 +30,13 @@ MOST_IN_A_ROW = 3
 
 @dataclass(frozen=True)
 class BadStep:
-    """A step that was not taken. iteration: counted from 1.  random: generators before it."""
+    """A step that was not taken. iteration: counted from 1.  batch: this process's share."""
 
     iteration: int
     loss: float
     gradient_norm: float
     in_a_row: int
     batch: StoredBatch
-    random: dict[str, Tensor]
 
     def __str__(self) -> str:
         what = "gradient" if math.isfinite(self.loss) else "loss"
@@ -44,21 +50,21 @@ class Health:
     def __init__(self, device: torch.device, skipped: int = 0, in_a_row: int = 0) -> None:
         self.skipped = torch.tensor(skipped, device=device)
         self.in_a_row = torch.tensor(in_a_row, device=device)
-        self._last: tuple[int, StoredBatch, dict[str, Tensor], Tensor, torch.cuda.Event | None]
+        self._last: tuple[int, StoredBatch, Tensor, torch.cuda.Event | None]
         self._unseen = False
 
     def judge(
         self,
         iteration: int,
         batch: StoredBatch,
-        random: dict[str, Tensor],
         loss: Tensor,
         gradient_norm: Tensor,
         scale: Tensor,
     ) -> Tensor:
         """1.0 on the device where the step must not be taken, else 0.0. Waits for nothing.
 
-        loss, gradient_norm: without the scale.  scale: of the loss; 1 where none is used.
+        loss, gradient_norm: of all processes, without the scale.  scale: of the loss; 1 where none
+        is used.
         """
         lost, steep = ~torch.isfinite(loss), ~torch.isfinite(gradient_norm)
         bad = lost | (steep & (scale <= 1))
@@ -69,7 +75,7 @@ class Health:
         if seen.is_cuda:
             copied = torch.cuda.Event()
             copied.record()
-        self._last, self._unseen = (iteration, batch, random, host, copied), True
+        self._last, self._unseen = (iteration, batch, host, copied), True
         return (lost | steep).float()
 
     def last(self) -> BadStep | None:
@@ -77,8 +83,46 @@ class Health:
         if not self._unseen:
             return None
         self._unseen = False
-        iteration, batch, random, host, copied = self._last
+        iteration, batch, host, copied = self._last
         if copied is not None:
             copied.synchronize()  # long since: the next step's matching has waited for the device
         in_a_row, loss, norm = host.tolist()
-        return BadStep(iteration, loss, norm, int(in_a_row), batch, random) if in_a_row else None
+        return BadStep(iteration, loss, norm, int(in_a_row), batch) if in_a_row else None
+
+
+def tell(
+    bad: BadStep,
+    run: RunFolder,
+    state: Checkpoint,
+    journal: Journal,
+    on_problem: Callable[[str], None],
+) -> None:
+    """Keep a bad step's batch and the state before it, and say so.
+
+    state: of now, which is that before the step.  on_problem: gets a line, but for the last of
+    several in a row. Raises ComboError when the run's folder cannot be written.
+    """
+    file, clips = run.skipped / f"{bad.iteration:06d}.pt", list(bad.batch.clips)
+    before = {**vars(state), "iteration": bad.iteration - 1}
+    batch = {name: value for name, value in vars(bad.batch).items() if name != "clips"}
+    with run.writing():
+        checkpoint.save(file, {**before, "batch": batch, "clips": clips})
+        for old in durable.listed(run.skipped)[:-MOST_IN_A_ROW]:
+            durable.remove(old)
+    told = {"loss": bad.loss, "gradient_norm": bad.gradient_norm, "clips": clips}
+    journal.write(bad.iteration, "skipped", told)
+    if bad.in_a_row < MOST_IN_A_ROW:
+        on_problem(
+            f"{bad}: step not taken, batch and clips ({', '.join(clips)}) are in {file}; if it "
+            f"comes again, lower learning_rate, or set precision=bf16 or fp32"
+        )
+
+
+def several(bad: BadStep, run: RunFolder) -> ComboError:
+    """Why a run ends with its last of several bad steps in a row."""
+    return ComboError(
+        f"{bad} of {run.root}, as {bad.in_a_row} times in a row (batches and clips: {run.skipped}); "
+        f"the network is as before: begin a run with it, --set initialisation={run.root}, and a "
+        f"lower learning_rate, or precision=bf16 or fp32, or go on past these clips: "
+        f"{remedies.resume(run.root)}"
+    )

@@ -73,6 +73,17 @@ class StoredBatch:
         """As `values`; looked up where it is not known."""
         return label_values(self.labels) if self.values is None else self.values
 
+    @classmethod
+    def of(cls, shares: Sequence["StoredBatch"]) -> "StoredBatch":
+        """Several batches of one split as one."""
+        first = shares[0]
+        if len(shares) == 1:
+            return first
+        tensors = {name: value for name, value in vars(first).items() if isinstance(value, Tensor)}
+        tensors.pop("palette", None)  # they share it
+        whole = {name: torch.cat([getattr(each, name) for each in shares]) for name in tensors}
+        return replace(first, clips=tuple(c for each in shares for c in each.clips), **whole)
+
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, its Maskiges painted. Nobody waits for it to arrive there."""
         maskige = None

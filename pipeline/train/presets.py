@@ -17,6 +17,7 @@ from .augment import Recipe
 from .cache import Cache
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Checkpointing = Literal["none", "encoder", "all"]
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,10 @@ class TrainSettings:
     checkpoint of a run, or one of `combo weights convert`."""
     iterations: int = 90_000
     batch_size: int = 8
-    """Clips an optimiser step."""
+    """Clips an optimiser step, of all processes together."""
     micro_batch: int = 8
-    """Clips that go through the network at once; the gradients are the batch's all the same."""
+    """Clips that go through a process's network at once, at most; the gradients are the batch's all
+    the same."""
     learning_rate: float = 1e-4
     backbone_lr_factor: float = 0.1
     weight_decay: float = 0.05
@@ -43,7 +45,17 @@ class TrainSettings:
     """Of the decay: learning_rate * (1 - i / iterations) ** power at iteration i."""
     warmup: int = 0
     """Iterations in which the learning rate rises linearly."""
+    ema: float = 0
+    """Decay of the mean of the networks so far, such as 0.999, which is evaluated and is the best
+    one instead of the network itself; 0: none."""
     precision: Precision = "fp32"
+    """Of training; evaluations are in fp32. On GPUs fp32 is what PyTorch does by default: products
+    in float32, convolutions in TF32 where there is one."""
+    compile: bool = False
+    """Let torch.compile make the network's parts: minutes at the start, faster steps on GPUs."""
+    checkpointing: Checkpointing = "none"
+    """Which blocks are computed again in the backward direction, to save memory: those of the
+    encoders, or all."""
     augment: Recipe = "resize-crop-colour-flip"
     evaluate_every: int = 5_000
     """Iterations between evaluations on the val split."""
@@ -68,10 +80,25 @@ class TrainSettings:
         for name in ("checkpoint_every", "checkpoint_minutes"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ComboError(f"{name} is {getattr(self, name)}, but must be 0 or more")
+        if not 0 <= self.ema < 1:
+            raise ComboError(f"ema is {self.ema}, but must be 0 (none), or below 1, such as 0.999")
+        if self.compile and self.checkpointing != "none":
+            raise ComboError(
+                "compile=true and checkpointing exclude each other: what is compiled chooses by "
+                "itself what it computes again; leave out one of them"
+            )
         if not 1 <= self.micro_batch <= self.batch_size or self.batch_size % self.micro_batch:
             raise ComboError(
                 f"micro_batch {self.micro_batch} must divide batch_size {self.batch_size}; "
                 f"add --set micro_batch={self.batch_size}"
+            )
+
+    def demand_shared_by(self, processes: int) -> None:
+        """Raises ComboError when a batch is not a multiple of so many processes' shares."""
+        if self.batch_size % processes:
+            raise ComboError(
+                f"{processes} processes cannot share a batch of {self.batch_size} evenly; begin a "
+                f"run with --set batch_size={processes}, or another multiple"
             )
 
 
@@ -128,14 +155,52 @@ def resolve(preset: str, changes: Sequence[str] = ()) -> RunSettings:
     Raises ComboError for a key that neither has, or a value of another type.
     """
     kind = kind_of(preset)
-    train, network = train_settings(preset), NETWORKS[kind].presets[preset]
+    settings = RunSettings(train_settings(preset), kind, NETWORKS[kind].presets[preset])
+    updates = _updates(settings, changes)
+    if "batch_size" in updates["train"] and "micro_batch" not in updates["train"]:
+        updates["train"]["micro_batch"] = updates["train"]["batch_size"]
+    return _changed(settings, updates, changes)
+
+
+def prefer_bf16(settings: RunSettings, changes: Sequence[str], has_bf16: bool) -> RunSettings:
+    """bf16 for a preset's fp16 where the device has it: no loss is too large or small for it.
+
+    changes: as in `resolve`; a precision among them is kept.
+    """
+    asked = any(change.partition("=")[0] == "precision" for change in changes)
+    if asked or not has_bf16 or settings.train.precision != "fp16":
+        return settings
+    return dataclasses.replace(
+        settings, train=dataclasses.replace(settings.train, precision="bf16")
+    )
+
+
+def amend(settings: RunSettings, changes: Sequence[str]) -> RunSettings:
+    """A run's settings with those that may change while it goes on: `ON_RESUME`.
+
+    Raises ComboError for another one that would not stay as it is.
+    """
+    updates = _updates(settings, changes)
+    for part in ("train", "network"):
+        for key, value in updates[part].items():
+            own = getattr(getattr(settings, part), key)
+            if value != own and key not in ON_RESUME:
+                raise ComboError(
+                    f"--set {key}={value} with --resume: the run goes on with its own {key}={own}; "
+                    f"what may change is {', '.join(ON_RESUME)}; for all else begin a new run"
+                )
+    return _changed(settings, updates, changes)
+
+
+def _updates(settings: RunSettings, changes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    train, network = settings.train, settings.network
     updates: dict[str, dict[str, Any]] = {"train": {}, "network": {}}
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
             raise ComboError(f"--set {change}: write key=value, such as --set iterations=1000")
-        for part, settings in (("train", train), ("network", network)):
-            hints = typing.get_type_hints(type(settings))
+        for part, known in (("train", train), ("network", network)):
+            hints = typing.get_type_hints(type(known))
             if key in hints and key != "preset":
                 updates[part][key] = parse(key, text, hints[key])
                 break
@@ -144,13 +209,17 @@ def resolve(preset: str, changes: Sequence[str] = ()) -> RunSettings:
             near = difflib.get_close_matches(key, known, 1)
             hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
             raise ComboError(f"--set {change}: no such setting{hint}")
-    if "batch_size" in updates["train"] and "micro_batch" not in updates["train"]:
-        updates["train"]["micro_batch"] = updates["train"]["batch_size"]
+    return updates
+
+
+def _changed(
+    settings: RunSettings, updates: dict[str, dict[str, Any]], changes: Sequence[str]
+) -> RunSettings:
     try:
         return RunSettings(
-            dataclasses.replace(train, **updates["train"]),
-            kind,
-            dataclasses.replace(network, **updates["network"]),
+            dataclasses.replace(settings.train, **updates["train"]),
+            settings.kind,
+            dataclasses.replace(settings.network, **updates["network"]),
         )
     except ValueError as error:
         raise ComboError(f"--set {' '.join(changes)}: {error}") from error
@@ -171,6 +240,12 @@ def parse(key: str, text: str, wanted: Any) -> Any:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not a value"
         raise ComboError(f"--set {key}={text}: {reason}") from None
 
+
+ON_RESUME = (
+    "iterations", "evaluate_every", "checkpoint_every", "checkpoint_minutes", "log_every",
+    "cache", "device", "threads",
+)  # fmt: skip
+"""Settings that may change while a run goes on."""
 
 WITHOUT_EFFECT = {"annotated"}
 """Settings that older runs were saved with and that changed nothing."""

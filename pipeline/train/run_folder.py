@@ -6,6 +6,7 @@ versions.json   combo, Python, torch, ... and the machine
 metrics.jsonl   one line a log entry, also in tensorboard/
 last.pt, previous.pt, best.pt  checkpoints; each is whole or not there
 skipped/        batches whose loss or gradient was no number, with the state before their step
+jobs/           script and log, where a cluster trains the run
 lock            who trains; the system drops the lock when that process ends
 
 A folder whose first checkpoint was not finished holds nothing of worth: the run begins again there.
@@ -32,7 +33,7 @@ from .presets import RunSettings, restore
 
 PACKAGES = ("combo-avs", "torch", "torchvision", "timm", "numpy", "zarr", "tensorstore")
 SETTINGS, DATA, VERSIONS = "settings.json", "data.json", "versions.json"
-BEFORE_THE_FIRST_CHECKPOINT = {SETTINGS, DATA, VERSIONS, "lock", "tensorboard"}
+BEFORE_THE_FIRST_CHECKPOINT = {SETTINGS, DATA, VERSIONS, "lock", "tensorboard", "jobs"}
 
 HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)
 NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
@@ -55,11 +56,14 @@ class SplitData(TypedDict):
 
 class RunData(TypedDict):
     """data.json. settings: split -> stage -> settings.  weights: stage -> digests.
-    manifest: names the weights to begin with; older runs do not say."""
+    manifest: names the weights to begin with.  frames_per_clip, classes: of the data set; older
+    runs do not say these three."""
 
     data_set: str
     store: str
     manifest: NotRequired[str]
+    frames_per_clip: NotRequired[int]
+    classes: NotRequired[list[str]]
     settings: dict[str, dict[str, dict[str, Any]]]
     weights: dict[str, dict[str, str]]
     splits: dict[str, SplitData]
@@ -88,8 +92,13 @@ class RunFolder:
         with run.claimed(), run.writing():
             durable.write_json(root / DATA, data)
             durable.write_json(root / VERSIONS, versions())
-            durable.write_json(root / SETTINGS, settings.as_dict())  # last: now it is a run
+            run.write_settings(settings)  # last: now it is a run
         return run
+
+    def write_settings(self, settings: RunSettings) -> None:
+        """Raises ComboError when that cannot be done."""
+        with self.writing():
+            durable.write_json(self.root / SETTINGS, settings.as_dict())
 
     @property
     def begun(self) -> bool:
@@ -190,6 +199,21 @@ class RunFolder:
         return ComboError(
             f"{self.root / name} is damaged ({reason}); put back a copy of it, or train again"
         )
+
+
+def checkpoint_of(path: Path) -> tuple[RunFolder, Path]:
+    """A run and which of its checkpoints is meant: the one that is named, or, where only the
+    folder is, the best one (the last one where nothing was evaluated). Raises ComboError."""
+    if not path.is_file():
+        run = RunFolder(path)
+        run.settings()  # says so when it is no run
+        return run, run.best if run.best.exists() else run.last
+    if not (path.parent / SETTINGS).exists():
+        raise ComboError(
+            f"{path} lies in no run's folder, so nothing says what it was trained with; "
+            f"give it beside the {SETTINGS} and {DATA} of its run"
+        )
+    return RunFolder(path.parent), path
 
 
 def versions() -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 
 from ...model.backbones import Backbone
 from ...model.interface import Network
+from ..devices import has_bf16
 from ..errors import ComboError
 from ..jobs.plan import stage_settings
 from ..manifest import Manifest, load_manifest
@@ -16,8 +17,9 @@ from ..source import Choice, choose_variants, open_source, sources_in
 from ..weights import load_state, resolve
 from . import checkpoint
 from .loader import ClipReader
-from .presets import RunSettings
+from .presets import RunSettings, amend, prefer_bf16
 from .presets import resolve as resolve_settings
+from .processes import ALONE, Processes
 from .run_folder import RunData, RunFolder, SplitData
 from .trainer import Trainer
 
@@ -40,8 +42,10 @@ def start(
     changes: Sequence[str],
     folder: Path,
     named: Mapping[str, str] | None = None,
+    together: Processes = ALONE,
 ) -> Trainer:
     """A new run. changes: `key=value` of the settings.  named: stage -> variant in the store.
+    together: the processes of the run.
 
     Reads the store, or the packed file, only. Raises ComboError for unknown settings, stages that
     are not finished, missing weights.
@@ -75,6 +79,7 @@ def start(
     if val := sources.get("val"):
         readers["val"] = ClipReader(val, choose_variants(val, wanted["val"], weights=weights))
     settings = _fit_to_data(settings, readers["train"])
+    settings = prefer_bf16(settings, changes, has_bf16(settings.train.device))
     try:
         network = _network(settings, manifest)
     except ValueError as error:
@@ -83,22 +88,30 @@ def start(
         "data_set": data_set,
         "store": str(store.resolve()),
         "manifest": str(manifest.file.absolute()),
+        "frames_per_clip": readers["train"].plan.frames_per_clip,
+        "classes": list(readers["train"].plan.classes),
         "settings": wanted,
         "weights": weights,
         "splits": {name: _described(reader) for name, reader in readers.items()},
     }
-    run = RunFolder.create(folder, settings, data)
-    return Trainer(run, settings, network, readers)
+    run = RunFolder.create(folder, settings, data) if together.first else RunFolder(folder)
+    return Trainer(run, settings, network, readers, together)
 
 
-def resume(folder: Path, store: Path | None = None) -> Trainer:
+def resume(
+    folder: Path,
+    store: Path | None = None,
+    together: Processes = ALONE,
+    changes: Sequence[str] = (),
+) -> Trainer:
     """A run that goes on from its last checkpoint, or begins again where it had none.
 
     store: where the store lies now, if it moved, or a file packed from it.
-    Raises ComboError when the store is no longer what the run was started on.
+    changes: `key=value` of settings that may change; the run notes them when it trains.
+    Raises ComboError when the store is no longer what the run was started on, or for other changes.
     """
     run = RunFolder(folder)
-    settings, data = run.settings(), run.data()
+    settings, data = amend(run.settings(), changes), run.data()
     readers: dict[str, ClipReader] = {}
     for name, known in data["splits"].items():
         split = open_source(store or Path(data["store"]), data["data_set"], name)
@@ -112,9 +125,8 @@ def resume(folder: Path, store: Path | None = None) -> Trainer:
             )
     if not run.begun:
         manifest = load_manifest(Path(data["manifest"]) if "manifest" in data else None)
-        return Trainer(run, settings, _network(settings, manifest), readers)
-    torch.manual_seed(settings.train.seed)
-    trainer = Trainer(run, settings, settings.build(), readers)
+        return Trainer(run, settings, _network(settings, manifest), readers, together)
+    trainer = Trainer(run, settings, settings.build(), readers, together)
     trainer.resume()
     return trainer
 
@@ -189,7 +201,7 @@ def _state_of(path: Path) -> Mapping[str, torch.Tensor]:
         return load_state(path)
     run = RunFolder(path)
     run.settings()  # says so when it is no run
-    return checkpoint.load(run.best if run.best.exists() else run.last).network
+    return checkpoint.network_of(run.best if run.best.exists() else run.last)
 
 
 def _seeded(settings: RunSettings, pretrained: bool = False) -> Network:

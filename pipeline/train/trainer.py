@@ -1,6 +1,13 @@
 """The training loop: batch, forward, loss, backward, step; now and then an evaluation or a
-checkpoint."""
+checkpoint.
 
+Several processes go through it side by side, each with its share of every batch (`processes`). What
+they must agree on, whether to stop or to save, goes with the divisors, which they exchange anyway.
+All exchange of a step is over before the optimiser is asked: when a process is gone, the others
+still have the network of the step before.
+"""
+
+import contextlib
 import dataclasses
 import math
 import time
@@ -10,22 +17,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...model.interface import Network
-from .. import durable, remedies
-from ..devices import choose_device
+from .. import remedies
 from ..errors import ComboError
 from ..jobs.stopping import Stop, Stopped
-from . import checkpoint
+from . import checkpoint, draws, processes
 from .augment import Augment
+from .average import Average
 from .cache import batches
 from .checkpoint import Checkpoint
-from .evaluate import measure
-from .health import MOST_IN_A_ROW, BadStep, Health
+from .evaluate import PRECISION, measure
+from .health import MOST_IN_A_ROW, Health, several, tell
 from .journal import Journal
 from .loader import ClipReader, StoredBatch, shuffled
 from .presets import RunSettings, TrainSettings
+from .processes import ALONE, Agreement, Processes
 from .run_folder import RunFolder
 
 
@@ -55,7 +63,7 @@ def learning_rate_factor(settings: TrainSettings, iteration: int) -> float:
 class Trainer:
     """One run: a network, its data and its folder.
 
-    readers: "train", and "val" where there is a val split.
+    readers: "train", and "val" where there is a val split.  together: the processes of the run.
     """
 
     journal: Journal
@@ -66,9 +74,13 @@ class Trainer:
         settings: RunSettings,
         network: Network,
         readers: Mapping[str, ClipReader],
+        together: Processes = ALONE,
     ) -> None:
         self.run, self.settings, self.readers = run, settings.train, readers
-        self.device = choose_device(self.settings.device)
+        self._all_settings = settings
+        self.together = together
+        self.settings.demand_shared_by(together.count)
+        self.device = together.device(self.settings.device)
         if self.settings.threads:
             torch.set_num_threads(self.settings.threads)
         self.network = network.to(self.device)
@@ -89,9 +101,12 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.settings.precision == "fp16"
         )
-        self.augment = Augment(
-            self.settings.augment, torch.Generator().manual_seed(self.settings.seed)
-        )
+        self.augment = Augment(self.settings.augment)
+        self.average = Average(self.network, self.settings.ema) if self.settings.ema else None
+        if self.settings.checkpointing != "none":  # after the copy, whose blocks are its own
+            network.recompute(self.settings.checkpointing == "all")
+        self._spread: nn.Module = self.network
+        self._agreement = Agreement(together)
         self.iteration, self.evaluated, self.best = 0, 0, -math.inf
         self.health = Health(self.device)
         self._saved: tuple[int, int] | None = None  # at which iteration, and what was evaluated
@@ -105,9 +120,15 @@ class Trainer:
             self.network.load_state_dict(state.network)
             self.optimiser.load_state_dict(state.optimiser)
             self.scaler.load_state_dict(state.scaler)
-            checkpoint.restore_random(state.random, self.augment.generator)
+            if self.average is not None:
+                self.average.network.load_state_dict(state.averaged)
         except Exception as error:  # whatever an odd state leads PyTorch into
             raise checkpoint.misfit(self.run.last, error) from error
+        if state.iteration > self.settings.iterations:
+            raise ComboError(
+                f"iterations is {self.settings.iterations}, but {self.run.root} has seen "
+                f"{state.iteration}; give at least as many"
+            )
         self.iteration, self.best = state.iteration, state.best
         self.evaluated = state.iteration if state.evaluated < 0 else state.evaluated
         self.health = Health(self.device, state.skipped, state.in_a_row)
@@ -125,25 +146,49 @@ class Trainer:
         on_problem: gets a line for each step that was not taken since something was no number,
         but for what half precision skips as a matter of course.
         Raises Stopped; ComboError when several steps in a row could not be taken, the run's folder
-        cannot be written, or another process trains there.
+        cannot be written, another run trains there, or a process of this one is gone.
         """
         stop = stop or Stop()
-        with self.run.claimed():
-            if self.run.state() != self._begun_from:
-                raise ComboError(
-                    f"another process has trained {self.run.root} meanwhile; "
-                    f"go on with: {remedies.resume(self.run.root)}"
-                )
-            if self.iteration == 0:
-                self._save()  # from here on the run can be resumed
-            self.journal, self._on_problem = Journal(self.run, self.iteration), on_problem
+        go_on = f"go on with: {remedies.resume(self.run.root)}"
+        with self.run.claimed() if self.together.first else contextlib.nullcontext():
+            if self.together.first and self.run.state() != self._begun_from:
+                raise ComboError(f"another process has trained {self.run.root} meanwhile; {go_on}")
+            self._on_problem = on_problem
+            if self.together.first:
+                if self.iteration == 0:
+                    self._write()  # from here on the run can be resumed
+                self.journal = Journal(self.run, self.iteration)
+                self._note_changes()
             try:
+                if len({*self.together.gather(self.iteration)}) > 1:
+                    raise ComboError(f"the processes do not see the same {self.run.last}; {go_on}")
+                if self.settings.compile:
+                    self.network.compile_parts()
+                self._spread = self.together.spread(self.network)
                 self._go(on_step, stop)
+                if self._saved != (self.iteration, self.evaluated):
+                    self._save()
             except Stopped:
                 self._save()
-                raise Stopped(f"go on with: {remedies.resume(self.run.root)}") from None
-            if self._saved != (self.iteration, self.evaluated):
-                self._save()
+                raise self.together.ended(Stopped(go_on)) from None
+            except Exception as error:
+                if not processes.lost_one(error):
+                    raise
+                self._write()
+                raise self.together.ended(
+                    ComboError(
+                        f"another process of {self.run.root} is gone, or does not answer; "
+                        f"iteration {self.iteration} is saved, {go_on}"
+                    )
+                ) from error
+
+    def _note_changes(self) -> None:
+        """Settings that the run goes on with otherwise than before."""
+        before = dataclasses.asdict(self.run.settings().train)
+        changed = {k: v for k, v in dataclasses.asdict(self.settings).items() if v != before[k]}
+        if changed:
+            self.run.write_settings(self._all_settings)
+            self.journal.write(self.iteration, "settings", changed)
 
     def _go(self, on_step: Callable[[Step], None], stop: Stop) -> None:
         settings, reader = self.settings, self.readers["train"]
@@ -153,8 +198,9 @@ class Trainer:
         )
         self.network.train()
         since, logged = time.perf_counter(), self.iteration
-        for batch in batches(reader, order, settings.cache, self.device):
-            losses = self._step(batch)
+        mine = map(self.together.share, order)
+        for batch in batches(reader, mine, settings.cache, self.device):
+            losses = self._step(batch, stop)
             self.iteration += 1
             last = self.iteration == settings.iterations
             if self.iteration % settings.log_every == 0 or last:
@@ -163,84 +209,91 @@ class Trainer:
                 since, logged = time.perf_counter(), self.iteration
             if self._evaluate(stop):
                 since, logged = time.perf_counter(), self.iteration
-            if stop.asked and not last:
+            stopping, saving = self._agreement.reached(stop.asked, self._late())
+            if stopping and not last:
                 raise Stopped
-            if self._checkpoint_due():
+            every = settings.checkpoint_every
+            if saving or (every and self.iteration % every == 0):
                 self._save()
 
-    def _step(self, batch: StoredBatch) -> dict[str, Tensor]:
-        """One optimiser step; returns the batch's losses and the gradient's norm."""
+    def _step(self, batch: StoredBatch, stop: Stop) -> dict[str, Tensor]:
+        """One optimiser step; returns the batch's losses and the gradient's norm.
+
+        batch: this process's share.  stop: what it tells the others with it.
+        """
         settings = self.settings
         factor = learning_rate_factor(settings, self.iteration)
         for group in self.optimiser.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        random = checkpoint.random_states(self.augment.generator)
         values = batch.held()  # before the device has them alone, which would be waited for
-        whole = self.augment(batch.to(self.device))
+        whole = batch.to(self.device)
+        whole = self.augment(
+            whole, self.augment.draw(self._draws(draws.AUGMENTATION, batch), whole)
+        )
         divisors = self.criterion.divisors(whole.labels, whole.annotated, whole.present)
-        sums: dict[str, Tensor] = {}
-        for first in range(0, settings.batch_size, settings.micro_batch):
+        divisors = self._agreement.sent_with(divisors, stop.asked, self._late())
+        points = self._draws(draws.POINTS, batch)
+        draws.seed_layers(settings.seed, self.iteration, self.together.rank)
+        sums = torch.zeros((), device=self.device)
+        names: list[str] = []
+        for first in range(0, len(points), settings.micro_batch):
             of_part = slice(first, first + settings.micro_batch)
             part = whole.part(of_part.start, of_part.stop)
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                out = self.network(part.frames, part.maskige, part.sound, part.present)
-            losses = self.criterion(
-                out,
-                part.labels,
-                annotated=part.annotated,
-                values=values[of_part],
-                divisors=divisors,
-            )
-            self.scaler.scale(losses.total).backward()
-            for name, value in {**losses.weighted, "total": losses.total}.items():
-                sums[name] = sums.get(name, 0) + value.detach()
+            with processes.parts(self._spread, last=of_part.stop >= len(points)):
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                    out = self._spread(part.frames, part.maskige, part.sound, part.present)
+                losses = self.criterion(
+                    out,
+                    part.labels,
+                    annotated=part.annotated,
+                    values=values[of_part],
+                    divisors=divisors,
+                    draws=points[of_part],
+                )
+                self.scaler.scale(losses.total).backward()
+            names = [*losses, "total"]
+            sums = sums + torch.cat([losses.stacked, losses.total[None]]).detach()
+        sums = self.together.total(sums)
         self.scaler.unscale_(self.optimiser)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
-        self._look_back(random)
+        self._look_back()
         scale = self.scaler.scale(torch.ones((), device=self.device))
-        judged = (self.iteration + 1, batch, random, sums["total"], norm, scale)
         # As GradScaler.step does, which looks at the gradients alone.
-        self.optimiser.found_inf = self.health.judge(*judged)  # pyright: ignore[reportAttributeAccessIssue]
+        self.optimiser.found_inf = self.health.judge(  # pyright: ignore[reportAttributeAccessIssue]
+            self.iteration + 1, batch, sums[-1], norm, scale
+        )
         self.optimiser.step()
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
-        return {**sums, "gradient_norm": norm.detach()}
+        if self.average is not None:
+            self.average.update(self.network)
+        return {**dict(zip(names, sums.unbind(), strict=True)), "gradient_norm": norm.detach()}
 
-    def _look_back(self, random: dict[str, Tensor] | None = None) -> None:
-        """Tell of the last step if it was bad; end the run when it was one of several in a row.
+    def _draws(self, what: int, batch: StoredBatch) -> list[torch.Generator]:
+        """Of each clip of this process's share."""
+        count = len(batch.clips)
+        places = range(self.together.rank * count, (self.together.rank + 1) * count)
+        device = self.device if what == draws.POINTS else torch.device("cpu")
+        return draws.generators(self.settings.seed, self.iteration, places, what, device)
 
-        random: states of the generators before the step in hand, when one is.
-        """
+    def _late(self) -> bool:
+        """Whether it is time for a checkpoint; the first process knows."""
+        minutes = self.settings.checkpoint_minutes
+        late = time.monotonic() - self._saved_at >= 60 * minutes
+        return self.together.first and minutes > 0 and late
+
+    def _look_back(self) -> None:
+        """Tell of the last step if it was bad; end the run when it was one of several in a row."""
         bad = self.health.last()
         if bad is None:
             return
-        file, clips = self._keep(bad), list(bad.batch.clips)
-        told = {"loss": bad.loss, "gradient_norm": bad.gradient_norm, "clips": clips}
-        self.journal.write(bad.iteration, "skipped", told)
-        if bad.in_a_row < MOST_IN_A_ROW:
-            self._on_problem(
-                f"{bad}: step not taken, batch and clips ({', '.join(clips)}) are in {file}; if it "
-                f"comes again, lower learning_rate, or set precision=bf16 or fp32"
-            )
-            return
-        self._save(random)
-        raise ComboError(
-            f"{bad} of {self.run.root}, as {bad.in_a_row} times in a row (batches and clips: "
-            f"{file.parent}); the network is as before: begin a run with it, --set "
-            f"initialisation={self.run.root}, and a lower learning_rate, or precision=bf16 or "
-            f"fp32, or go on past these clips: {remedies.resume(self.run.root)}"
-        )
-
-    def _keep(self, bad: BadStep) -> Path:
-        """Write a bad step's batch and the state before it, which is the state now."""
-        file = self.run.skipped / f"{bad.iteration:06d}.pt"
-        state = dataclasses.replace(self._state(), iteration=bad.iteration - 1, random=bad.random)
-        batch = {k: v for k, v in vars(bad.batch).items() if k != "clips"}
-        with self.run.writing():
-            checkpoint.save(file, {**vars(state), "batch": batch, "clips": list(bad.batch.clips)})
-            for old in durable.listed(self.run.skipped)[:-MOST_IN_A_ROW]:
-                durable.remove(old)
-        return file
+        whole = StoredBatch.of(self.together.gather(bad.batch))
+        if self.together.first:
+            bad = dataclasses.replace(bad, batch=whole)
+            tell(bad, self.run, self._state(), self.journal, self._on_problem)
+        if bad.in_a_row >= MOST_IN_A_ROW:
+            self._write()
+            raise self.together.ended(several(bad, self.run))
 
     def _log(self, losses: Mapping[str, Tensor], seconds: float) -> Step:
         """Write a log entry. seconds: of an iteration. Here, and not in a step, the host waits."""
@@ -256,45 +309,46 @@ class Trainer:
         }
         if self.scaler.is_enabled():
             told["loss_scale"] = self.scaler.get_scale()
-        self.journal.write(self.iteration, "train", told)
+        self._note("train", told)
         left = seconds * (self.settings.iterations - self.iteration)
         return Step(self.iteration, self.settings.iterations, values["total"], left, skipped)
 
     def _evaluate(self, stop: Stop) -> bool:
-        """Evaluate where it is time. Raises Stopped between two clips; it then begins again."""
+        """Evaluate where it is time. Raises Stopped after a clip; it then begins again."""
         settings, val = self.settings, self.readers.get("val")
         due = self.iteration % settings.evaluate_every == 0 or self.iteration == settings.iterations
         if not due or self.evaluated == self.iteration or val is None or not val.labelled:
             return False
         self._look_back()
-
-        def on_clip(*_: object) -> None:
-            if stop.asked:
-                raise Stopped
-
-        result = measure(self.network, val, self.device, self.dtype, on_clip=on_clip)
+        network = self.network if self.average is None else self.average.network
+        how: dict[str, Any] = {"stop": stop, "together": self.together}
+        result = measure(network, val, self.device, **how)
         self.network.train()
         self.evaluated = self.iteration
-        self.journal.write(self.iteration, "val", {"M_J": result.m_j, "M_F": result.m_f})
+        self._note("val", {"M_J": result.m_j, "M_F": result.m_f, "precision": PRECISION})
         if result.m_j > self.best:
             self.best = result.m_j
-            with self.run.writing():
-                checkpoint.save(self.run.best, self._state())
+            if self.together.first:
+                with self.run.writing():
+                    state = network.state_dict()
+                    checkpoint.save_network(self.run.best, state, self.iteration, self.best)
         return True
 
-    def _checkpoint_due(self) -> bool:
-        every, minutes = self.settings.checkpoint_every, self.settings.checkpoint_minutes
-        by_time = minutes and time.monotonic() - self._saved_at >= 60 * minutes
-        return bool(by_time) or (bool(every) and self.iteration % every == 0)
+    def _note(self, kind: str, values: Mapping[str, Any]) -> None:
+        if self.together.first:
+            self.journal.write(self.iteration, kind, values)
 
-    def _save(self, random: dict[str, Tensor] | None = None) -> None:
-        """Write last.pt; the one there becomes previous.pt. random: as in `_look_back`."""
-        self._look_back(random)
-        state = self._state()
-        if random is not None:
-            state.random = random
+    def _save(self) -> None:
+        """Write a checkpoint; all processes come here."""
+        self._look_back()
+        self._write()
+
+    def _write(self) -> None:
+        """The first process writes last.pt; the one there becomes previous.pt."""
+        if not self.together.first:
+            return
         with self.run.writing():
-            checkpoint.save(self.run.last, state, keep=self.run.previous)
+            checkpoint.save(self.run.last, self._state(), keep=self.run.previous)
         self._saved, self._saved_at = (self.iteration, self.evaluated), time.monotonic()
 
     def _state(self) -> Checkpoint:
@@ -304,8 +358,8 @@ class Trainer:
             scaler=self.scaler.state_dict(),
             iteration=self.iteration,
             best=self.best,
-            random=checkpoint.random_states(self.augment.generator),
             evaluated=self.evaluated,
             skipped=int(self.health.skipped),
             in_a_row=int(self.health.in_a_row),
+            averaged=self.average.network.state_dict() if self.average else {},
         )

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from combo.pipeline.jobs.verify import Finding, verify_variant
 from combo.pipeline.manifest import load_manifest
 from combo.pipeline.sample import write_sample
 
-from .slurm_tools import alone, are_over, queue, slurm, wait_until, why_no_slurm
+from .slurm_tools import alone, are_over, queue, slurm, start_again, wait_until, why_no_slurm
 from .test_job_arrays import array_of
 
 pytestmark = [
@@ -94,14 +93,6 @@ def workers() -> dict[str, str]:
     if there is None:
         return {"?": "Slurm is busy"}
     return {job: state for job, state in there.items() if "_" not in job}
-
-
-def start_again(task: str) -> None:
-    """Slurm lets what is queued again wait for two minutes; a person with no patience does this."""
-    wait_until(lambda: "PENDING" in slurm("scontrol", "show", "job", task))
-    # Slurm revokes, by the second, a task's right to run: one started in the same is refused.
-    time.sleep(2)
-    slurm("scontrol", "update", f"JobId={task}", "StartTime=now")
 
 
 def is_good(job: Job) -> bool:

@@ -326,7 +326,7 @@ def test_important_points_are_where_the_mask_is_least_certain() -> None:
     torch.manual_seed(0)
     ramp = torch.linspace(-8, 8, 32).expand(1, 1, 32, 32)
     criterion = Criterion.from_preset("combo-r50-ms3", mask_points=400)
-    points = criterion._important_points(ramp)
+    points = criterion._important_points(ramp, [1], None)
     assert points.shape == (1, 400, 2)
     near = ((points[0, :300, 0] - 0.5).abs() < 0.2).float().mean()
     assert near > 0.95
@@ -373,24 +373,29 @@ def test_a_diverged_network_is_still_matched() -> None:
 @pytest.mark.parametrize("fidelity", ["reference", "paper"])
 def test_losses_and_gradients_of_a_batchs_parts_add_up_to_the_batchs(fidelity: str) -> None:
     valid = torch.tensor([[True] * 5, [True] * 5, [True] * 2 + [False] * 3])
-    out, points = predictions(batch=3, valid=valid), grid_points()
-    labels = labelled(3)
+    out, labels = predictions(batch=3, valid=valid), labelled(3)
     labels[0] = 1  # one target a frame, and three
     labels[1, 1:] = 255  # and frames without labels
     leaves = [t.requires_grad_() for p in out.layers for t in (p.class_logits, p.mask_logits)]
     settings = {**SMALL, "fidelity": fidelity, "query_count": 4}
     criterion = Criterion.from_preset("combo-r50-ms3", **settings)
     annotated = (labels != 255).flatten(2).any(dim=2)
-    whole = criterion(out, labels, points=points, annotated=annotated)
+
+    def draws(part: slice) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(clip) for clip in range(3)[part]]
+
+    whole = criterion(out, labels, annotated=annotated, draws=draws(slice(3)))
     expected = torch.autograd.grad(whole.total, leaves)
 
-    divisors = criterion.divisors(labels, annotated, valid)
+    parts = (slice(0, 1), slice(1, 3))
+    divisors = sum(criterion.divisors(labels[p], annotated[p], valid[p]) for p in parts)
+    assert torch.equal(divisors, criterion.divisors(labels, annotated, valid))
     sums, gradients = dict.fromkeys(whole, 0.0), [torch.zeros_like(leaf) for leaf in leaves]
-    for part in (slice(0, 1), slice(1, 3)):
+    for part in parts:
         layers = [Prediction(p.class_logits[part], p.mask_logits[part]) for p in out.layers]
         mine = ComboOutput(layers, out.padded_masks[part], out.image_size, valid[part])
         losses = criterion(
-            mine, labels[part], points=points, annotated=annotated[part], divisors=divisors
+            mine, labels[part], annotated=annotated[part], divisors=divisors, draws=draws(part)
         )
         for name, value in losses.items():
             sums[name] += value.item()

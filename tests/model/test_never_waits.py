@@ -86,7 +86,7 @@ def test_labels_of_which_nothing_is_known_are_asked_for(asked: list[tuple[int, .
 
 @pytest.mark.parametrize("recipe", ["colour-flip", "resize-crop-colour-flip"])
 def test_augmentation_on_a_gpu_waits_for_nothing(recipe: Recipe) -> None:
-    augment = Augment(recipe, torch.Generator().manual_seed(0))
+    augment, draws = Augment(recipe), [torch.Generator().manual_seed(clip) for clip in range(2)]
     with fake_gpu() as watch:
         pictures = torch.empty(2, 3, 3, 64, 64, dtype=torch.uint8, device=GPU)
         batch = Batch(
@@ -99,7 +99,7 @@ def test_augmentation_on_a_gpu_waits_for_nothing(recipe: Recipe) -> None:
             clips=("a", "b"),
         )
         watch.waits.clear()
-        after = augment(batch)
+        after = augment(batch, augment.draw(draws, batch))
     assert not watch.waits
     assert after.frames.device == after.labels.device == GPU
 

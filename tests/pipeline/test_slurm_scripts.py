@@ -1,5 +1,7 @@
 """Lines of a job script as sbatch reads them, and what a cluster's own settings say."""
 
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,3 +84,40 @@ def test_a_script_can_be_looked_at_where_slurm_does_not_answer(
     assert done.exit_code == 0, done.output
     assert "#SBATCH" in done.stdout
     assert "not known here: scontrol said: no controller" in done.stderr
+
+
+def test_a_training_job_begins_its_run_and_then_goes_on_with_it(
+    manifest_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "a run"
+    words = ["submit", "train", "--preset", "combo-small-ms3", "--slurm", "--gpus", "2"]
+    words += ["--nodes", "2", "--set", "batch_size=4", "--set", "initialisation=a b", "--print"]
+    words += ["--out", str(run), "--manifest", str(manifest_file())]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    for line in ("--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--requeue"):
+        assert f"#SBATCH {line}\n" in done.stdout
+    assert "#SBATCH --signal=USR1@120\n" in done.stdout, "to the processes, not to the shell"
+    assert not run.exists()
+
+    def started() -> list[str]:
+        """What the job's shell starts."""
+        before = 'exec() { printf "%s\\n" "$@"; }\nscontrol() { echo one; echo two; }\n'
+        words = ["bash", "-euc", before + done.stdout]
+        environment = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "PATH": os.environ["PATH"]}
+        ran = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+        return ran.stdout.splitlines()
+
+    command = started()
+    assert command[0] == "srun"
+    assert command[command.index("train") :][:3] == ["train", "--out", str(run)]
+    assert command[command.index("initialisation=a b") - 1] == "--set"
+    assert command[-2:] == ["--requeue", "--quiet"]
+    run.mkdir()
+    (run / "settings.json").touch()
+    command = started()
+    assert command[command.index("train") :] == [
+        "train", "--resume", str(run), "--requeue", "--quiet",
+    ]  # fmt: skip
+    refused = CliRunner().invoke(app, [*words, "--set", "batch_size=6"])
+    assert "4 processes cannot share a batch of 6 evenly" in str(refused.exception)

@@ -20,6 +20,7 @@ from combo.pipeline.train.augment import (
     Recipe,
     shift_colours,
 )
+from combo.pipeline.train.draws import AUGMENTATION, generators
 from combo.pipeline.train.loader import Batch
 
 SIZE = 64
@@ -44,7 +45,12 @@ def shapes(clips: int = 4, frames: int = 2, seed: int = 0) -> Batch:
 
 
 def augmented(batch: Batch, recipe: Recipe, seed: int) -> Batch:
-    return Augment(recipe, torch.Generator().manual_seed(seed))(batch)
+    augment = Augment(recipe)
+    return augment(batch, augment.draw(draws(seed, len(batch.labels)), batch))
+
+
+def draws(seed: int, clips: int) -> list[torch.Generator]:
+    return generators(seed, 0, range(clips), AUGMENTATION, torch.device("cpu"))
 
 
 def white(pictures: Tensor) -> Tensor:
@@ -128,7 +134,7 @@ def test_the_picture_is_the_resized_one_cropped_mirrored_and_padded(side: int) -
     plain = replace(
         shapes(clips=2, frames=1), frames=frames, maskige=frames, labels=frames[:, :, 0].clone()
     )
-    got = Augment("resize-crop-colour-flip", torch.Generator())(plain, drawn)
+    got = Augment("resize-crop-colour-flip")(plain, drawn)
     window = (..., slice(top, top + rows), slice(left, left + columns))
     whole = F.interpolate(frames[:, 0].float(), size, mode="bilinear", antialias=True)[window]
     labels = F.interpolate(plain.labels.float(), size, mode="nearest-exact")[window]
@@ -141,8 +147,8 @@ def test_the_picture_is_the_resized_one_cropped_mirrored_and_padded(side: int) -
 
 
 def test_parts_of_a_batch_with_their_rows_of_what_was_drawn_are_the_batch() -> None:
-    batch, augment = shapes(), Augment("resize-crop-colour-flip", torch.Generator())
-    drawn = augment.draw(4, 4)
+    batch, augment = shapes(), Augment("resize-crop-colour-flip")
+    drawn = augment.draw(draws(0, 4), batch)
     whole = augment(batch, drawn)
     for first in (0, 2):
         part, of_part = (

@@ -114,8 +114,9 @@ class FilmCriterion(NetworkCriterion):
         annotated: Tensor,
         values: Tensor | None = None,
         divisors: Any = None,
+        draws: Any = None,
     ) -> Losses:
-        del values
+        del values, draws
         chosen = out.layout.pack(annotated)
         truth = out.layout.pack(labels)[chosen].long()
         logits = out.logits[chosen].float()

@@ -17,7 +17,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from combo.model import Losses, NetworkCriterion
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs.stopping import Stop, Stopped
 from combo.pipeline.manifest import Manifest, load_manifest
@@ -268,12 +267,11 @@ def test_a_gradient_that_is_no_number_costs_its_step_and_nothing_else(
     # What was kept does the step again: the loss is that of the log.
     again = resume(run.root)
     again.network.load_state_dict(kept["network"])
-    checkpoint.restore_random(kept["random"], again.augment.generator)
     reader, again.iteration = again.readers["train"], kept["iteration"]
     batch = reader.read([reader.plan.clips.index(name) for name in kept["clips"]])
     assert equal(kept["batch"], {k: v for k, v in vars(batch).items() if k != "clips"})
     again.network.train()
-    assert float(again._step(batch)["total"]) == train[2]["total"]
+    assert float(again._step(batch, Stop())["total"]) == train[2]["total"]
 
 
 def test_a_run_is_killed_after_a_skipped_step_and_ends_with_the_same_bits(
@@ -376,21 +374,6 @@ def test_what_half_precision_skips_is_counted_and_shown(finished: Manifest, tmp_
 # -- micro-batches ---------------------------------------------------------------------------------
 
 
-class AtPoints(NetworkCriterion):
-    """A criterion that draws no points, since other parts draw others."""
-
-    def __init__(self, inner: Any) -> None:
-        super().__init__()
-        self.inner = inner
-        self.points = torch.rand(256, 2, generator=torch.Generator().manual_seed(0))
-
-    def divisors(self, labels: Tensor, annotated: Tensor, present: Tensor) -> Any:
-        return self.inner.divisors(labels, annotated, present)
-
-    def forward(self, out: Any, labels: Tensor, **given: Any) -> Losses:
-        return self.inner(out, labels, points=self.points, **given)
-
-
 @pytest.mark.parametrize("preset", ["combo-small-avss", "combo-small-s4"])
 def test_micro_batches_give_the_losses_and_the_gradient_of_the_batch(
     finished: Manifest, tmp_path: Path, preset: str
@@ -399,10 +382,9 @@ def test_micro_batches_give_the_losses_and_the_gradient_of_the_batch(
     size = 3 if preset.endswith("avss") else 4
     found: list[tuple[dict[str, Any], Tensor]] = []
     for micro in (size, 1):
-        changes = ("augment=none", "fusion_dropout=0.0", "fidelity=paper", "iterations=1",
+        changes = ("fusion_dropout=0.0", "fidelity=paper", "iterations=1",
                    f"batch_size={size}", f"micro_batch={micro}", "clip_norm=1e9")  # fmt: skip
         trainer = start(finished, preset, [*TINY, *changes], tmp_path / str(micro))
-        trainer.criterion = AtPoints(trainer.criterion)
         gradients: list[Tensor] = []
 
         def keep(*_: object, net: Any = trainer.network, to: Any = gradients) -> None:
@@ -418,6 +400,27 @@ def test_micro_batches_give_the_losses_and_the_gradient_of_the_batch(
         assert parts[name] == pytest.approx(whole[name], rel=2e-4), name
     assert torch.cosine_similarity(gradient, summed, dim=0) > 1 - 1e-6
     assert float((gradient - summed).norm() / gradient.norm()) < 1e-3
+
+
+@pytest.mark.slow
+def test_a_compiled_run_trains_alike(finished: Manifest, tmp_path: Path) -> None:
+    changes = ("iterations=2", "evaluate_every=2", "decoder_layers=1", "pixel_layers=1")
+    plain = tiny(finished, tmp_path / "plain", *changes)
+    compiled = tiny(finished, tmp_path / "compiled", *changes, "compile=true")
+    by_default = compiled.network.compile_parts
+    # What needs no C++ compiler; dropout is drawn otherwise.
+    compiled.network.compile_parts = lambda: by_default("aot_eager")
+    for trainer in (plain, compiled):
+        for module in trainer.network.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        trainer.train()
+    for one, two in zip(lines(plain.run), lines(compiled.run), strict=True):
+        assert one.pop("kind") == two.pop("kind")
+        one["clips_per_second"] = two["clips_per_second"] = 0
+        one.pop("precision", None), two.pop("precision", None)
+        assert one == pytest.approx(two, rel=1e-3)
+    assert compiled.run.settings().train.compile
 
 
 # -- files of weights ------------------------------------------------------------------------------

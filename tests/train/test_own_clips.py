@@ -187,9 +187,12 @@ def test_a_checkpoint_that_was_cut_short_names_the_other_one(
     run.last.write_bytes(run.last.read_bytes()[:length])
     with pytest.raises(ComboError, match=r"last\.pt is cut short or no checkpoint") as caught:
         resume(run.root)
-    assert f"cp {run.best} {run.last}" in str(caught.value)
-    shutil.copy(run.best, run.last)
-    assert resume(run.root).iteration > 0
+    assert f"cp {run.previous} {run.last}" in str(caught.value)
+    shutil.copy(run.previous, run.last)
+    assert resume(run.root).iteration == 0
     run.last.unlink()
-    with pytest.raises(ComboError, match=r"no checkpoint .*last\.pt; .*best\.pt .* cp"):
+    with pytest.raises(ComboError, match=r"no checkpoint .*last\.pt; .*previous\.pt .* cp"):
         checkpoint.load(run.last)
+    shutil.copy(run.best, run.last)
+    with pytest.raises(ComboError, match=r"a network alone"):
+        resume(run.root)

@@ -6,7 +6,14 @@ import pytest
 
 from combo.model.presets import PRESETS
 from combo.pipeline.errors import ComboError
-from combo.pipeline.train.presets import TrainSettings, parse, resolve, restore, train_settings
+from combo.pipeline.train.presets import (
+    TrainSettings,
+    parse,
+    prefer_bf16,
+    resolve,
+    restore,
+    train_settings,
+)
 
 PUBLISHED = [f"combo-{network}-{data}" for network in ("r50", "pvt") for data in ("s4", "ms3")]
 SEMANTIC = ["combo-r50-avss", "combo-pvt-avss"]
@@ -133,3 +140,17 @@ def test_a_value_is_read_as_its_setting_wants_it() -> None:
 
 def test_the_defaults_are_the_papers() -> None:
     assert TrainSettings("combo-r50-s4", "s4") == train_settings("combo-r50-s4")
+
+
+def test_a_presets_fp16_is_bf16_where_a_gpu_has_it_and_nobody_chose() -> None:
+    semantic = resolve("combo-r50-avss")
+    assert prefer_bf16(semantic, (), has_bf16=True).train.precision == "bf16"
+    assert prefer_bf16(semantic, (), has_bf16=False).train.precision == "fp16"
+    asked = ["precision=fp16"]
+    assert prefer_bf16(resolve("combo-r50-s4", asked), asked, True).train.precision == "fp16"
+    assert prefer_bf16(resolve("combo-r50-s4"), (), True).train.precision == "fp32"
+
+
+def test_what_is_compiled_is_not_recomputed_by_hand() -> None:
+    with pytest.raises(ComboError, match="compile=true and checkpointing exclude each other"):
+        resolve("combo-r50-s4", ["compile=true", "checkpointing=all"])

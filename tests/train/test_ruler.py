@@ -3,6 +3,7 @@
 import csv
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,17 @@ from combo.model.interface import Network
 from combo.pipeline import protocols
 from combo.pipeline.errors import ComboError
 from combo.pipeline.manifest import Manifest
-from combo.pipeline.ruler.measure import measure_sounds
 from combo.pipeline.ruler.recognised import recognise
-from combo.pipeline.ruler.sounds import MEANINGS, Sounds, other_class, same_class
-from combo.pipeline.train.evaluate import SOUNDS, measure, open_run, open_split
+from combo.pipeline.train.evaluate import (
+    SOUNDS,
+    by_category,
+    measure,
+    measure_sounds,
+    open_run,
+    open_split,
+)
 from combo.pipeline.train.run_folder import RunFolder
+from combo.pipeline.train.sounds import MEANINGS, Sounds, other_class, same_class
 
 from .conftest import OpenSplit, finished_run
 from .test_training import TINY
@@ -78,28 +85,29 @@ def test_sounds_of_one_pass_score_as_each_of_them_alone(seeds: list[RunFolder]) 
     reader, network = open_split(seeds[0], "test"), open_run(seeds[0], CPU)
     seen: list[str] = []
     together = measure_sounds(
-        network, reader, CPU, [*reversed(SOUNDS)], on_clip=lambda sound, *_: seen.append(sound)
+        network, reader, CPU, [*reversed(SOUNDS)], {}, lambda sound, *_: seen.append(sound)
     )
     assert list(together) == [*reversed(SOUNDS)]
     assert sorted(seen) == sorted(SOUNDS * len(reader))
     for sound in SOUNDS:
-        assert together[sound].evaluation == measure(network, reader, CPU, sound=sound)
+        alone = measure(network, reader, CPU, sound=sound)
+        assert replace(together[sound], unchanged=alone.unchanged) == alone
 
 
 def test_what_a_wrong_sound_changes_is_in_the_table(
     finished: Manifest, open_split: OpenSplit
 ) -> None:
     reader = open_split(finished, "s4", "test")
-    found = measure_sounds(Ear(), reader, CPU, ["right", "silent", "swapped"])
+    found = measure_sounds(Ear(), reader, CPU, ["right", "silent", "swapped"], {})
     right, silent, swapped = found.values()
-    assert (right.segmented, right.unchanged, right.evaluation.false_positive_rate) == (1, 1, None)
-    assert (silent.segmented, silent.unchanged, silent.evaluation.false_positive_rate) == (0, 0, 0)
-    assert (swapped.segmented, swapped.evaluation.false_positive_rate) == (1, 1)
+    assert (right.segmented, right.unchanged, right.false_positive_rate) == (1, 1, None)
+    assert (silent.segmented, silent.unchanged, silent.false_positive_rate) == (0, 0, 0)
+    assert (swapped.segmented, swapped.false_positive_rate) == (1, 1)
     assert swapped.unchanged == 1, "it hears that there is a sound, and not which"
-    assert silent.evaluation.m_j == 0 < right.evaluation.m_j
-    alone = measure_sounds(Ear(), reader, CPU, ["silent"])["silent"]
+    assert silent.m_j == 0 < right.m_j
+    alone = measure_sounds(Ear(), reader, CPU, ["silent"], {})["silent"]
     assert alone.unchanged is None
-    assert alone.evaluation == silent.evaluation
+    assert alone == replace(silent, unchanged=None)
 
 
 @given(st.lists(st.sampled_from("abcd"), min_size=1, max_size=40))
@@ -141,21 +149,22 @@ def test_a_clip_alone_in_its_category_is_left_out_of_same_class_and_counted(
     categories = dict(zip(names, ("dog", "cat", "dog"), strict=True))
     found = measure_sounds(Ear(), reader, CPU, ["right", "same-class", "other-class"], categories)
     same, other = found["same-class"], found["other-class"]
-    assert (list(same.evaluation.clips), same.without_sound) == ([names[0], names[2]], 1)
-    assert (len(other.evaluation.clips), other.without_sound) == (3, 0)
-    assert same.evaluation.false_positive_rate is None, "what is heard is in sight"
-    assert other.evaluation.false_positive_rate == 1
+    assert (list(same.clips), same.without_sound) == ([names[0], names[2]], 1)
+    assert (len(other.clips), other.without_sound) == (3, 0)
+    assert same.false_positive_rate is None, "what is heard is in sight"
+    assert other.false_positive_rate == 1
     right = found["right"]
-    assert {name: group.count for name, group in right.categories.items()} == {"cat": 1, "dog": 2}
-    dogs = [right.evaluation.clips[name][0] for name in (names[0], names[2])]
-    assert right.categories["dog"].m_j == pytest.approx(np.mean(dogs))
+    groups = by_category(right, categories)
+    assert {name: count for name, (*_, count) in groups.items()} == {"cat": 1, "dog": 2}
+    dogs = [right.clips[name][0] for name in (names[0], names[2])]
+    assert groups["dog"][0] == pytest.approx(np.mean(dogs))
 
 
 # runs
 
 
 def test_runs_that_differ_in_the_seed_alone_are_one_row(
-    seeds: list[RunFolder], tmp_path: Path
+    seeds: list[RunFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tmp_path / "all.csv"
     words = [seeds[0].root, seeds[1].root, "--sound", "silent,right,noise", "--csv", table]
@@ -184,9 +193,12 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row(
     categories = {line["name"] for line in lines if line["of"] == "category"}
     assert categories == set(right[0]["per_category"]) != set()
 
-    shown = CliRunner().invoke(app, ["evaluate", *map(str, words)])
-    assert f"{seeds[0].root} and 1 more seeds" in shown.stdout
-    assert " ± " in shown.stdout
+    monkeypatch.chdir(seeds[0].root.parent.parent)
+    names = [str(run.root.relative_to(Path.cwd())) for run in seeds]
+    shown = CliRunner().invoke(app, ["evaluate", *names])
+    assert f"{names[0]} (2 seeds)" in shown.stdout
+    mean, deviation = row["M_J"]["mean"], row["M_J"]["deviation"]
+    assert f"{100 * mean:.2f} ± {100 * deviation:.2f}" in shown.stdout
 
 
 def test_each_checkpoint_of_a_run_can_be_named(seeds: list[RunFolder]) -> None:
@@ -285,8 +297,8 @@ def test_every_protocol_and_sound_is_explained(
 ) -> None:
     reader = open_split(finished, data_set, "train")
     network = Ear() if data_set == "s4" else Silent(len(reader.plan.classes))
-    found = measure_sounds(network, reader, CPU)["right"]
-    assert found.evaluation.protocols.keys() == words.keys()
+    found = measure(network, reader, CPU)
+    assert found.protocols.keys() == words.keys()
     assert bool(found.classes) == (data_set == "avss")
     done = CliRunner().invoke(app, ["evaluate", "--explain", "--json"])
     assert done.exit_code == 0

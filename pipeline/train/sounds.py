@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ComboError
-from ..train.evaluate import other_clips
-from ..train.loader import ClipReader
+from .loader import ClipReader
 
 MEANINGS = {
     "right": "each clip's own sound",
@@ -56,12 +55,7 @@ class Sounds:
             for name in names
             if name in ("swapped", *BY_CATEGORY)
         }
-        self._noise: Tensor | None = None
-        if "noise" in names:
-            mean, deviation = reader.sound_statistics()
-            generator, shape = torch.Generator().manual_seed(0), reader.sound([0]).shape
-            drawn = [torch.randn(shape, generator=generator) for _ in reader.labelled]
-            self._noise = mean + deviation * torch.cat(drawn)
+        self._noise = _noise(reader) if "noise" in names else None
 
     def of(self, name: str, number: int) -> Tensor | None:
         """The sound of the number-th labelled clip, [1, T, D]; None where there is none."""
@@ -70,9 +64,17 @@ class Sounds:
             other = int(self._others[name][place])
             return None if other < 0 else self._reader.sound([other])
         if name == "noise" and self._noise is not None:
-            return self._noise[number][None]
+            return self._noise[number]
         own = self._reader.sound([place])
         return torch.zeros_like(own) if name == "silent" else own
+
+
+def _noise(reader: ClipReader) -> list[Tensor]:
+    """For each labelled clip normal numbers with the mean and deviation of the split's embeddings,
+    [1, T, D]."""
+    mean, deviation = reader.sound_statistics()
+    generator, shape = torch.Generator().manual_seed(0), reader.sound([0]).shape
+    return [mean + deviation * torch.randn(shape, generator=generator) for _ in reader.labelled]
 
 
 def _others(name: str, reader: ClipReader, categories: Sequence[str]) -> np.ndarray:
@@ -97,6 +99,17 @@ def _others(name: str, reader: ClipReader, categories: Sequence[str]) -> np.ndar
             f"use --sound same-class"
         )
     return other_class(categories)
+
+
+def other_clips(count: int) -> np.ndarray:
+    """Whose sound each clip gets when sounds are swapped: nobody's own, everybody's once. [N]
+
+    Half the split further on, since neighbours in a list are often of one category.
+    Raises ComboError for a split of one clip.
+    """
+    if count < 2:
+        raise ComboError("sounds cannot be swapped in a split of one clip; use --sound silent")
+    return (np.arange(count) + count // 2) % count
 
 
 def same_class(categories: Sequence[str]) -> np.ndarray:
