@@ -18,6 +18,7 @@ from unchanged import settings_put_back
 from combo.pipeline.errors import ComboError
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.train import checkpoint
+from combo.pipeline.train.pace import TOLD
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import resume
 
@@ -67,7 +68,7 @@ def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "clips_per_second"} for line in found]
+    return [{k: v for k, v in line.items() if k not in TOLD} for line in found]
 
 
 def found(both: Path, rank: int) -> dict[str, Any]:
