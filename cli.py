@@ -14,7 +14,9 @@ from . import __version__
 from .pipeline.commands import (
     clusters,
     demo,
+    evaluations,
     imports,
+    predictions,
     preprocess,
     reports,
     runs,
@@ -32,7 +34,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _group in (preprocess, clusters, imports, stores, runs, scores, reports, samples, demo):
+_GROUPS = (
+    preprocess, clusters, imports, stores, runs, evaluations, predictions, scores, reports, samples,
+    demo,
+)  # fmt: skip
+for _group in _GROUPS:
     app.add_typer(_group.app)
 app.add_typer(weights.app, name="weights")
 

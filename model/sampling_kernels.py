@@ -9,6 +9,8 @@ Pixels, borders and numbers that are none are as in `deformable_attention`, agai
 the kernels, in float64, in Triton's interpreter.
 """
 
+# pyright: reportMissingParameterType=false, reportGeneralTypeIssues=false
+
 from typing import Any
 
 import torch

@@ -46,7 +46,11 @@ def demo(
     Example: combo demo --out demo
     """
     from ..devices import choose_device, keep_freed_memory
+    from ..jobs.plan import planned
     from ..jobs.run import Options
+    from ..predict.folder import predicted_overlay
+    from ..predict.inputs import Film
+    from ..predict.predictor import Predictor
     from ..report.of_run import look_at_run, run_work
     from ..report.of_store import look_at_store
     from ..report.page import write_report
@@ -88,6 +92,9 @@ def demo(
         looks = look_at_run(run.root, "test", choose_device("auto"), on_clip=bar.advance)
     right, swapped = looks.evaluations["right"], looks.evaluations["swapped"]
     write_sheet(folder / "contact_sheet.png", [*looks.best[:SHOWN], *looks.worst[:SHOWN]])
+    clip = planned(manifest, SUBSET, "test").clips[0]
+    film = Film(clip.name, clip, fps=1.0)
+    predicted_overlay(folder / "overlay.mp4", film, Predictor(run.root))
     write_report(folder / "report.html", [looks], [look_at_store(manifest.store_path)])
     result = {
         "subset": {
@@ -115,5 +122,6 @@ def demo(
     )
     output.result(f"{folder / 'report.html'}: all of it on one page, to open in a browser")
     output.result(f"{folder / 'contact_sheet.png'}: frames, Maskiges, truth and prediction")
+    output.result(f"{folder / 'overlay.mp4'}: a test clip with its masks and its sound")
     output.result(f"{folder / 'demo.json'}: these numbers")
     output.note(f"took {duration(time.monotonic() - started)}")

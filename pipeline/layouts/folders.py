@@ -169,11 +169,28 @@ class Folders(Layout):
                 raise MediaError(folder, "a name that is no UTF-8 (an old archive?), rename it")
             if not folder.is_dir():
                 raise MediaError(folder, missing(folder))
-            return self._read_folder(folder)
+            return self.read(folder)
         except ComboError as error:
             return Clip(name, problem=readable(str(error)))
 
-    def _read_folder(self, folder: Path) -> Clip:
+    def of_video(self, video: Path) -> Clip:
+        """A video file as a clip: its frames, and its own sound. Raises MediaError, ComboError."""
+        span = video_span(video, self.limits)
+        length = span.end - span.start
+        count = max(1, int(length / self.seconds_per_frame + 1e-6))
+        self._refuse_too_many(video, count)
+        times = tuple(span.start + time for time in self._moments(count, length))
+        return Clip(
+            name=video.name,
+            frames=tuple(VideoFrame(video, time) for time in times),
+            sound=video,
+            labels=(None,) * count,
+            times=times,
+            span=min(self.seconds_per_frame, length),
+        )
+
+    def read(self, folder: Path) -> Clip:
+        """The clip that a folder holds. Raises MediaError, ComboError."""
         contents = _Contents.of(folder)
         images, videos, sounds = map(contents.of_kind, (IMAGES, VIDEOS, SOUNDS))
         for strange in contents.of_kind(UNREAD):
@@ -190,14 +207,11 @@ class Folders(Layout):
         unread = [f"{f.name}/" for f in contents.folders if f.name != "labels"]
         if videos and images:
             unread.append(f"pictures of {videos[0].name}")
+        span = min(self.seconds_per_frame, length)
         if videos and not images:
-            span = video_span(videos[0], self.limits)
-            length = span.end - span.start
-            count = max(1, int(length / self.seconds_per_frame + 1e-6))
-            self._refuse_too_many(folder, count)
-            times = tuple(span.start + time for time in self._moments(count, length))
-            frames = tuple(VideoFrame(videos[0], time) for time in times)
-            names = [str(n) for n in range(count)]
+            film = self.of_video(videos[0])
+            frames, times, span = film.frames, film.times, film.span
+            names = [str(n) for n in range(len(frames))]
         if not frames:
             there = ", ".join(f.name for f in contents.files if f not in sounds)
             raise MediaError(
@@ -214,7 +228,7 @@ class Folders(Layout):
             sound=source[0] if source else None,
             labels=labels,
             times=times,
-            span=min(self.seconds_per_frame, length),
+            span=span,
             unread=(*unread, *others),
         )
 

@@ -6,7 +6,7 @@ dropped, but upright: an EXIF orientation is applied, as every viewer and label 
 (labels drawn on the picture as it is stored: see `labels`). Videos are read by `video`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from PIL import Image
 from ..errors import MediaError
 from .images import Pixels, open_image, orientation, rgb, size_of, turned
 from .limits import USUAL, Limits
-from .video import VideoFrame, read_video
+from .video import VideoFrame, pictures_at, read_video
 
 Fit = Literal["squash", "crop"]
 
@@ -58,12 +58,31 @@ def read_frames(
         frames |= zip((position for _, position in wanted), pictures, strict=True)
     ordered = [frames[position] for position in range(len(sources))]
     for source, frame in zip(sources, ordered, strict=True):
-        if frame.shape != ordered[0].shape:
-            raise MediaError(
-                _path(source),
-                f"{size_of(frame)} pixels, but the clip's first frame has {size_of(ordered[0])}",
-            )
+        _demand_size(source, frame, ordered[0])
     return ordered
+
+
+def frames_in_turn(sources: Sequence[FrameSource], limits: Limits = USUAL) -> Iterator[Pixels]:
+    """The frames of `read_frames`, of images or of one video in the order of time, one after the
+    other and never all at once. Raises MediaError as `read_frames`."""
+    first: Pixels | None = None
+    videos = [source for source in sources if isinstance(source, VideoFrame)]
+    if videos:
+        pictures = pictures_at(videos[0].path, [each.seconds for each in videos], limits)
+    else:
+        pictures = (read_frame(source, limits=limits) for source in sources)
+    for source, picture in zip(sources, pictures, strict=True):
+        first = picture if first is None else first
+        _demand_size(source, picture, first)
+        yield picture
+
+
+def _demand_size(source: FrameSource, frame: Pixels, first: Pixels) -> None:
+    if frame.shape != first.shape:
+        raise MediaError(
+            _path(source),
+            f"{size_of(frame)} pixels, but the clip's first frame has {size_of(first)}",
+        )
 
 
 def frame_files(sources: Sequence[FrameSource]) -> list[Path]:

@@ -20,6 +20,7 @@ def centred_windows(
     span: float = 1.0,
     rate: int = RATE,
     window: int = WINDOW,
+    lacking: list[int] | None = None,
 ) -> Iterator[tuple[int, Samples]]:
     """One window around each frame's time, from a sound that comes block by block.
 
@@ -33,17 +34,24 @@ def centred_windows(
     A sound that begins after the first frame's span, or ends before the last one's, by less than a
     window step is silent there. Raises ValueError for a frame whose window has no sound
     in it at all because more than that is lacking, and for a sound without a sample.
+    lacking: receives the places of such frames, which then are no error and get no window.
     """
     starts = window_starts([time - begins for time in seconds], rate, window).tolist()
     waiting = sorted(range(len(starts)), key=starts.__getitem__, reverse=True)
     reach = LACK - min(span, LACK) / 2
 
-    def refuse(t: int, distance: float, what: str) -> None:
-        if distance >= reach:
+    def lacks(t: int, distance: float, what: str) -> bool:
+        if distance < reach:
+            return False
+        if lacking is None:
             raise ValueError(f"no sound around the frame at {seconds[t]:.2f} s: the sound {what}")
+        lacking.append(t)
+        return True
 
-    if waiting and starts[waiting[-1]] + window <= 0:
-        refuse(first := waiting[-1], begins - seconds[first], f"begins at {begins:.2f} s")
+    while waiting and starts[t := waiting[-1]] + window <= 0:
+        if not lacks(t, begins - seconds[t], f"begins at {begins:.2f} s"):
+            break
+        waiting.pop()
     begin = 0
     held = np.zeros(0, dtype=np.float64)
     for block in blocks:
@@ -62,7 +70,8 @@ def centred_windows(
     for t in reversed(waiting):
         if starts[t] >= end:
             ends = begins + end / rate
-            refuse(t, seconds[t] - ends, f"ends at {ends:.2f} s")
+            if lacks(t, seconds[t] - ends, f"ends at {ends:.2f} s"):
+                continue
         yield t, _cut(held, starts[t] - begin, window)
 
 

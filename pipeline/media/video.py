@@ -99,17 +99,42 @@ def read_video(
     Raises MediaError naming the file: as `video_span`, and for a time before the first picture,
     after the last one, or whose picture cannot be decoded.
     """
+    return list(pictures_at(path, seconds, limits, digests))
+
+
+def pictures_at(
+    path: Path,
+    seconds: Sequence[float],
+    limits: Limits = USUAL,
+    digests: dict[Path, str] | None = None,
+) -> Iterator[Pixels]:
+    """The pictures of `read_video` one after the other, for more than should be held at once."""
+    with _shown(path, limits, digests) as shown:
+        for picture in shown.at(seconds):
+            yield _upright(picture, path, limits)
+
+
+def every_picture(path: Path, limits: Limits = USUAL) -> Iterator[tuple[float, Pixels]]:
+    """Every picture that is shown and can be decoded, [H,W,3] uint8 RGB, in the order of time, and
+    from when on, in seconds on the file's clock. Raises MediaError as `read_video`."""
+    with _shown(path, limits) as shown:
+        for time, picture in shown.all():
+            yield time, _upright(picture, path, limits)
+
+
+@contextmanager
+def _shown(
+    path: Path, limits: Limits, digests: dict[Path, str] | None = None
+) -> Generator["_Shown"]:
     with opened(path) as file, _errors(path):
         with container_of(file, limits) as container:
             start = first_shown(container, _stream(path, container, limits))
             begin = zero(container, start or 0.0)
         with container_of(file, limits) as container:
             stream = _stream(path, container, limits)
-            shown = _Shown(path, container, stream, begin, limits)
-            pictures = [_upright(picture, path, limits) for picture in shown.at(seconds)]
+            yield _Shown(path, container, stream, begin, limits)
         if digests is not None:
             digests[path] = file.digest()
-    return pictures
 
 
 @contextmanager
@@ -204,6 +229,10 @@ class _Shown:
                     "is missing",
                 )
             yield self._due(time, last, None)
+
+    def all(self) -> "Iterator[tuple[float, DecodedFrame]]":
+        for now, picture in self._decoded():
+            yield now - self._zero, picture
 
     def _due(
         self, time: float, last: "tuple[float, DecodedFrame] | None", then: float | None

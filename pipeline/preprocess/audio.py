@@ -1,6 +1,6 @@
 """One embedding of the sound for each frame of a clip."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -201,10 +201,25 @@ class AudioStage:
         """Patches around each frame, [T, ...]; never holds the sound as a whole."""
         import torch
 
+        patches = torch.empty(len(clip.times), *self._encoder.patch)
+        for places, some in self._around(file, clip, front_end, digests):
+            patches[places] = some
+        return patches
+
+    def _around(
+        self,
+        file: Path,
+        clip: Clip,
+        front_end: "Encode",
+        digests: dict[Path, str] | None = None,
+        lacking: list[int] | None = None,
+    ) -> "Iterator[tuple[list[int], Tensor]]":
+        """Patches around a clip's frames, some at a time, and which frames they belong to."""
+        import torch
+
         from ..media.sound_windows import centred_windows
 
         made = self._encoder
-        patches = torch.empty(len(clip.times), *made.patch)
         with open_sound(
             file,
             made.rate,
@@ -214,9 +229,33 @@ class AudioStage:
             digests=digests,
         ) as sound:
             windows = centred_windows(
-                sound.blocks, clip.times, sound.start, clip.span, made.rate, made.window
+                sound.blocks, clip.times, sound.start, clip.span, made.rate, made.window, lacking
             )
             while some := list(islice(windows, _WINDOWS_HELD)):
                 together = torch.from_numpy(np.stack([window for _, window in some]))
-                patches[[t for t, _ in some]] = front_end(together)
-        return patches
+                yield [t for t, _ in some], front_end(together)
+
+    def embed(
+        self, clip: Clip, device: str, on_frames: Callable[[int], None] = lambda _: None
+    ) -> tuple[np.ndarray, list[int]]:
+        """Embeddings [T,D] float32 around the frames of one clip of any length, and the places of
+        frames around which there is no sound: their rows are zeros. Keeps no more of the sound than
+        seconds.  on_frames: told how many more are done.  Raises MediaError.
+        """
+        made, limit = self._encoder, self.settings.memory_limit
+        front_end = made.front_end()
+        encode = made.open({n: path for n, (path, _) in self.weights.items()}, device, limit)
+        found = np.zeros((len(clip.times), made.width), np.float32)
+        lacking: list[int] = []
+        if clip.sound is None:
+            raise MediaError(clip.name, "no sound file and no video")
+        around = self._around(
+            clip.sound, clip, lambda windows: front_end(windows, 4), lacking=lacking
+        )
+        try:
+            for places, patches in around:
+                found[places] = encode(patches).numpy()
+                on_frames(len(places))
+        except ValueError as error:
+            raise MediaError(clip.sound, str(error)) from None
+        return found, sorted(lacking)

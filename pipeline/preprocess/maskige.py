@@ -1,7 +1,7 @@
 """Maskiges of a clip's frames, kept as label maps (one byte a pixel) and coloured when read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,11 @@ import numpy as np
 from ..devices import Place
 from ..errors import MediaError
 from ..generators import generator
-from ..generators.generator import Generate
+from ..generators.generator import Generate, LabelMap
 from ..identity import recorded
 from ..layouts import Clip
 from ..manifest import MaskigeSettings
+from ..media.images import Pixels
 from ..media.limits import USUAL, Limits
 from ..media.pictures import Fit, fit_frame, fit_label, frame_files, read_frames
 from ..store import ArraySpec, Variant
@@ -88,31 +89,41 @@ class MaskigeStage:
         return frame_files(clip.frames)
 
     def open(self, place: Place) -> Worker:
-        made = generator(self.settings.generator)
-        file = self.weights[made.weights][0] if made.weights else None
-        own = self.settings.own(made.section)
-        generate = made.open(own, self.settings, file, place)
+        generate = self.generate(place)
         return lambda clips: self._run(clips, generate)
 
-    def _run(self, clips: Sequence[Clip], generate: Generate) -> list[Outcome]:
-        return [attempt(clip, lambda clip: self._clip(clip, generate)) for clip in clips]
+    def generate(self, place: Place) -> Generate:
+        """The generator, with its weights loaded."""
+        made = generator(self.settings.generator)
+        file = self.weights[made.weights][0] if made.weights else None
+        return made.open(self.settings.own(made.section), self.settings, file, place)
 
-    def _clip(self, clip: Clip, generate: Generate) -> Outcome:
-        digests: dict[Path, str] = {}
-        frames = read_frames(clip.frames, digests, self.limits)
+    def label_maps(self, frames: Sequence[Pixels], generate: Generate, of: str) -> list[LabelMap]:
+        """Label maps of frames [H,W,3] of any size, at the stored size. of: their clip's name."""
         if self.settings.at == "stored":
             frames = [fit_frame(frame, self.size, self.fit) for frame in frames]
         try:
             found = generate(frames)
         except MemoryError as error:
             height, width = frames[0].shape[:2]
-            raise MediaError(clip.name, f"frames of {width} x {height}: {error}") from error
+            raise MediaError(of, f"frames of {width} x {height}: {error}") from error
+        return [
+            replace(each, label_map=fit_label(each.label_map, self.size, self.fit))
+            for each in found
+        ]
+
+    def _run(self, clips: Sequence[Clip], generate: Generate) -> list[Outcome]:
+        return [attempt(clip, lambda clip: self._clip(clip, generate)) for clip in clips]
+
+    def _clip(self, clip: Clip, generate: Generate) -> Outcome:
+        digests: dict[Path, str] = {}
+        found = self.label_maps(read_frames(clip.frames, digests, self.limits), generate, clip.name)
         arrays = {
             "label_map": np.zeros((self.frames_per_clip, *self.size), np.uint8),
             "masks": np.zeros(self.frames_per_clip, np.uint32),
             "left_out": np.zeros(self.frames_per_clip, np.uint32),
         }
         for t, each in enumerate(found):
-            arrays["label_map"][t] = fit_label(each.label_map, self.size, self.fit)
+            arrays["label_map"][t] = each.label_map
             arrays["masks"][t], arrays["left_out"][t] = each.masks, each.left_out
         return Outcome(arrays, inputs=combined_digest(digests.values()))

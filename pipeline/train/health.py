@@ -123,6 +123,6 @@ def several(bad: BadStep, run: RunFolder) -> ComboError:
     return ComboError(
         f"{bad} of {run.root}, as {bad.in_a_row} times in a row (batches and clips: "
         f"{run.skipped}); the network is as before: begin a run with it, "
-        f"--set initialisation={run.root}, and a lower learning_rate, or precision=bf16 or "
-        f"fp32, or go on past these clips: {remedies.resume(run.root)}"
+        f"--set initialisation={run.root}, and a lower learning_rate, or "
+        f"precision=bf16 or fp32, or go on past these clips: {remedies.resume(run.root)}"
     )

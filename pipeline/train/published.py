@@ -9,6 +9,7 @@ from ..errors import ComboError
 from ..jobs.plan import stage_settings
 from ..manifest import Manifest
 from ..source import choose_variants, sources_in
+from ..store import Plan
 from ..weights import load_state
 from . import checkpoint
 from .presets import RunSettings, resolve
@@ -44,13 +45,15 @@ def make_run(
     manifest.choose([data_set])
     wanted: dict[str, dict[str, dict[str, object]]] = {}
     weights: dict[str, dict[str, str]] = {}
+    plan: Plan | None = None
     for each in sources_in(manifest.store_path, [data_set]):
         wanted[each.split] = stage_settings(manifest, data_set, each.split)
         if not settings.network.reads_maskige:
             del wanted[each.split]["maskige"]
         choice = choose_variants(each, wanted[each.split])
         weights = {v.stage: dict(v.weights) for v in choice.variants}
-    if not wanted:
+        plan = each.plan()
+    if plan is None:
         raise ComboError(
             f"{manifest.store_path} holds nothing of data set {data_set!r}; "
             f"run: combo preprocess all --data {data_set}"
@@ -59,6 +62,8 @@ def make_run(
         "data_set": data_set,
         "store": str(manifest.store_path.resolve()),
         "manifest": str(manifest.file.absolute()),
+        "frames_per_clip": plan.frames_per_clip,
+        "classes": list(plan.classes),
         "settings": wanted,
         "weights": weights,
         "splits": {},

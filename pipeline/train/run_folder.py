@@ -56,11 +56,14 @@ class SplitData(TypedDict):
 
 class RunData(TypedDict):
     """data.json. settings: split -> stage -> settings.  weights: stage -> digests.
-    manifest: names the weights to begin with; older runs do not say."""
+    manifest: names the weights to begin with.  frames_per_clip, classes: of the data set; older
+    runs do not say these three."""
 
     data_set: str
     store: str
     manifest: NotRequired[str]
+    frames_per_clip: NotRequired[int]
+    classes: NotRequired[list[str]]
     settings: dict[str, dict[str, dict[str, Any]]]
     weights: dict[str, dict[str, str]]
     splits: dict[str, SplitData]
@@ -196,6 +199,21 @@ class RunFolder:
         return ComboError(
             f"{self.root / name} is damaged ({reason}); put back a copy of it, or train again"
         )
+
+
+def checkpoint_of(path: Path) -> tuple[RunFolder, Path]:
+    """A run and which of its checkpoints is meant: the one that is named, or, where only the
+    folder is, the best one (the last one where nothing was evaluated). Raises ComboError."""
+    if not path.is_file():
+        run = RunFolder(path)
+        run.settings()  # says so when it is no run
+        return run, run.best if run.best.exists() else run.last
+    if not (path.parent / SETTINGS).exists():
+        raise ComboError(
+            f"{path} lies in no run's folder, so nothing says what it was trained with; "
+            f"give it beside the {SETTINGS} and {DATA} of its run"
+        )
+    return RunFolder(path.parent), path
 
 
 def versions() -> dict[str, Any]:

@@ -80,6 +80,8 @@ def start(
         "data_set": data_set,
         "store": str(store.resolve()),
         "manifest": str(manifest.file.absolute()),
+        "frames_per_clip": readers["train"].plan.frames_per_clip,
+        "classes": list(readers["train"].plan.classes),
         "settings": wanted,
         "weights": weights,
         "splits": {name: _described(reader) for name, reader in readers.items()},

@@ -17,7 +17,7 @@ from ...model.state_dicts import (
     StateDictError,
     backbone_state,
     backbone_state_in_order,
-    is_published_combo,
+    is_published,
     published_combo,
 )
 from ..errors import ComboError
@@ -50,7 +50,7 @@ def first_network(settings: RunSettings, manifest: Manifest) -> Network:
     if start_from in CATALOGUE and not path.exists():
         path, _ = resolve(start_from, manifest)
     state, mine = _state_of(path), network.state_dict()
-    if is_published_combo(state):
+    if is_published(state):
         try:
             state, _ = published_combo(state)
         except StateDictError as error:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from numbered_clips import ORIENTATIONS, SIDE, Made, Recipe, make, number, tones
 
 from combo.model.vggish import LogMel, centred, mel_statistics
 from combo.pipeline.layouts import Clip
@@ -17,8 +18,6 @@ from combo.pipeline.manifest import AudioSettings
 from combo.pipeline.preprocess.audio import AudioStage
 from combo.pipeline.preprocess.frames import FramesStage
 from combo.pipeline.preprocess.stage import Outcome, Place
-
-from .numbered_clips import ORIENTATIONS, SIDE, Made, Recipe, make, number, tones
 
 EXAMPLES = int(os.environ.get("COMBO_CLOCK_EXAMPLES", "200"))
 CONTAINERS = {

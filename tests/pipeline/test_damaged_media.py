@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from numbered_clips import Recipe, make, picture, tones
 from PIL import Image
 
 from combo.pipeline.errors import MediaError
@@ -31,8 +32,6 @@ from combo.pipeline.media.video import VideoFrame, read_video, video_span
 from combo.pipeline.preprocess.audio import AudioStage
 from combo.pipeline.preprocess.frames import FramesStage
 from combo.pipeline.preprocess.stage import Outcome, Place
-
-from .numbered_clips import Recipe, make, picture, tones
 
 DAMAGED = 520
 SPARE = 1_500 << 20

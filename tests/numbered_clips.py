@@ -189,3 +189,23 @@ def _write_matrix(path: Path, orientation: str) -> None:
     place = data.index(identity, data.index(b"tkhd"))
     data[place : place + len(identity)] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(bytes(data))
+
+
+def film(
+    path: Path,
+    seconds: float,
+    rate: Fraction = Fraction(25),
+    kept: tuple[int, ...] | None = None,
+    orientation: str = "upright",
+    sound_seconds: float | None = None,
+    sound_at: float = 0.0,
+    picture_at: float = 0.0,
+) -> Made:
+    """An MP4 of some seconds as phones make them. kept: numbers of its pictures, all of them."""
+    numbers = tuple(range(round(seconds * rate))) if kept is None else kept
+    length = seconds if sound_seconds is None else sound_seconds
+    recipe = Recipe(
+        "mp4", "libx264", rate, numbers, sound="aac" if length else None, sound_seconds=length,
+        sound_at=sound_at, picture_at=picture_at, orientation=orientation,
+    )  # fmt: skip
+    return make(path, recipe)

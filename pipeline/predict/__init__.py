@@ -1,0 +1,1 @@
+"""A trained network on anybody's own videos: what is segmented, when, and how it is shown."""

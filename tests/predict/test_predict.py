@@ -1,0 +1,441 @@
+"""`combo predict` on a film: what it says is what evaluation says, and is shown when it is so."""
+
+import json
+import shutil
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numbered_clips import SIDE, film, number, tones
+from PIL import Image
+from typer.testing import CliRunner
+
+from combo.cli import app
+from combo.pipeline.errors import ComboError, MediaError
+from combo.pipeline.media.limits import USUAL
+from combo.pipeline.media.pictures import fit_frame
+from combo.pipeline.painting import Paint, paint
+from combo.pipeline.predict.folder import PredictionFolder
+from combo.pipeline.predict.inputs import Film, found, named, open_film
+from combo.pipeline.predict.masks import class_map, read_facts, read_mask
+from combo.pipeline.predict.overlay import write_overlay
+from combo.pipeline.predict.predictor import Frame, Predictor
+from combo.pipeline.predict.stages import stages_of
+from combo.pipeline.train.evaluate import measure, open_run, open_split
+from combo.pipeline.train.run_folder import RunFolder
+from combo.pipeline.train.windows import Windows
+
+CPU = torch.device("cpu")
+
+
+def predicted(predictor: Predictor, path: Path, fps: float = 1.0) -> list[Frame]:
+    opened = open_film(path, fps)
+    return list(predictor.frames(opened, predictor.hear(opened)))
+
+
+# -- the same numbers --------------------------------------------------------------------------
+
+
+def test_a_clip_gets_the_scores_that_preprocessing_and_evaluating_it_gives(
+    home: Path, run: RunFolder, predictor: Predictor
+) -> None:
+    scores: dict[str, np.ndarray] = {}
+    measure(
+        open_run(run, CPU),
+        open_split(run, "test"),
+        CPU,
+        on_clip=lambda clip, found: scores.update({clip.clips[0]: found.numpy()}),
+    )
+    for name, count in (("clip0", 3), ("clip1", 2)):
+        frames = predicted(predictor, home / "clips" / "test" / name)
+        assert len(frames) == count
+        own = np.stack([frame.scores for frame in frames])
+        np.testing.assert_allclose(own, scores[name][:count], rtol=1e-5, atol=1e-6)
+        for frame in frames:
+            assert (frame.mask == frame.scores.argmax(0)).all()  # 64 x 64 is its own size
+
+
+@given(st.integers(1, 60), st.integers(1, 12), st.data())
+def test_every_frame_of_a_long_film_is_in_clips_that_overlap(
+    frames: int, length: int, data: st.DataObject
+) -> None:
+    first = data.draw(st.integers(0, frames - 1))
+    windows = Windows(frames, length)
+    spans = list(windows.spans())
+    seen = [n for begin, end, _ in spans for n in range(begin, end)]
+    assert set(seen) == set(range(frames))
+    assert all(end - begin == min(length, frames) for begin, end, _ in spans)
+    for (begin, end, settled), (after, _, _) in pairwise(spans):
+        assert begin < after == settled
+        assert after < end or length == 1
+    assert spans[-1][2] == frames
+    # Going on from a frame sees every clip that it and those behind it are in.
+    rest = list(windows.spans(first))
+    assert rest == [span for span in spans if span[1] > first]
+
+
+def test_a_long_film_is_the_mean_over_its_clips(predictor: Predictor, tmp_path: Path) -> None:
+    film(tmp_path / "long.mp4", 5.0)
+    whole = predicted(predictor, tmp_path / "long.mp4")
+    opened = open_film(tmp_path / "long.mp4")
+    heard = predictor.hear(opened)
+    seen = [predictor._look(frame.picture, "long") for frame in whole]  # pyright: ignore
+    parts = {
+        begin: predictor._scores(  # pyright: ignore[reportPrivateUsage]
+            opened, seen[begin : begin + 3], heard.embeddings[begin : begin + 3]
+        )
+        for begin in (0, 2)
+    }
+    assert [frame.number for frame in whole] == [0, 1, 2, 3, 4]
+    expected = [parts[0][0], parts[0][1], (parts[0][2] + parts[2][0]) / 2, parts[2][1], parts[2][2]]
+    for frame, scores in zip(whole, expected, strict=True):
+        np.testing.assert_allclose(frame.scores, scores.numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(90, 160), (160, 90), (64, 64), (47, 65)])
+@pytest.mark.parametrize("fit", ["squash", "crop"])
+def test_masks_lie_on_the_films_own_pixels(size: tuple[int, int], fit: str) -> None:
+    height, width = size
+    rows, columns = np.mgrid[:height, :width]
+    disc = (rows - height / 2) ** 2 + (columns - width * 0.55) ** 2 < (min(size) / 4) ** 2
+    picture = np.repeat(disc[..., None] * np.uint8(255), 3, axis=2)
+    seen = torch.from_numpy(fit_frame(picture, (64, 64), fit)[..., 0].astype(np.float32) / 255)  # pyright: ignore
+    mask = class_map(torch.stack([1 - seen, seen]), size, fit)  # pyright: ignore
+    assert mask.shape == size
+    assert ((mask == 1) & disc).sum() / ((mask == 1) | disc).sum() > 0.93
+
+
+# -- in step -----------------------------------------------------------------------------------
+
+
+def _mask_of(opened: Film) -> dict[int, np.ndarray]:
+    """Of predicted frame k a block at the lower edge, in the k-th eighth."""
+    masks: dict[int, np.ndarray] = {}
+    for k in range(len(opened.clip.times)):
+        masks[k] = np.zeros((SIDE, SIDE), np.uint8)
+        masks[k][58:, 8 * k : 8 * k + 8] = 1
+    return masks
+
+
+def _pictures(path: Path) -> list[tuple[float, np.ndarray]]:
+    with av.open(str(path)) as file:
+        return [(frame.time, frame.to_ndarray(format="rgb24")) for frame in file.decode(video=0)]
+
+
+def _sound(path: Path) -> tuple[np.ndarray, int, float]:
+    with av.open(str(path)) as file:
+        frames = list(file.decode(audio=0))
+    samples = np.concatenate([frame.to_ndarray()[0] for frame in frames])
+    return samples, frames[0].sample_rate, frames[0].time
+
+
+def _second_heard(path: Path, time: float) -> int:
+    """Which second of `tones` is heard in the 30 ms from a time on."""
+    samples, rate, start = _sound(path)
+    begin = round((time - start) * rate)
+    some = samples[begin : begin + round(0.03 * rate)]
+    spectrum = np.abs(np.fft.rfft(some * np.hanning(len(some)), 8 * len(some)))
+    return round((spectrum.argmax() * rate / (8 * len(some)) - 300) / 250)
+
+
+FILMS = {
+    "steady": {},
+    "odd rate": {"rate": Fraction(30000, 1001)},
+    "variable rate": {"kept": tuple(n for n in range(100) if n % 7 not in (2, 3) and n not in range(30, 52))},  # noqa: E501
+    "turned": {"orientation": "right"},
+    "mirrored": {"orientation": "mirrored"},
+    "sound first": {"picture_at": 0.4},
+    "pictures first": {"sound_at": 0.24},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FILMS)
+def test_pictures_sound_and_masks_are_in_step_to_one_frame(kind: str, tmp_path: Path) -> None:
+    """Pictures carry their number, the sound is a tone a second, masks say which frame is theirs.
+
+    Variable rate, turned, mirrored: as a player shows them.
+    """
+    given = FILMS[kind]
+    rate = float(given.get("rate", 25))
+    source, made = tmp_path / "film.mp4", tmp_path / "overlay.mp4"
+    shown = film(source, 4.0, **given)
+    opened = open_film(source)
+    masks = _mask_of(opened)
+    write_overlay(made, opened, masks.get, None, USUAL)
+
+    found = _pictures(made)
+    zero = min(0.0 if "sound_at" not in given else 0.24, given.get("picture_at", 0.0))
+    times = {n: time - zero for n, time in shown.shown.items()}
+    assert [number(picture) for _, picture in found] == sorted(times)
+    for time, picture in found:
+        at = times[number(picture)]
+        assert abs(time - at) < 0.5 / rate
+        below = picture[60:63].astype(int)
+        reds = [(below[:, x : x + 8, 0] - below[:, x : x + 8, 2]).mean() for x in range(0, 64, 8)]
+        far = [round(abs(each - at), 6) for each in opened.clip.times]
+        nearest = len(far) - 1 - far[::-1].index(min(far))  # at a tie the one to come
+        assert int(np.argmax(reds)) == nearest
+    for second in (1, 2, 3):  # each tone begins when it did
+        begins = second + given.get("sound_at", 0.0)
+        assert _second_heard(made, begins - 0.04) == second - 1
+        assert _second_heard(made, begins + 0.01) == second
+    with av.open(str(made)) as file:
+        video, audio = file.streams.video[0], file.streams.audio[0]
+        assert (video.codec_context.name, video.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert audio.codec_context.name == "aac"
+
+
+def test_sides_that_are_odd_get_their_last_pixels_twice(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for t in range(2):
+        Image.new("RGB", (65, 47), (200, 30 * t, 30)).save(frames / f"{t}.png")
+    _write_wav(frames / "sound.wav", 2.0)
+    opened = open_film(frames)
+    out = tmp_path / "out"
+    PredictionFolder(out, opened, predictor).make()
+    assert read_mask(out / "masks" / "000000.png").shape == (47, 65)
+    pictures = _pictures(out / "overlay.mp4")
+    assert [time for time, _ in pictures] == [0.0, 1.0]
+    assert all(picture.shape == (48, 66, 3) for _, picture in pictures)
+
+
+# -- a folder of results ------------------------------------------------------------------------
+
+
+def test_all_that_was_promised_lies_in_the_folder(predictor: Predictor, tmp_path: Path) -> None:
+    film(tmp_path / "film.mp4", 5.0)
+    told: dict[str, int] = {}
+
+    def tell(what: str, count: int) -> None:
+        told[what] = told.get(what, 0) + count
+
+    out = PredictionFolder(tmp_path / "out", open_film(tmp_path / "film.mp4", 2.0), predictor)
+    made = out.make(tell)
+    assert told == {"sound": 10, "frames": 10, "painting": 10}
+    assert made == json.loads((tmp_path / "out" / "prediction.json").read_text())
+    assert [frame["time"] for frame in made["frames"]] == [0.25 + 0.5 * k for k in range(10)]
+    masks = sorted((tmp_path / "out" / "masks").iterdir())
+    for path, frame in zip(masks, made["frames"], strict=True):
+        assert read_facts(path) == frame
+        area = sum(segment["area"] for segment in frame["segments"])
+        assert area == pytest.approx((read_mask(path) > 0).mean(), abs=1e-5)
+        assert all(0 < segment["score"] <= 1 for segment in frame["segments"])
+    for second in made["seconds"]:
+        two = [f for f in made["frames"] if int(f["time"]) == second["second"]]
+        assert set(second["sounds"]) == {s["name"] for f in two for s in f["segments"]}
+    assert len(made["seconds"]) == 5
+    with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
+        assert sheet.size[0] > 8 * 100
+
+
+def test_a_prediction_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    film(tmp_path / "film.mp4", 9.0)
+    opened = open_film(tmp_path / "film.mp4")
+    PredictionFolder(tmp_path / "whole", opened, predictor).make()
+
+    class Killed(BaseException):
+        pass
+
+    def kill(what: str, _count: int) -> None:
+        if what == "frames" and len(list((tmp_path / "cut" / "masks").glob("*"))) == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        PredictionFolder(tmp_path / "cut", opened, predictor).make(kill)
+    there = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cut" / "masks").iterdir()}
+    assert len(there) == 5
+    assert not (tmp_path / "cut" / "overlay.mp4").exists()
+    PredictionFolder(tmp_path / "cut", opened, predictor).make()
+    for name, at in there.items():
+        assert (tmp_path / "cut" / "masks" / name).stat().st_mtime_ns == at
+    for path in (tmp_path / "whole").rglob("*"):
+        if path.is_file():
+            other = tmp_path / "cut" / path.relative_to(tmp_path / "whole")
+            assert path.read_bytes() == other.read_bytes(), path.name
+
+
+def test_a_folder_with_something_else_in_it_is_not_touched(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    film(tmp_path / "film.mp4", 1.0)
+    opened = open_film(tmp_path / "film.mp4")
+    PredictionFolder(tmp_path / "out", opened, predictor)
+    with pytest.raises(ComboError, match="holds predictions with another input"):
+        PredictionFolder(tmp_path / "out", open_film(tmp_path / "film.mp4", 5.0), predictor)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(ComboError, match="is not empty"):
+        PredictionFolder(tmp_path / "mine", opened, predictor)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+# -- films that lack something ------------------------------------------------------------------
+
+
+def _write_wav(path: Path, seconds: float) -> None:
+    import soundfile
+
+    soundfile.write(path, tones(seconds), 48_000)
+
+
+def test_a_film_without_sound_or_without_pictures_is_refused_in_one_line(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    film(tmp_path / "mute.mp4", 2.0, sound_seconds=0.0)
+    with pytest.raises(MediaError, match="there is no sound in it"):
+        predictor.hear(open_film(tmp_path / "mute.mp4"))
+    _write_wav(tmp_path / "song.wav", 1.0)
+    with pytest.raises(MediaError, match="no video in it"):
+        open_film(tmp_path / "song.wav")
+    (tmp_path / "text.mp4").write_text("no film")
+    with pytest.raises(MediaError, match=r"text\.mp4"):
+        open_film(tmp_path / "text.mp4")
+
+
+def test_frames_without_sound_around_them_are_not_predicted(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    film(tmp_path / "film.mp4", 6.0, sound_at=1.5, sound_seconds=2.0)
+    opened = open_film(tmp_path / "film.mp4")
+    made = PredictionFolder(tmp_path / "out", opened, predictor).make()
+    assert [frame["frame"] for frame in made["frames"]] == [1, 2, 3]
+    assert made["without_sound"] == 3
+    assert [s["second"] for s in made["seconds"] if not s["predicted"]] == [0, 4, 5]
+    assert len(_pictures(tmp_path / "out" / "overlay.mp4")) == 150
+
+
+def test_the_first_of_two_sounds_is_heard_and_kept(predictor: Predictor, tmp_path: Path) -> None:
+    film(tmp_path / "one.mp4", 2.0)
+    two = tmp_path / "two.mkv"
+    with av.open(str(tmp_path / "one.mp4")) as source, av.open(str(two), "w") as out:
+        video = out.add_stream_from_template(source.streams.video[0])
+        tracks = [out.add_stream("pcm_s16le", rate=48_000, layout="mono") for _ in range(2)]
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = video
+                out.mux(packet)
+        for track, samples in zip(tracks, (tones(2.0), 0 * tones(2.0)), strict=True):
+            whole = np.round(samples[None] * 32767).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(whole, "s16", "mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48_000, 0, Fraction(1, 48_000)
+            out.mux(track.encode(frame))
+    opened, alone = open_film(two), open_film(tmp_path / "one.mp4")
+    own, other = predictor.hear(opened).embeddings, predictor.hear(alone).embeddings
+    np.testing.assert_allclose(own, other, atol=0.6)  # AAC is not what it was made of
+    assert own.max() > 2  # and not silence
+    write_overlay(tmp_path / "overlay.mp4", opened, lambda _: None, None, USUAL)
+    assert _second_heard(tmp_path / "overlay.mp4", 1.2) == 1
+
+
+# -- what people point at ----------------------------------------------------------------------
+
+
+def test_files_folders_and_patterns_are_found_and_a_url_is_refused(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.MOV", "notes.txt", "sub/a.mp4", "clip/0.png", "clip/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    a, b, sub, clip = (tmp_path / name for name in ("a.mp4", "b.MOV", "sub", "clip"))
+    assert found([str(a)]) == [a]
+    assert found([str(tmp_path)]) == [a, b]
+    assert found([str(tmp_path / "*.mp4"), str(a), str(clip)]) == [a, clip]
+    assert found([str(sub)]) == [sub]
+    with pytest.raises(ComboError, match="fetch it first"):
+        found(["https://example.org/a.mp4"])
+    with pytest.raises(ComboError, match="no such file, folder or pattern"):
+        found([str(tmp_path / "*.avi")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ComboError, match="no video and no frames"):
+        found([str(tmp_path / "empty")])
+
+
+def test_results_of_films_of_one_name_lie_in_folders_of_their_own(tmp_path: Path) -> None:
+    film(tmp_path / "a.mp4", 1.0)
+    shutil.copy(tmp_path / "a.mp4", tmp_path / "a.mov")
+    (tmp_path / "sub").mkdir()
+    shutil.copy(tmp_path / "a.mp4", tmp_path / "sub" / "a.mp4")
+    paths = [tmp_path / "a.mp4", tmp_path / "a.mov", tmp_path / "sub" / "a.mp4"]
+    assert [each.name for each in named([open_film(path) for path in paths])] == [
+        "a.mp4", "a.mov", "a.mp4-2",
+    ]  # fmt: skip
+
+
+def test_a_run_a_checkpoint_and_what_is_neither(run: RunFolder, tmp_path: Path) -> None:
+    named_run, named_file = Predictor(run.root, "cpu"), Predictor(run.root / "last.pt", "cpu")
+    assert (named_run.checkpoint.name, named_file.checkpoint.name) == ("best.pt", "last.pt")
+    assert (named_run.length, named_run.classes) == (3, ["background", "object"])
+    shutil.copy(run.best, tmp_path / "lonely.pt")
+    with pytest.raises(ComboError, match="lies in no run's folder"):
+        Predictor(tmp_path / "lonely.pt", "cpu")
+    with pytest.raises(ComboError, match="is no run folder"):
+        Predictor(tmp_path / "nothing", "cpu")
+
+
+def test_a_run_of_an_older_combo_asks_its_store(run: RunFolder, tmp_path: Path) -> None:
+    shutil.copytree(run.root, tmp_path / "run")
+    data = json.loads((tmp_path / "run" / "data.json").read_text())
+    del data["frames_per_clip"], data["classes"]
+    (tmp_path / "run" / "data.json").write_text(json.dumps(data))
+    assert Predictor(tmp_path / "run", "cpu").length == 3
+    (tmp_path / "run" / "data.json").write_text(json.dumps({**data, "store": str(tmp_path)}))
+    with pytest.raises(ComboError, match="older combo"):
+        Predictor(tmp_path / "run", "cpu")
+
+
+def test_stages_that_are_not_those_of_the_run_are_refused(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMBO_WEIGHTS", str(tmp_path))
+
+    def trained(**changes: object) -> None:
+        data = json.loads(json.dumps(run.data()))
+        for key, value in changes.items():
+            stage, _, name = key.partition("__")
+            data["settings"]["test"][stage][name] = value
+        stages_of(run.root, data, 3)
+
+    trained()
+    with pytest.raises(ComboError, match="run: combo weights fetch vggish"):
+        trained(audio__encoder="vggish")
+    with pytest.raises(ComboError, match="name the generator with --generator"):
+        trained(maskige__generator="imported")
+    with pytest.raises(ComboError, match="trained with audio version 1, and this combo has 2"):
+        trained(audio__version=1)
+    with pytest.raises(ComboError, match="leave --generator out"):
+        stages_of(run.root, run.data(), 3, "felzenszwalb")
+
+
+@pytest.mark.usefixtures("runs_stages")
+def test_one_bad_film_costs_the_others_nothing(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    film(tmp_path / "good.mp4", 1.0)
+    film(tmp_path / "mute.mp4", 1.0, sound_seconds=0.0)
+    (tmp_path / "bad.mp4").write_text("no film")
+    done = CliRunner().invoke(app, ["predict", str(run.root), "*.mp4", "--device", "cpu"])
+    assert isinstance(done.exception, ComboError)
+    assert str(done.exception) == "2 of 3 inputs failed"
+    assert {path.parent.name for path in tmp_path.rglob("prediction.json")} == {"good"}
+    assert "predictions/good: overlay.mp4" in done.stdout
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 70]))
+def test_paint_made_ready_gives_what_painting_gives(seed: int, most: int) -> None:
+    random = np.random.default_rng(seed)
+    frame = random.integers(0, 256, (9, 12, 3), np.uint8)
+    labels = random.integers(0, most + 1, (9, 12)).astype(np.uint8)
+    labels[: random.integers(0, 9)] = 0
+    ready = Paint.of(labels)
+    assert (ready is None) == (not labels.any())
+    assert ((frame if ready is None else ready.over(frame)) == paint(frame, labels)).all()

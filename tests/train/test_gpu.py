@@ -1,0 +1,127 @@
+"""What only a GPU can show: that the host waits where it must and nowhere else, and that kernels,
+kept clips and compiled parts give the numbers of a CPU there."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from combo.model import Combo, Criterion
+from combo.model.deformable_attention import sample_levels
+from combo.model.interface import label_values
+from combo.model.levels import Levels
+from combo.pipeline.manifest import Manifest
+from combo.pipeline.train.augment import Augment, Recipe
+from combo.pipeline.train.cache import batches
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+GPU = torch.device("cuda")
+SMALL = {"backbone": "resnet10t", "width": 32, "heads": 4, "ffn": 64, "encoder_layers": 2,
+         "decoder_layers": 2, "query_count": 12, "image_size": 64}  # fmt: skip
+
+
+@pytest.fixture
+def nobody_waits() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Frames, sound, labels, and which frames have some, on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (2, 3, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    labels = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    labels[:, :, 20:50, 10:40] = 1
+    annotated = torch.tensor([[True, True, False], [True] * 3])
+    return frames, torch.rand(2, 3, 128, generator=generator), labels, annotated
+
+
+def network() -> Combo:
+    torch.manual_seed(0)
+    return Combo.from_preset("combo-r50-s4", mask_points=64, **SMALL)
+
+
+@pytest.mark.usefixtures("nobody_waits")
+@pytest.mark.parametrize("precision", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_waits_for_the_matching_alone(precision: torch.dtype | None, compiled: bool) -> None:
+    frames, sound, labels, annotated = batch()
+    net = network().to(GPU).train()
+    if compiled:
+        net.compile_parts()
+    criterion = Criterion(net.settings)
+    values, there = label_values(labels), [each.to(GPU) for each in (frames, sound, labels)]
+    frames, sound, labels = there
+    for _ in range(3):
+        with torch.autocast("cuda", precision or torch.float16, enabled=precision is not None):
+            out = net(frames, frames, sound, annotated)
+        losses = criterion(out, labels, annotated=annotated, values=values)
+        losses.total.backward()
+        net.zero_grad(set_to_none=True)
+    torch.cuda.set_sync_debug_mode("default")
+    assert bool(torch.isfinite(losses.total))
+
+
+@pytest.mark.parametrize("recipe", ["colour-flip", "resize-crop-colour-flip"])
+def test_augmentation_is_that_of_a_cpu(finished: Manifest, open_split, recipe: Recipe) -> None:
+    stored, cpu = open_split(finished).read([0, 3, 5]), torch.device("cpu")
+    draws = [torch.Generator().manual_seed(clip) for clip in range(3)]
+    drawn = Augment.draw(draws, stored.to(cpu))
+    there, here = (Augment(recipe)(stored.to(device), drawn) for device in (GPU, cpu))
+    assert torch.equal(there.labels.cpu(), here.labels)
+    torch.testing.assert_close(there.frames.cpu(), here.frames, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("where", ["device", "host"])
+def test_kept_clips_are_the_ones_that_are_read(finished: Manifest, open_split, where) -> None:
+    reader = open_split(finished)
+    order = [[3, 1], [0, 3]]
+    for kept, read in zip(
+        batches(reader, order, where, GPU), batches(reader, order, "none", GPU), strict=True
+    ):
+        ours, theirs = kept.to(GPU), read.to(GPU)
+        assert ours.clips == theirs.clips
+        for name in ("frames", "maskige", "labels", "sound"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_kernels_give_the_numbers_of_plain_pytorch(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    levels = Levels.of([(7, 7), (14, 14), (28, 28)], 8, 4, GPU)
+    grid = (3, levels.pixels, 8, 3, 4)
+    given = [
+        torch.randn(3, levels.pixels, 8, 32, device=GPU).to(dtype),
+        torch.rand(*grid, 2, device=GPU) * 1.4 - 0.2,
+        torch.rand(grid, device=GPU),
+    ]
+    results: list[list[Tensor]] = []
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic, warn_only=True)
+        try:
+            value, places, weights = inputs = [each.clone().requires_grad_() for each in given]
+            out = sample_levels(value, levels, places, weights)
+            up = torch.linspace(-1, 1, out.numel(), device=GPU).view_as(out).to(out.dtype)
+            results.append([out, *torch.autograd.grad(out, inputs, up)])
+        finally:
+            torch.use_deterministic_algorithms(False)
+    noise = 4 * torch.finfo(dtype).eps
+    for ours, plain in zip(*results, strict=True):
+        scale = float(plain.abs().max())
+        torch.testing.assert_close(
+            ours.float(), plain.float(), rtol=noise, atol=max(noise, 1e-5) * scale
+        )
+
+
+def test_outputs_are_those_of_a_cpu() -> None:
+    frames, sound, _, annotated = batch()
+    net = network().eval()
+    with torch.inference_mode():
+        here = net.scores(net(frames, frames, sound, annotated))
+        net.to(GPU)
+        there = net.scores(net(frames.to(GPU), frames.to(GPU), sound.to(GPU), annotated))
+    # A mask bit on the other side of its threshold moves scores; in the mean nothing moves.
+    assert float((there.cpu() - here).abs().mean()) < 1e-3
