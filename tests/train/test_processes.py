@@ -21,6 +21,7 @@ from combo.pipeline.train import checkpoint
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import resume
 
+from .conftest import OF_PACE
 from .together import AVSS, COMMON, S4, begin
 
 pytestmark = [pytest.mark.usefixtures("runs_stages"), pytest.mark.slow]
@@ -67,7 +68,7 @@ def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "clips_per_second"} for line in found]
+    return [{k: v for k, v in line.items() if k not in OF_PACE} for line in found]
 
 
 def found(both: Path, rank: int) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from combo.pipeline.train.sounds import other_clips
 from combo.pipeline.train.start import free_folder, resume, start
 from combo.pipeline.train.trainer import Step, Trainer, learning_rate_factor
 
-from .conftest import finished_run, small_run
+from .conftest import OF_PACE, finished_run, small_run
 
 TINY = (
     "width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "pixel_ffn=16", "decoder_layers=1",
@@ -54,7 +54,6 @@ TINY = (
     "augment=resize-crop-colour-flip", "fusion_dropout=0.1", "device=cpu",
 )  # fmt: skip
 CPU = torch.device("cpu")
-NO_TIME = ("clips_per_second",)
 
 
 pytestmark = pytest.mark.usefixtures("runs_stages")
@@ -72,7 +71,7 @@ def tiny(manifest: Manifest, folder: Path, *changes: str) -> Trainer:
 
 def log(run: RunFolder) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in NO_TIME} for line in lines]
+    return [{k: v for k, v in line.items() if k not in OF_PACE} for line in lines]
 
 
 def same_state(left: object, right: object) -> bool:
