@@ -27,6 +27,8 @@ from combo.pipeline.store import SplitStore, StoreDamaged
 from combo.pipeline.train.loader import ClipReader, StoredBatch, shuffled
 from combo.pipeline.train.start import resume, start
 
+from .conftest import OF_PACE
+
 TINY = (
     "width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "pixel_ffn=16", "decoder_layers=1",
     "decoder_ffn=16", "audio_hidden=16", "query_count=4", "mask_points=64", "iterations=3",
