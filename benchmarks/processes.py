@@ -2,9 +2,10 @@
 
 Each process has one core and one clip a step, of frames of the usual size with numbers of no
 meaning, so that nothing but the network, its gradients' way and the exchange of a step is measured.
-One process and all of them take turns, on the same cores, and the best of each counts.
+One process and all of them take turns, on the same cores, and the best step of each counts. Beside
+the clock, processor time tells on a busy machine what the exchange costs.
 
-Last seen (two cores of a shared machine, load average in brackets): see docs/measurements.md.
+Numbers last seen are in docs/measurements.md.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def worker(preset: str, size: int, steps: int) -> None:
         labels = torch.randint(0, 2, (1, 5, size, size), dtype=torch.uint8)
         sound, there = torch.rand(1, 5, 128), torch.ones(1, 5, dtype=torch.bool)
         for _ in range(steps):
-            begun = time.perf_counter()
+            begun, worked = time.perf_counter(), time.process_time()
             sums = together.total(criterion.divisors(labels, there, there))
             losses = criterion(
                 spread(pictures, pictures, sound), labels, annotated=there, divisors=sums
@@ -43,18 +44,21 @@ def worker(preset: str, size: int, steps: int) -> None:
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             if together.first:
-                print(time.perf_counter() - begun, flush=True)
+                print(time.perf_counter() - begun, time.process_time() - worked, flush=True)
 
 
-def best(count: int, words: list[str]) -> float:
-    """Seconds of the fastest step, the first one left out, of so many processes together."""
+def best(count: int, words: list[str]) -> tuple[float, float]:
+    """Seconds by the clock, and of the first process's core, of the fastest step of so many
+    processes together, the first one left out.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     command = [sys.executable, *torchrun, __file__, "--worker", *words]
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
     )
-    return min(float(line) for line in done.stdout.split()[1:])
+    steps = [line.split() for line in done.stdout.decode().splitlines()[1:]]
+    return min(float(clock) for clock, _ in steps), min(float(core) for _, core in steps)
 
 
 def main() -> None:
@@ -70,16 +74,18 @@ def main() -> None:
         worker(given.preset, given.size, given.steps)
         return
     words = ["--preset", given.preset, "--size", str(given.size), "--steps", str(given.steps)]
-    seconds: dict[int, float] = {1: float("inf"), given.processes: float("inf")}
+    many, found = given.processes, dict[int, list[tuple[float, float]]]()
     for _ in range(given.rounds):
-        for count in seconds:
-            seconds[count] = min(seconds[count], best(count, words))
+        for count in (1, many):
+            clock, core = best(count, words)
+            found.setdefault(count, []).append((clock, core))
             load = os.getloadavg()[0]
-            print(f"{count} processes: best step {seconds[count]:.2f} s (load average {load:.1f})")
-    many = given.processes
-    print(
-        f"{many} processes: {many * seconds[1] / seconds[many]:.2f} times the clips a second of 1"
-    )
+            print(
+                f"{count}: {clock:.2f} s a step, {core:.2f} s of a core (load average {load:.1f})"
+            )
+    for number, what in enumerate(("by the clock", "by processor time, if no core waited")):
+        one, all_of_them = (min(each[number] for each in found[count]) for count in (1, many))
+        print(f"{many} processes do {many * one / all_of_them:.2f} times the clips of one {what}")
 
 
 if __name__ == "__main__":
