@@ -131,6 +131,25 @@ def backbone_state(state: State, kind: BackboneKind, backbone: Backbone) -> dict
     return {f"body.{key}": value for key, value in _fit(renamed, origin, wanted).items()}
 
 
+def backbone_state_in_order(state: State, backbone: Backbone) -> dict[str, Tensor]:
+    """Weights of a network that calls its layers otherwise, but has the same in the same order.
+
+    Each of the backbone's tensors must have the shape of the one at its place in `state`, whose
+    classifier and last layers may follow. Raises StateDictError.
+    """
+    wanted = backbone.body.state_dict()
+    given = [(k, v) for k, v in state.items() if not k.endswith("num_batches_tracked")]
+    if len(given) < len(wanted):
+        raise StateDictError(f"{len(given)} tensors, and the network has {len(wanted)}")
+    for (old, value), (new, like) in zip(given, wanted.items(), strict=False):
+        if value.shape != like.shape:
+            raise StateDictError(
+                f"{old} has shape {tuple(value.shape)}, and at its place {new} {tuple(like.shape)}"
+            )
+    values = [value for _, value in given]
+    return {f"body.{key}": value for key, value in zip(wanted, values, strict=False)}
+
+
 # --- published COMBO checkpoints -----------------------------------------------------------------
 
 _FUSION = "sem_seg_head.fusion_module."
@@ -221,6 +240,25 @@ def fitting(state: State, network: nn.Module) -> dict[str, Tensor]:
     return _fit(dict(state), {key: key for key in state}, network.state_dict())
 
 
+_CLASSES = f"{_PREDICTOR}class_embed.bias"
+
+
+def published_preset(state: State) -> tuple[str, dict[str, Any]]:
+    """A preset of the same backbone, and what must be set otherwise for a published checkpoint.
+
+    Raises StateDictError when it is none.
+    """
+    if _CLASSES not in state:
+        raise StateDictError(f"missing from the state: {_CLASSES}; this is no COMBO checkpoint")
+    classes = state[_CLASSES].shape[0] - 1
+    resnet = any(key.startswith("backbone.stem.") for key in state)
+    sem = "separate"
+    if not any(key.startswith("pre_sam_backbone.") for key in state):
+        sem = "shared" if any(key.startswith("scale_factor_module.") for key in state) else "off"
+    name = f"combo-{'r50' if resnet else 'pvt'}-{'s4' if classes == 2 else 'avss'}"
+    return name, {"classes": classes, "sem": sem}
+
+
 def published_combo(
     state: State | Mapping[str, State],
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -234,17 +272,9 @@ def published_combo(
     """
     whole: Mapping[str, Any] = state
     state = cast("State", whole.get("model", whole))
-    head = f"{_PREDICTOR}class_embed.bias"
-    if head not in state:
-        raise StateDictError(f"missing from the state: {head}; this is no COMBO checkpoint")
-    resnet = any(key.startswith("backbone.stem.") for key in state)
-    name = "combo-r50-s4" if resnet else "combo-pvt-s4"
-    shared = not any(key.startswith("pre_sam_backbone.") for key in state)
-    sem = "separate"
-    if shared:
-        sem = "shared" if any(key.startswith("scale_factor_module.") for key in state) else "off"
+    name, settings = published_preset(state)
     with torch.device("meta"):
-        network = Combo(preset(name, classes=state[head].shape[0] - 1, sem=sem))
+        network = Combo(preset(name, **settings))
     renamed, origin = _rename(state, combo_key)
     vggish = {k.removeprefix(_SOUND): v for k, v in state.items() if k.startswith(_SOUND)}
     return _fit(renamed, origin, network.state_dict()), vggish

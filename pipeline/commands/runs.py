@@ -78,7 +78,7 @@ def run_trainer(output: Output, trainer: "Trainer", requeue: bool = False) -> No
     keep_freed_memory()
     if not trainer.together.first:
         output = Output(quiet=True)
-    for split, reader in trainer.readers.items():
+    for split, reader in trainer.readers.items() if trainer.together.first else ():
         left_out = f", {len(reader.left_out)} left out" if reader.left_out else ""
         without = len(reader) - len(reader.labelled)
         labels = f", {without} of them without a label" if without else ""

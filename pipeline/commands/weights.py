@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Manifest, Printing, command
+from .options import Manifest, Printing, Store, command
 
 app = typer.Typer(
     help="Published weights: what there is, where it comes from, whether it is whole.",
@@ -133,15 +133,36 @@ def verify(
 @command(app, "convert")
 def convert(
     source: Annotated[Path, typer.Argument(help="A published COMBO checkpoint (.pth).")],
-    target: Annotated[Path, typer.Argument(help="File to write; must not be there.")],
     printing: Printing,
+    target: Annotated[Path | None, typer.Argument(help="File to write; must not be there.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Run folder to make instead of a file.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Of the run: combo-r50-ms3, say; default: its S4 or AVSS.")
+    ] = None,
+    store: Store = None,
+    manifest: Manifest = None,
 ) -> None:
-    """Write a published COMBO checkpoint under this project's parameter names.
+    """A published COMBO checkpoint under this project's parameter names, as a file or a run.
 
-    Example: combo weights convert avs_s4_r50.pth combo-r50-s4.pt
+    A run is evaluated, predicts, and is begun with (`initialisation`) like one that was trained.
+
+    Example: combo weights convert avs_s4_r50.pth --to runs/published-s4
     """
     from .. import weights
 
+    if (target is None) == (to is None):
+        raise typer.BadParameter("give a file to write, or --to RUN")
+    if to is not None:
+        from ..manifest import load_manifest
+        from ..train.published import make_run
+
+        opened = load_manifest(manifest).with_store(store)
+        run, settings = make_run(source, to, opened, preset)
+        value = {"run": str(run.root), "preset": settings.train.preset}
+        printing.output.answer(value, f"{run.root}: {settings.train.preset}")
+        return
+    if target is None:
+        return
     network, vggish = weights.convert(source, target)
     printing.output.answer(
         {"file": str(target), "network": network, "vggish": vggish},

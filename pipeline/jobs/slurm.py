@@ -96,6 +96,9 @@ def training_script(job: TrainingJob) -> str:
         'first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         "export MASTER_ADDR=$first MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))",
     ]
+    if job.cluster.cores is not None:  # srun does not take it from the job
+        lines.append(f"export SRUN_CPUS_PER_TASK={job.cluster.cores}")
+    lines.append("export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}")
     who = "RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS"
     # A process that is gone must not take the others along before they have saved.
     start = f"srun --kill-on-bad-exit=0 bash -c '{who} exec \"$@\"' combo"

@@ -11,9 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}
 """FLOP/s of dense bf16 products, by a part of the device's name (the vendor's data sheets)."""
 
-TOLD = ("clips_per_second", "waited", "peak_memory_gb", "mfu")
-"""What of a log depends on the machine and its hour."""
-
 Value = TypeVar("Value")
 
 

@@ -8,6 +8,7 @@ step; the first one writes. What only the others do not need to say is said by t
 import contextlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -86,7 +87,8 @@ class Processes:
         """The network, whose gradients are summed over all processes while they come."""
         if self.count == 1:
             return network
-        # Some ablations leave layers without gradient, and no output knows them.
+        # Some ablations leave layers without gradient, and no output knows them; others do not.
+        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
         spread = DistributedDataParallel(
             network,
             find_unused_parameters=True,
@@ -164,9 +166,12 @@ def joined() -> Generator[Processes]:
     try:
         yield together
     except BaseException as error:
-        if lost_one(error) and not together.first:
-            sys.exit(1)
-        raise
+        if not lost_one(error):
+            raise
+        said = ComboError(
+            "another process is gone, or does not answer; the same command begins anew"
+        )
+        raise together.ended(said) from error
     dist.destroy_process_group()
 
 

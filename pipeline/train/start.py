@@ -5,26 +5,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ...model.backbones import Backbone
-from ...model.interface import Network
 from ..devices import has_bf16
 from ..errors import ComboError
 from ..jobs.plan import stage_settings
 from ..manifest import Manifest, load_manifest
 from ..source import Choice, choose_variants, open_source, sources_in
-from ..weights import load_state, resolve
-from . import checkpoint
 from .loader import ClipReader
 from .presets import RunSettings, amend, prefer_bf16
 from .presets import resolve as resolve_settings
 from .processes import ALONE, Processes
 from .run_folder import RunData, RunFolder, SplitData
+from .starting_points import first_network
 from .trainer import Trainer
-
-IMAGENET = {"resnet50": "resnet50", "pvt_v2_b5": "pvt-v2-b5"}
-"""timm's name of a backbone -> the catalogue's name of its ImageNet weights."""
 
 
 def free_folder(wanted: Path) -> Path:
@@ -81,7 +73,7 @@ def start(
     settings = _fit_to_data(settings, readers["train"])
     settings = prefer_bf16(settings, changes, has_bf16(settings.train.device))
     try:
-        network = _network(settings, manifest)
+        network = first_network(settings, manifest)
     except ValueError as error:
         raise ComboError(f"no network has these settings ({error}); change --set") from error
     data: RunData = {
@@ -125,7 +117,7 @@ def resume(
             )
     if not run.begun:
         manifest = load_manifest(Path(data["manifest"]) if "manifest" in data else None)
-        return Trainer(run, settings, _network(settings, manifest), readers, together)
+        return Trainer(run, settings, first_network(settings, manifest), readers, together)
     trainer = Trainer(run, settings, settings.build(), readers, together)
     trainer.resume()
     return trainer
@@ -169,77 +161,6 @@ def _fit_to_data(settings: RunSettings, reader: ClipReader) -> RunSettings:
         max_frames=max(settings.network.max_frames, reader.plan.frames_per_clip),
     )
     return dataclasses.replace(settings, network=network)
-
-
-def _network(settings: RunSettings, manifest: Manifest) -> Network:
-    start_from = settings.train.initialisation
-    if start_from == "imagenet":
-        return _imagenet(settings, manifest)
-    network = _seeded(settings)
-    if start_from == "random":
-        return network
-    state = _state_of(Path(start_from))
-    mine = network.state_dict()
-    # Another number of classes: its classifier starts anew, all else must fit.
-    fits = {k: v for k, v in state.items() if k in mine and v.shape == mine[k].shape}
-    strange = set(state.keys() ^ mine.keys()) | {
-        k for k in state.keys() & mine.keys() if k not in fits and "class" not in k
-    }
-    if strange:
-        raise ComboError(
-            f"{start_from} has another network ({min(strange)} does not fit); give the same "
-            f"settings with --set, or, of a checkpoint that was published: "
-            f"combo weights convert {start_from} FILE"
-        )
-    network.load_state_dict({**mine, **fits})
-    return network
-
-
-def _state_of(path: Path) -> Mapping[str, torch.Tensor]:
-    """The network of a run, its best, or of a file: a checkpoint, or one that was converted."""
-    if path.is_file():
-        return load_state(path)
-    run = RunFolder(path)
-    run.settings()  # says so when it is no run
-    return checkpoint.network_of(run.best if run.best.exists() else run.last)
-
-
-def _seeded(settings: RunSettings, pretrained: bool = False) -> Network:
-    torch.manual_seed(settings.train.seed)
-    return settings.build(pretrained)
-
-
-def _imagenet(settings: RunSettings, manifest: Manifest) -> Network:
-    from ...model.state_dicts import backbone_state
-
-    network = _seeded(settings)
-    encoders = [module for module in network.modules() if isinstance(module, Backbone)]
-    if not encoders:
-        raise ComboError(
-            f"network {settings.kind} has no encoder that ImageNet weights are for; "
-            f"train without: --set initialisation=random"
-        )
-    names = {encoder.name for encoder in encoders}
-    if names - IMAGENET.keys():
-        try:
-            return _seeded(settings, pretrained=True)
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ComboError(
-                f"timm cannot give ImageNet weights of {', '.join(sorted(names))} ({reason}); "
-                f"train without: --set initialisation=random"
-            ) from error
-    for name in names:
-        path, _ = resolve(IMAGENET[name], manifest)
-        state = load_state(path)
-        kind = "detectron2" if path.suffix == ".pkl" else "timm"
-        try:
-            for encoder in encoders:
-                if encoder.name == name:
-                    encoder.load_state_dict(backbone_state(state, kind, encoder))
-        except ValueError as error:
-            raise ComboError(f"{path} does not fit {name}: {error}") from error
-    return network
 
 
 def _described(reader: ClipReader) -> SplitData:

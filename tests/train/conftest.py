@@ -32,6 +32,9 @@ stages:
 
 OpenSplit = Callable[..., ClipReader]
 
+OF_PACE = ("clips_per_second", "waited", "peak_memory_gb", "mfu")
+"""What a log says that is another number each time."""
+
 
 @pytest.fixture(scope="session")
 def prepared(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -23,10 +23,12 @@ TINY = (
 pytestmark = pytest.mark.usefixtures("runs_stages")
 
 
+@pytest.mark.parametrize("checkpointing", ["none", "all"])
 def test_the_mean_of_the_networks_is_evaluated_and_the_best(
-    finished: Manifest, tmp_path: Path
+    finished: Manifest, tmp_path: Path, checkpointing: str
 ) -> None:
-    trainer, networks = small_run(finished, tmp_path / "run", *TINY, "ema=0.75"), []
+    changes = ("ema=0.75", f"checkpointing={checkpointing}")
+    trainer, networks = small_run(finished, tmp_path / "run", *TINY, *changes), []
     begun = {name: value.clone() for name, value in trainer.network.state_dict().items()}
 
     def keep(_: object) -> None:
@@ -43,7 +45,15 @@ def test_the_mean_of_the_networks_is_evaluated_and_the_best(
         torch.testing.assert_close(kept[name], mean[name], rtol=1e-5, atol=1e-6)
         assert torch.equal(last.averaged[name], kept[name])
     assert not all(torch.equal(last.network[name], kept[name]) for name in learned)
-    opened = open_run(run, torch.device("cpu"))
+    opened, average = open_run(run, torch.device("cpu")), trainer.average
+    assert average is not None
+    clip = trainer.readers["val"].read([0]).to(torch.device("cpu"))
+    with torch.no_grad():
+        mine, saved = (
+            net.scores(net(clip.frames, clip.maskige, clip.sound, clip.present))
+            for net in (average.network, opened)
+        )
+    assert torch.equal(mine, saved), "it computes with its own parameters"
     assert measure(opened, trainer.readers["val"], torch.device("cpu")).m_j == trainer.best
 
 

@@ -40,9 +40,10 @@ from combo.pipeline.report.sheet import write_sheet
 from combo.pipeline.store import ArraySpec, SplitStore
 from combo.pipeline.train import checkpoint
 from combo.pipeline.train.evaluate import measure, open_run, open_split
-from combo.pipeline.train.pace import TOLD
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import resume, start
+
+from .conftest import OF_PACE
 
 CPU = torch.device("cpu")
 SPLITS = ("train", "val", "test")
@@ -174,7 +175,7 @@ def refused(*words: object) -> str:
 
 def log(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TOLD} for line in lines]
+    return [{k: v for k, v in line.items() if k not in OF_PACE} for line in lines]
 
 
 @pytest.mark.own_process

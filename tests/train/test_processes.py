@@ -18,10 +18,10 @@ from unchanged import settings_put_back
 from combo.pipeline.errors import ComboError
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.train import checkpoint
-from combo.pipeline.train.pace import TOLD
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import resume
 
+from .conftest import OF_PACE
 from .together import AVSS, COMMON, S4, begin
 
 pytestmark = [pytest.mark.usefixtures("runs_stages"), pytest.mark.slow]
@@ -68,7 +68,7 @@ def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def lines(folder: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TOLD} for line in found]
+    return [{k: v for k, v in line.items() if k not in OF_PACE} for line in found]
 
 
 def found(both: Path, rank: int) -> dict[str, Any]:
@@ -94,7 +94,8 @@ def test_losses_and_weights_are_those_of_one_process(
 ) -> None:
     # AVSS: clips of five and ten frames, with different numbers of classes. S4: micro-batches.
     one, two = lines(alone / name), lines(both / name)
-    assert [line.pop("kind") for line in one] == [line.pop("kind") for line in two]
+    for word in ("kind", "precision"):
+        assert [line.pop(word, None) for line in one] == [line.pop(word, None) for line in two]
     assert {key.split("_")[1] for key in one[0] if key.startswith("loss_")} == {
         "ce", "mask", "dice", "cosine",
     }  # fmt: skip

@@ -23,12 +23,11 @@ from combo.pipeline.manifest import Manifest
 from combo.pipeline.train import checkpoint
 from combo.pipeline.train.evaluate import open_run, open_split
 from combo.pipeline.train.journal import Journal
-from combo.pipeline.train.pace import TOLD
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import resume
 from combo.pipeline.train.trainer import Step, Trainer
 
-from .conftest import finished_run, small_run
+from .conftest import OF_PACE, finished_run, small_run
 
 TINY = (
     "width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "pixel_ffn=16", "decoder_layers=1",
@@ -58,7 +57,7 @@ def run(trained: RunFolder, tmp_path: Path) -> RunFolder:
 
 def log(run: RunFolder) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TOLD} for line in lines]
+    return [{k: v for k, v in line.items() if k not in OF_PACE} for line in lines]
 
 
 def same(run: RunFolder, other: RunFolder) -> bool:

@@ -39,14 +39,13 @@ from combo.pipeline.train.evaluate import (
     open_run,
     open_split,
 )
-from combo.pipeline.train.pace import TOLD
 from combo.pipeline.train.presets import resolve, train_settings
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.sounds import other_clips
 from combo.pipeline.train.start import free_folder, resume, start
 from combo.pipeline.train.trainer import Step, Trainer, learning_rate_factor
 
-from .conftest import finished_run, small_run
+from .conftest import OF_PACE, finished_run, small_run
 
 TINY = (
     "width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "pixel_ffn=16", "decoder_layers=1",
@@ -55,7 +54,6 @@ TINY = (
     "augment=resize-crop-colour-flip", "fusion_dropout=0.1", "device=cpu",
 )  # fmt: skip
 CPU = torch.device("cpu")
-NO_TIME = TOLD
 
 
 pytestmark = pytest.mark.usefixtures("runs_stages")
@@ -73,7 +71,7 @@ def tiny(manifest: Manifest, folder: Path, *changes: str) -> Trainer:
 
 def log(run: RunFolder) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in NO_TIME} for line in lines]
+    return [{k: v for k, v in line.items() if k not in OF_PACE} for line in lines]
 
 
 def same_state(left: object, right: object) -> bool:
