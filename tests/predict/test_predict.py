@@ -21,6 +21,7 @@ from combo.pipeline.errors import ComboError, MediaError
 from combo.pipeline.media.limits import USUAL
 from combo.pipeline.media.pictures import fit_frame
 from combo.pipeline.painting import Paint, paint
+from combo.pipeline.predict import painted
 from combo.pipeline.predict.folder import PredictionFolder
 from combo.pipeline.predict.inputs import Film, found, named, open_film
 from combo.pipeline.predict.masks import class_map, read_facts, read_mask
@@ -238,9 +239,10 @@ def test_all_that_was_promised_lies_in_the_folder(predictor: Predictor, tmp_path
 
 
 def test_a_prediction_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
-    predictor: Predictor, tmp_path: Path
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     film(tmp_path / "film.mp4", 9.0)
+    monkeypatch.setattr(painted, "PART", 4)
     opened = open_film(tmp_path / "film.mp4")
     PredictionFolder(tmp_path / "whole", opened, predictor).make()
 
@@ -255,8 +257,23 @@ def test_a_prediction_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
         PredictionFolder(tmp_path / "cut", opened, predictor).make(kill)
     there = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cut" / "masks").iterdir()}
     assert len(there) == 5
+
+    def kill_painting(what: str, _count: int) -> None:
+        if what == "painting" and list((tmp_path / "cut" / "overlay.parts").glob("*.nut")):
+            raise Killed
+
+    with pytest.raises(Killed):
+        PredictionFolder(tmp_path / "cut", opened, predictor).make(kill_painting)
+    (part,) = (tmp_path / "cut" / "overlay.parts").iterdir()  # half-painted ones are gone
     assert not (tmp_path / "cut" / "overlay.mp4").exists()
-    PredictionFolder(tmp_path / "cut", opened, predictor).make()
+    at = part.stat().st_mtime_ns
+
+    def untouched(what: str, count: int) -> None:
+        if what == "painting" and count and part.exists():
+            assert part.stat().st_mtime_ns == at
+
+    PredictionFolder(tmp_path / "cut", opened, predictor).make(untouched)
+    assert not part.parent.exists()
     for name, at in there.items():
         assert (tmp_path / "cut" / "masks" / name).stat().st_mtime_ns == at
     for path in (tmp_path / "whole").rglob("*"):
