@@ -14,6 +14,7 @@ from . import __version__
 from .pipeline.commands import (
     clusters,
     demo,
+    evaluations,
     imports,
     predictions,
     preprocess,
@@ -34,7 +35,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _GROUPS = (
-    preprocess, clusters, imports, stores, runs, predictions, scores, reports, samples, demo,
+    preprocess, clusters, imports, stores, runs, evaluations, predictions, scores, reports, samples,
+    demo,
 )  # fmt: skip
 for _group in _GROUPS:
     app.add_typer(_group.app)

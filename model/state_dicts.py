@@ -6,14 +6,16 @@ network needs comes out, with its shape. What does not fit is a StateDictError n
 
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .backbones import Backbone
 from .combo import Combo
 from .presets import preset
+from .settings import ComboSettings
 
 State = Mapping[str, Tensor]
 Rename = Callable[[str], str | None]
@@ -190,6 +192,33 @@ def combo_key(key: str) -> str | None:
             inner = _detectron2_key(key.removeprefix(prefix))
             return None if inner is None else ours + inner
     return _substitute(_COMBO, key)
+
+
+def is_published(state: State) -> bool:
+    """Whether these are keys of a published COMBO checkpoint."""
+    return any(key.startswith(("sem_seg_head.", "pre_sam_backbone.")) for key in state)
+
+
+def settings_of(state: State, settings: ComboSettings) -> ComboSettings:
+    """Settings with what a network's state, in our names, says of itself: its classes, the sound's
+    width, the longest clip, and which encoders there are."""
+    found: dict[str, Any] = {"sem": "separate"}
+    if not any(key.startswith("siam_encoder.maskiges.") for key in state):
+        gated = any(key.startswith("siam_encoder.gates.") for key in state)
+        found["sem"] = "shared" if gated else "off"
+    for name, key, axis, beside in (
+        ("classes", "mask_decoder.class_embed.weight", 0, 1),
+        ("audio_dim", "audio_mlp.0.weight", 1, 0),
+        ("max_frames", "bilateral_fusion.audio_pos.weight", 0, 0),
+    ):
+        if key in state:
+            found[name] = state[key].shape[axis] - beside
+    return replace(settings, **found)
+
+
+def fitting(state: State, network: nn.Module) -> dict[str, Tensor]:
+    """A state in our names, in the network's order. Raises StateDictError naming what is not."""
+    return _fit(dict(state), {key: key for key in state}, network.state_dict())
 
 
 def published_combo(

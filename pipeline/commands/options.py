@@ -32,13 +32,6 @@ class StageName(StrEnum):
     all = "all"
 
 
-class SoundName(StrEnum):
-    right = "right"
-    swapped = "swapped"
-    silent = "silent"
-    noise = "noise"
-
-
 Manifest = Annotated[
     Path | None,
     typer.Option(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .. import protocols
+from .. import durable, protocols
 from .options import Manifest, Printing, command
 
 app = typer.Typer()
@@ -43,7 +43,8 @@ def score(
     with output.bar(f"{data}/{split}", len(there.clips)) as bar:
         result = score_masks(there, masks, allow_missing, bar.advance)
     if csv is not None:
-        _write_csv(csv, result.clips)
+        lines = [(name, *scores) for name, scores in result.clips.items()]
+        durable.write_bytes(csv, protocols.csv_of(("clip", "M_J", "M_F"), lines))
     if output.as_json:
         output.json({"masks": str(masks), "data_set": data, "split": split, **result.as_json()})
         return
@@ -55,18 +56,3 @@ def score(
         output.warn(f"{result.without_labels} clips left out: no frame of theirs has a label")
     for name, reason in result.left_out.items():
         output.warn(f"left out: {name}: {reason}")
-
-
-def _write_csv(path: Path, clips: "dict[str, tuple[float, float | None]]") -> None:
-    import csv
-    import io
-
-    from .. import durable
-
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(("clip", "M_J", "M_F"))
-    writer.writerows(
-        (n, f"{j:.6f}", "" if f is None else f"{f:.6f}") for n, (j, f) in clips.items()
-    )
-    durable.write_bytes(path, text.getvalue().encode())

@@ -12,23 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...model.interface import Network
-from ...model.metrics import SemanticMetrics
 from ..media.labels import LABEL_IGNORED
-from ..train.evaluate import (
-    Evaluation,
-    SoundCondition,
-    measure,
-    open_run,
-    open_split,
-    other_clips,
-)
+from ..train.evaluate import Evaluation, by_category, measure_sounds, open_run, open_split
 from ..train.loader import ClipReader, StoredBatch
 from ..train.run_folder import RunData, RunFolder
+from ..train.sounds import other_clips
 from .clips import Panel, StoredClips
 from .files import Files, files_of
 from .predicted import places_of, predict, with_prediction
 
-SOUNDS: tuple[SoundCondition, ...] = ("right", "swapped", "silent")
+SOUNDS = ("right", "swapped", "silent")
 SHOWN = 4
 """Best clips, and worst, that are shown."""
 
@@ -62,7 +55,7 @@ class RunLooks:
     split: str
     reader: ClipReader
     files: Files
-    evaluations: Mapping[SoundCondition, Evaluation]
+    evaluations: Mapping[str, Evaluation]
     sorts: list[Sort]
     confusion: NDArray[np.int64] | None
     worst: list[Panel] = field(default_factory=list[Panel])
@@ -116,15 +109,13 @@ def look_at_run(
     files = files_of(reader.split, manifest, also)
     network = open_run(run, device)
     confusions = Confusions(len(reader.plan.classes))
-    evaluations: dict[SoundCondition, Evaluation] = {}
-    for sound in sounds_of(reader):
 
-        def seen(clip: StoredBatch, scores: Tensor, sound: SoundCondition = sound) -> None:
-            if sound == "right":
-                confusions.add(clip, scores)
-            on_clip()
+    def seen(sound: str, clip: StoredBatch, scores: Tensor) -> None:
+        if sound == "right":
+            confusions.add(clip, scores)
+        on_clip()
 
-        evaluations[sound] = measure(network, reader, device, sound=sound, on_clip=seen)
+    evaluations = measure_sounds(network, reader, device, sounds_of(reader), {}, seen)
     right = evaluations["right"]
     worst, best = extremes(right, SHOWN)
     clips = StoredClips(reader.split, files, reader.choice.frames)
@@ -137,8 +128,8 @@ def look_at_run(
         reader,
         files,
         evaluations,
-        confusions.sorts(reader.plan.classes) or categories(right, files),
-        confusions.pixels if confusions.metrics else None,
+        sorts(right, files),
+        confusions.pixels if right.classes else None,
         _panels(worst, network, device, reader, clips),
         _panels(best, network, device, reader, clips),
     )
@@ -150,7 +141,7 @@ def run_work(path: Path, split: str, store: Path | None = None) -> int:
     return len(reader.labelled) * len(sounds_of(reader))
 
 
-def sounds_of(reader: ClipReader) -> tuple[SoundCondition, ...]:
+def sounds_of(reader: ClipReader) -> tuple[str, ...]:
     """The sounds a split is evaluated with: those of one clip cannot be swapped."""
     return tuple(s for s in SOUNDS if s != "swapped" or len(reader) > 1)
 
@@ -183,46 +174,27 @@ def _curve(points: list[tuple[float, float]]) -> Curve:
 
 
 class Confusions:
-    """Which class is taken for which, over the labelled frames; nothing for two classes."""
+    """Which class is taken for which, in pixels of the labelled frames: [truth, prediction]."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
-        self.metrics = SemanticMetrics(classes) if classes > 2 else None
         self.pixels = np.zeros((classes, classes), np.int64)
 
     def add(self, clip: StoredBatch, scores: Tensor) -> None:
         """One clip. scores: [T,K,H,W], on the CPU."""
-        if self.metrics is None:
-            return
         frames = clip.annotated[0] & clip.present[0]
-        predicted = scores[frames].argmax(1).to(torch.uint8)
-        labels = clip.labels[0][frames]
-        self.metrics.add(predicted, labels)
+        predicted, labels = scores[frames].argmax(1), clip.labels[0][frames]
         counts = labels != LABEL_IGNORED
-        cells = labels[counts].long() * self.classes + predicted[counts].long()
+        cells = labels[counts].long() * self.classes + predicted[counts]
         found = torch.bincount(cells, minlength=self.classes**2)
         self.pixels += found.view(self.classes, self.classes).numpy()
 
-    def sorts(self, names: tuple[str, ...]) -> list[Sort]:
-        """Each class that was seen, over the frames it counts in."""
-        if self.metrics is None:
-            return []
-        j, f, count = (each.tolist() for each in self.metrics.per_class())
-        found = zip(names, j, f, count, strict=True)
-        return [Sort(name, j, f, int(count)) for name, j, f, count in found if count]
 
-
-def categories(evaluation: Evaluation, files: Files) -> list[Sort]:
-    """The mean over the clips of each category; none where the data set has no categories."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for name, (j, f) in evaluation.clips.items():
-        if category := files.category(name):
-            found.setdefault(category, []).append((j, f or 0.0))
-    sorts: list[Sort] = []
-    for name, scores in sorted(found.items()):
-        j, f = (sum(each) / len(scores) for each in zip(*scores, strict=True))
-        sorts.append(Sort(name, j, f, len(scores)))
-    return sorts
+def sorts(evaluation: Evaluation, files: Files) -> list[Sort]:
+    """The classes that were seen; of objects the categories, where the data set has any."""
+    categories = {name: files.category(name) for name in evaluation.clips}
+    found = evaluation.classes or by_category(evaluation, categories)
+    return [Sort(name, *scores) for name, scores in found.items()]
 
 
 def extremes(evaluation: Evaluation, count: int) -> tuple[list[str], list[str]]:

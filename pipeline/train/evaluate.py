@@ -3,25 +3,26 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ...model.interface import Network
-from ...model.metrics import ObjectMetrics, SemanticMetrics
+from ...model.metrics import ObjectMetrics, SemanticMetrics, foreground
 from .. import protocols
 from ..errors import ComboError
 from ..jobs.stopping import Stop, Stopped
 from ..source import choose_variants, open_source
 from . import checkpoint
-from .loader import ClipReader, StoredBatch
+from .loader import Batch, ClipReader, StoredBatch
 from .processes import ALONE, Processes
 from .run_folder import RunFolder
+from .sounds import FITTING, Sounds
 
 SoundCondition = Literal["right", "swapped", "silent", "noise"]
 PRECISION = "fp32"
@@ -31,15 +32,19 @@ SOUNDS: tuple[SoundCondition, ...] = ("right", "swapped", "silent", "noise")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of one network on one split.
+    """Scores of one network on one split with one sound.
 
     m_j, m_f: 0..1, by the AVSBench protocol.  protocols: every protocol by name -> M_J, M_F.
     false_positive_rate: share of the clips where something is segmented although nothing audible
     is visible; None without such clips.  clips: name -> (M_J, M_F).  left_out: clips that failed in
     preprocessing.  without_labels: clips that say nothing of a network.
+    classes: of semantic labels, those seen: name -> M_J, M_F, frames it counts in.
+    segmented: share of the labelled frames' pixels that are not called background.  unchanged:
+    share of them that are called the same as with the right sound; None where that was not heard.
+    without_sound: clips left out, for which there was no such sound.
     """
 
-    sound: SoundCondition
+    sound: str
     m_j: float
     m_f: float
     protocols: dict[str, tuple[float, float | None]]
@@ -47,9 +52,64 @@ class Evaluation:
     clips: dict[str, tuple[float, float | None]]
     left_out: int
     without_labels: int
+    classes: dict[str, tuple[float, float, int]]
+    segmented: float
+    unchanged: float | None
+    without_sound: int
 
 
-@torch.inference_mode()
+@dataclass
+class _Tally:
+    """What is counted with one sound. clips: in the order of the turns, None without a sound."""
+
+    sound: str
+    metrics: ObjectMetrics | SemanticMetrics
+    clips: list[tuple[str, Any] | None] = field(default_factory=list)
+    pixels: int = 0
+    segmented: int = 0
+    same: int = 0
+
+    def add(self, name: str, scores: Tensor, labels: Tensor, right: Tensor | None) -> Tensor:
+        """Count a clip. scores: [T,K,H,W] of its labelled frames.  right: each pixel's class with
+        the right sound.  Returns the same with this one, [T,H,W]."""
+        self.metrics.update(scores, labels, audible=self.sound in FITTING)
+        self.clips.append((name, self.metrics.clips[-1]))
+        called = foreground(scores) > 0.5 if scores.shape[1] == 2 else scores.argmax(1)
+        self.pixels += called.numel()
+        self.segmented += int(called.count_nonzero())
+        self.same += 0 if right is None else int((called == right).count_nonzero())
+        return called
+
+    def join(self, shares: Sequence["_Tally"]) -> None:
+        """Take what processes that took turns have counted, in the order of the turns."""
+        turns = zip_longest(*(share.clips for share in shares))
+        self.clips = [each for turn in turns for each in turn]
+        self.metrics.clips = [each[1] for each in self.clips if each is not None]
+        self.metrics.false_alarms = [a for share in shares for a in share.metrics.false_alarms]
+        for name in ("pixels", "segmented", "same"):
+            setattr(self, name, sum(getattr(share, name) for share in shares))
+
+    def result(self, reader: ClipReader, right: bool) -> Evaluation:
+        """right: whether the right sound was heard, too."""
+        result = self.metrics.result()
+        main = result.protocols["avsbench"]
+        names = [each[0] for each in self.clips if each is not None]
+        return Evaluation(
+            sound=self.sound,
+            m_j=main.M_J,
+            m_f=main.M_F or 0.0,
+            protocols={name: (s.M_J, s.M_F) for name, s in result.protocols.items()},
+            false_positive_rate=result.false_positive_rate,
+            clips={n: (s.M_J, s.M_F) for n, s in zip(names, result.clips, strict=True)},
+            left_out=len(reader.left_out),
+            without_labels=len(reader) - len(reader.labelled),
+            classes=_per_class(self.metrics, reader.plan.classes),
+            segmented=self.segmented / self.pixels,
+            unchanged=self.same / self.pixels if right else None,
+            without_sound=len(reader.labelled) - len(names),
+        )
+
+
 def measure(
     network: Network,
     reader: ClipReader,
@@ -59,82 +119,95 @@ def measure(
     stop: Stop | None = None,
     together: Processes = ALONE,
 ) -> Evaluation:
-    """Run a network over a split, one clip at a time (results may depend on the batch).
+    """As `measure_sounds`, with one sound."""
+    seen = on_clip and (lambda _, clip, scores: on_clip(clip, scores))
+    return measure_sounds(network, reader, device, [sound], {}, seen, stop, together)[sound]
+
+
+@torch.inference_mode()
+def measure_sounds(
+    network: Network,
+    reader: ClipReader,
+    device: torch.device,
+    sounds: Sequence[str],
+    categories: Mapping[str, str],
+    on_clip: Callable[[str, StoredBatch, Tensor], None] | None = None,
+    stop: Stop | None = None,
+    together: Processes = ALONE,
+) -> dict[str, Evaluation]:
+    """Run a network over a split, one clip at a time (results may depend on the batch), with
+    several sounds in one pass over the pictures.
 
     Clips without a label on any frame say nothing and are left out.
     Computes in float32, without TF32, whatever the network was trained in.
-    on_clip: gets each clip (on the CPU) and its scores [T,K,H,W].  stop: when asked, the clip in
-    hand is the last.  together: these share the clips, and all get the scores of all.
-    Raises ComboError for a split without any label, and Stopped.
+    sounds: names of `sounds.MEANINGS`.  categories: clip -> category, where that is known.
+    on_clip: gets a sound, each clip (on the CPU, with that sound) and its scores [T,K,H,W].
+    stop: when asked, the clip in hand is the last.  together: these share the clips, and all get
+    the scores of all.
+    Raises ComboError for a split without any label, or without such sounds, and Stopped.
     """
     if not reader.labelled:
         raise ComboError(f"no frame of {reader.split} has a label; see combo status")
     network.eval()
     classes = len(reader.plan.classes)
-    metrics = ObjectMetrics() if classes == 2 else SemanticMetrics(classes)
-    heard = other_clips(len(reader)) if sound == "swapped" else None
+    names = [reader.plan.clips[int(row)] for row in reader.rows]
+    hear = Sounds(reader, sounds, [categories.get(name, "") for name in names])
+    # The right sound comes first: the others are held against it.
+    tallies = [
+        _Tally(sound, ObjectMetrics() if classes == 2 else SemanticMetrics(classes))
+        for sound in sorted(sounds, key=lambda name: name != "right")
+    ]
     stop = stop or Stop()
-    names: list[str] = []
-    noise = _noise(reader) if sound == "noise" else None
     mine = range(together.rank, len(reader.labelled), together.count)
     batches = reader.batches([reader.labelled[number]] for number in mine)
     for number, clip in zip(mine, batches, strict=True):
-        position = reader.labelled[number]
-        if heard is not None:
-            clip = dataclasses.replace(clip, sound=reader.sound([heard[position]]))
-        elif sound == "silent":
-            clip = dataclasses.replace(clip, sound=torch.zeros_like(clip.sound))
-        elif noise is not None:
-            clip = dataclasses.replace(clip, sound=noise[number][None])
         on_device = clip.to(device)
-        with _exactly():
-            out = network(on_device.frames, on_device.maskige, on_device.sound, on_device.present)
-        frames = clip.present[0]
-        scores = network.scores(out)[0].float()
-        if not bool(torch.isfinite(scores).all()):
-            raise ComboError(
-                f"the network's scores of clip {clip.clips[0]} are not numbers; "
-                f"half precision may be too narrow for it: train with --set precision=bf16 or fp32"
-            )
-        metrics.update(
-            scores[frames],
-            on_device.labels[0][frames],
-            clip.annotated[0][frames],
-            audible=sound == "right",
-        )
-        names.append(clip.clips[0])
-        if on_clip is not None:
-            on_clip(clip, scores.cpu())
+        counted = clip.present[0] & clip.annotated[0]
+        labels = on_device.labels[0][counted.to(device)]
+        right: Tensor | None = None
+        for tally in tallies:
+            sound = hear.of(tally.sound, number)
+            if sound is None:
+                tally.clips.append(None)
+                continue
+            scores = _scores(network, on_device, sound.to(device))
+            called = tally.add(clip.clips[0], scores[counted.to(device)], labels, right)
+            if tally.sound == "right":
+                right, tally.same = called, tally.pixels
+            if on_clip is not None:
+                on_clip(tally.sound, dataclasses.replace(clip, sound=sound), scores.cpu())
         if stop.asked:
             break
-    told = together.gather((stop.asked, names, metrics.clips, metrics.false_alarms))
-    if any(stopped for stopped, *_ in told):
+    told = together.gather((stop.asked, tallies))
+    if any(stopped for stopped, _ in told):
         raise Stopped
-    metrics.clips, names = _in_turn([t[2] for t in told]), _in_turn([t[1] for t in told])
-    metrics.false_alarms = [alarm for *_, alarms in told for alarm in alarms]
-    result = metrics.result()
-    main = result.protocols["avsbench"]
-    return Evaluation(
-        sound=sound,
-        m_j=main.M_J,
-        m_f=main.M_F or 0.0,
-        protocols={name: (s.M_J, s.M_F) for name, s in result.protocols.items()},
-        false_positive_rate=result.false_positive_rate,
-        clips={n: (s.M_J, s.M_F) for n, s in zip(names, result.clips, strict=True)},
-        left_out=len(reader.left_out),
-        without_labels=len(reader) - len(reader.labelled),
-    )
+    for number, tally in enumerate(tallies):
+        tally.join([shares[number] for _, shares in told])
+    found = {tally.sound: tally.result(reader, "right" in sounds) for tally in tallies}
+    return {sound: found[sound] for sound in sounds}
 
 
-def other_clips(count: int) -> np.ndarray:
-    """Whose sound each clip gets when sounds are swapped: nobody's own, everybody's once.
+def _scores(network: Network, clip: Batch, sound: Tensor) -> Tensor:
+    """A clip's scores with a sound, [T,K,H,W]. Raises ComboError where they are no numbers."""
+    with _exactly():
+        out = network(clip.frames, clip.maskige, sound, clip.present)
+    scores = network.scores(out)[0].float()
+    if not bool(torch.isfinite(scores).all()):
+        raise ComboError(
+            f"the network's scores of clip {clip.clips[0]} are not numbers; "
+            f"half precision may be too narrow for it: train with --set precision=bf16 or fp32"
+        )
+    return scores
 
-    Half the split further on, since neighbours in a list are often of one category.
-    Raises ComboError for a split of one clip.
-    """
-    if count < 2:
-        raise ComboError("sounds cannot be swapped in a split of one clip; use --sound silent")
-    return (np.arange(count) + count // 2) % count
+
+def _per_class(
+    metrics: ObjectMetrics | SemanticMetrics, names: Sequence[str]
+) -> dict[str, tuple[float, float, int]]:
+    if isinstance(metrics, ObjectMetrics):
+        return {}
+    j, f, count = (each.tolist() for each in metrics.per_class())
+    found = zip(names, j, f, count, strict=True)
+    return {name: (j, f, int(count)) for name, j, f, count in found if count}
 
 
 @contextlib.contextmanager
@@ -149,20 +222,6 @@ def _exactly() -> Generator[None]:
     finally:
         for each, allowed in zip(backends, before, strict=True):
             each.allow_tf32 = allowed
-
-
-def _noise(reader: ClipReader) -> list[Tensor]:
-    """For each labelled clip normal numbers with the mean and deviation of the split's embeddings,
-    [T, D]."""
-    mean, deviation = reader.sound_statistics()
-    generator, shape = torch.Generator().manual_seed(0), reader.sound([0]).shape
-    return [mean + deviation * torch.randn(shape, generator=generator)[0] for _ in reader.labelled]
-
-
-def _in_turn(shares: Sequence[Sequence[Any]]) -> list[Any]:
-    """What processes that took turns have, in the order of the turns."""
-    turns = zip_longest(*shares)
-    return [value for turn in turns for value in turn if value is not None]
 
 
 def open_run(run: RunFolder, device: torch.device) -> Network:
@@ -203,4 +262,47 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
         "clips": len(evaluation.clips),
         "clips_left_out": evaluation.left_out,
         "clips_without_labels": evaluation.without_labels,
+        "clips_without_such_a_sound": evaluation.without_sound,
+        "segmented_pixels": round(evaluation.segmented, 6),
+        "unchanged_pixels": _rounded(evaluation.unchanged),
     }
+
+
+def groups_as_json(evaluation: Evaluation, categories: Mapping[str, str]) -> dict[str, Any]:
+    """The numbers of each clip, category and class."""
+
+    def of(groups: Mapping[str, tuple[float, float, int]], what: str) -> dict[str, Any]:
+        return {
+            name: {"M_J": round(j, 6), "M_F": round(f, 6), what: count}
+            for name, (j, f, count) in groups.items()
+        }
+
+    return {
+        "per_clip": {
+            name: {"M_J": round(j, 6), "M_F": _rounded(f)}
+            for name, (j, f) in evaluation.clips.items()
+        },
+        "per_category": of(by_category(evaluation, categories), "clips"),
+        "per_class": of(evaluation.classes, "frames"),
+    }
+
+
+def by_category(
+    evaluation: Evaluation, categories: Mapping[str, str]
+) -> dict[str, tuple[float, float, int]]:
+    """The mean M_J and M_F over the clips of each category that is known, and how many they are.
+
+    categories: clip -> category, "" where it has none.
+    """
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name, (j, f) in evaluation.clips.items():
+        if category := categories.get(name):
+            found.setdefault(category, []).append((j, f or 0.0))
+    return {
+        name: (fmean(j for j, _ in scores), fmean(f for _, f in scores), len(scores))
+        for name, scores in sorted(found.items())
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)

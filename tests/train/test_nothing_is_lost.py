@@ -16,9 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from typer.testing import CliRunner
 
-from combo.cli import app
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs.stopping import Stop, Stopped
 from combo.pipeline.manifest import Manifest, load_manifest
@@ -428,7 +426,7 @@ def test_a_compiled_run_trains_alike(finished: Manifest, tmp_path: Path) -> None
 # -- files of weights ------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_begun_with_as_a_file_and_is_no_run_to_evaluate(
+def test_a_checkpoint_is_begun_with_as_a_file(
     trained: RunFolder, finished: Manifest, tmp_path: Path
 ) -> None:
     network = checkpoint.load(trained.last).network
@@ -437,9 +435,6 @@ def test_a_checkpoint_is_begun_with_as_a_file_and_is_no_run_to_evaluate(
     for file in (trained.last, converted):
         begun = tiny(finished, tmp_path / file.stem, f"initialisation={file}")
         assert equal(dict(begun.network.state_dict()), dict(network))
-        refused = CliRunner().invoke(app, ["evaluate", str(file)])
-        assert isinstance(refused.exception, ComboError)
-        assert f"{file} is a file, no run folder" in str(refused.exception)
     published = tmp_path / "published.pth"
     torch.save({"model": {"sem_seg_head.weight": torch.ones(2)}}, published)
     with pytest.raises(ComboError, match=rf"combo weights convert {published} FILE"):

@@ -38,10 +38,10 @@ from combo.pipeline.train.evaluate import (
     measure,
     open_run,
     open_split,
-    other_clips,
 )
 from combo.pipeline.train.presets import resolve, train_settings
 from combo.pipeline.train.run_folder import RunFolder
+from combo.pipeline.train.sounds import other_clips
 from combo.pipeline.train.start import free_folder, resume, start
 from combo.pipeline.train.trainer import Step, Trainer, learning_rate_factor
 

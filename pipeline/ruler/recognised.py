@@ -1,0 +1,93 @@
+"""Networks in files that stand alone: published checkpoints, and those of runs that moved.
+
+Nothing in such a file says with which settings it was trained. Names and shapes of its parameters
+do: they are a preset's, or what does not fit is named.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ...model.interface import Network
+from ...model.networks import NETWORKS
+from ...model.settings import ComboSettings, NetworkSettings
+from ...model.state_dicts import (
+    StateDictError,
+    fitting,
+    is_published,
+    published_combo,
+    settings_of,
+)
+from ..errors import ComboError
+from ..state_files import load_state
+from ..train.presets import kind_of
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A network from a file. preset: the first whose shapes fit.  kind: its name in `NETWORKS`."""
+
+    path: Path
+    preset: str
+    kind: str
+    settings: NetworkSettings
+    state: State
+
+    def build(self) -> Network:
+        """The network with the file's parameters."""
+        network = NETWORKS[self.kind].build(self.settings, False)
+        network.load_state_dict(dict(self.state))
+        return network
+
+
+def recognise(path: Path, preset: str | None = None) -> Recognised:
+    """The network in a file, in the public code's names or ours.
+
+    preset: whose settings it has, where several have its shapes. Raises ComboError naming what does
+    not fit.
+    """
+    state = load_state(path)
+    if is_published(state):
+        try:
+            state, _ = published_combo(state)
+        except StateDictError as error:
+            raise ComboError(f"{path} is not COMBO as it was published: {error}") from error
+    fits: list[Recognised] = []
+    misfits: list[tuple[int, str]] = []
+    for settings, name in _possible(state, preset).items():
+        kind = kind_of(name)
+        with torch.device("meta"):
+            network = NETWORKS[kind].build(settings, False)
+        try:
+            own = fitting(state, network)
+        except StateDictError as error:
+            strange = len(state.keys() ^ network.state_dict().keys())
+            misfits.append((strange, f"{name}: {error}"))
+        else:
+            fits.append(Recognised(path, name, kind, settings, own))
+    if not fits:
+        raise ComboError(
+            f"{path} is no network of a preset; the nearest is {min(misfits)[1]}; "
+            f"evaluate it in its run's folder, whose settings.json says what it is"
+        )
+    if len(fits) > 1:
+        names = ", ".join(each.preset for each in fits)
+        raise ComboError(f"{path} fits several presets ({names}); say which with --preset")
+    return fits[0]
+
+
+def _possible(state: State, preset: str | None) -> dict[NetworkSettings, str]:
+    """The settings that are tried, each once, and a preset that has them."""
+    names = [preset] if preset else [name for kind in NETWORKS.values() for name in kind.presets]
+    found: dict[NetworkSettings, str] = {}
+    for name in names:
+        settings = NETWORKS[kind_of(name)].presets[name]
+        if isinstance(settings, ComboSettings):
+            settings = settings_of(state, settings)
+        found.setdefault(settings, name)
+    return found
