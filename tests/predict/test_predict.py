@@ -309,6 +309,12 @@ def _write_wav(path: Path, seconds: float) -> None:
     soundfile.write(path, tones(seconds), 48_000)
 
 
+def test_labels_of_a_clip_have_no_say(home: Path) -> None:
+    clip = home / "clips" / "test" / "clip0"
+    assert len(open_film(clip, 0.5).clip.frames) == 1  # though there are three labels
+    assert len(open_film(clip, 2.0).clip.frames) == 6
+
+
 def test_a_film_without_sound_or_without_pictures_is_refused_in_one_line(
     predictor: Predictor, tmp_path: Path
 ) -> None:
