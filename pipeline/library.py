@@ -57,11 +57,13 @@ def predict(
     fps: float = 1.0,
     device: str = "auto",
     generator: str | None = None,
+    data_set: str | None = None,
 ) -> Iterator[Frame]:
     """Frames and masks of a video, or of a folder of frames with a sound file, in order.
 
-    run: a run's folder, or a checkpoint in one.  fps: predicted frames a second.  device: of all
-    networks.  generator: of Maskiges, only for a run that was trained on imported ones.
+    run: a run's folder, or a checkpoint; see `predict.trained.trained`.  fps: predicted frames a
+    second.  device: of all networks.  generator: of Maskiges, only for a run that was trained on
+    imported ones.  data_set: whose stages a file outside of its run was trained with.
     The video is decoded while frames are asked for; no more than one clip of them is held. Frames
     around which there is no sound are left out.
     Raises ComboError at once: no run, no video, weights missing, no sound; later MediaError for a
@@ -70,7 +72,7 @@ def predict(
     file, *others = found([str(path)])
     if others:
         raise ComboError(f"{path} holds several videos or clips; give one after the other")
-    predictor, film = Predictor(Path(run), device, generator), open_film(file, fps)
+    predictor, film = Predictor(Path(run), device, generator, data_set), open_film(file, fps)
     return predictor.frames(film, predictor.hear(film))
 
 

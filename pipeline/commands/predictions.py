@@ -7,7 +7,7 @@ import typer
 
 from ..console import Output
 from ..errors import ComboError
-from .options import Device, Printing, command
+from .options import Device, Manifest, Printing, command
 
 if TYPE_CHECKING:
     from ..predict.inputs import Film
@@ -19,7 +19,10 @@ OUT = Path("predictions")
 
 @command(app)
 def predict(
-    run: Annotated[Path, typer.Argument(help="Run folder, or a checkpoint in one.")],
+    run: Annotated[
+        Path,
+        typer.Argument(help="Run folder, a checkpoint, or a published network by file or name."),
+    ],
     inputs: Annotated[
         list[str],
         typer.Argument(
@@ -33,6 +36,13 @@ def predict(
         typer.Option(help="Folder of results; of several inputs one inside it for each."),
     ] = None,
     fps: Annotated[float, typer.Option(help="Predicted frames a second.")] = 1.0,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", "-d", help="Data set whose stages a file outside of its run was trained with."
+        ),
+    ] = None,
+    manifest: Manifest = None,
     device: Device = "auto",
     generator: Annotated[
         str | None,
@@ -57,7 +67,7 @@ def predict(
         except ComboError as error:
             _tell(output, failed, error, alone=len(paths) == 1)
     keep_freed_memory()
-    predictor = Predictor(run, device, generator)
+    predictor = Predictor(run, device, generator, data, manifest)
     results: list[dict[str, object]] = []
     total = 3 * sum(len(film.clip.times) for film in films)
     with output.bar("predicting", total) as bar:

@@ -189,8 +189,9 @@ class Folders(Layout):
             span=min(self.seconds_per_frame, length),
         )
 
-    def read(self, folder: Path) -> Clip:
-        """The clip that a folder holds. Raises MediaError, ComboError."""
+    def read(self, folder: Path, labelled: bool = True) -> Clip:
+        """The clip that a folder holds, with its labels if it is to be labelled. Raises MediaError,
+        ComboError."""
         contents = _Contents.of(folder)
         images, videos, sounds = map(contents.of_kind, (IMAGES, VIDEOS, SOUNDS))
         for strange in contents.of_kind(UNREAD):
@@ -220,7 +221,9 @@ class Folders(Layout):
                 + (f" (only {there[:200]})" if there else ""),
             )
         self._refuse_too_many(folder, len(frames))
-        labels, others = _labels(folder / "labels", names)
+        labels, others = (None,) * len(frames), list[str]()
+        if labelled:
+            labels, others = _labels(folder / "labels", names)
         source = sounds or videos
         return Clip(
             name=folder.name,

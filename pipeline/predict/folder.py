@@ -2,12 +2,13 @@
 
 plan.json         what is predicted, of what, with what: the same, or a line that says it is not
 masks/000000.png  a predicted frame each, whole or not there; see `masks`
-overlay.mp4       the film with its masks
+overlay.mp4       the film with its masks; overlay.parts/ is what is painted of it so far
 contact_sheet.png some frames, and what was predicted
 prediction.json   every frame and second in numbers; written last, so that with it all is there
 """
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ..report.clips import Panel
 from ..report.sheet import write_sheet
 from .inputs import Film
 from .masks import read_facts, read_mask, write_mask
-from .overlay import write_overlay
+from .overlay import parts_of, write_overlay
 from .predictor import Frame, Heard, Predictor, Progress
 
 PLAN, SUMMARY = "plan.json", "prediction.json"
@@ -78,6 +79,8 @@ class PredictionFolder:
             (n for n in range(heard.first, heard.end) if not self._mask(n).exists()), heard.end
         )
         told("frames", len(self.film.clip.times) - (heard.end - first))
+        if first < heard.end:  # what was painted with other masks is nothing to go on with
+            shutil.rmtree(parts_of(self.root / "overlay.mp4"), ignore_errors=True)
         done = first
         for frame in self.predictor.frames(self.film, heard, first):
             write_mask(self._mask(frame.number), frame.mask, _facts(frame))

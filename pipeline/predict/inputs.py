@@ -71,9 +71,8 @@ def open_film(path: Path, fps: float = 1.0, limits: Limits = USUAL) -> Film:
     layout = Folders(ANY_LENGTH, 1 / fps, limits=limits)
     if not path.exists():
         raise MediaError(path, "missing")
-    # Labels have no say here.
-    clip = layout.read(path) if path.is_dir() else layout.of_video(path)
-    return Film(path.stem if path.is_file() else path.name, replace(clip, labels=()), fps)
+    clip = layout.read(path, labelled=False) if path.is_dir() else layout.of_video(path)
+    return Film(path.stem if path.is_file() else path.resolve().name, clip, fps)
 
 
 def named(films: Sequence[Film]) -> list[Film]:

@@ -1,17 +1,16 @@
 """A film with its masks painted over it: H.264 and AAC in an MP4, on the film's own clock.
 
 Every picture that the film shows is written at the time at which it is shown there, whatever its
-rate is, and the sound where it is heard. Between predicted frames masks are held: a picture
-has the mask of the predicted frame that is nearest in time, and never one that no network gave.
-Frames around which there is no sound have none.
+rate is (`painted`), and the sound where it is heard.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,21 +20,15 @@ from ..media.clock import first_shown, picture_stream, zero
 from ..media.images import Pixels
 from ..media.limits import Limits
 from ..media.opened import container_of, opened
-from ..media.pictures import frames_in_turn
-from ..media.video import every_picture
-from ..painting import Paint
 from .inputs import Film
+from .painted import paint_parts
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
     from av.audio.stream import AudioStream
     from av.container import OutputContainer
-    from av.video.stream import VideoStream
 
-TICKS = 90_000
-"""Of a second: every usual frame rate is a whole number of them."""
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
-QUALITY = {"preset": "veryfast", "crf": "20"}
 
 
 def write_overlay(
@@ -47,7 +40,8 @@ def write_overlay(
     told: Callable[[int], None] = lambda _: None,
     shown: Callable[[int, Pixels], None] = lambda *_: None,
 ) -> None:
-    """Write the file, whole or not at all.
+    """Write the file, whole or not at all. What is painted of it lies in `parts_of(path)` until
+    then, so that whoever was killed goes on with that.
 
     mask_of: the mask of a predicted frame [H,W], None where there is none.  stream: the sound
     stream that the network heard.  told: how many more predicted frames have been passed.
@@ -56,108 +50,35 @@ def write_overlay(
     """
     import av
 
-    pictures = _painted(film, mask_of, limits, told, shown)
-    first = next(pictures, None)
-    if first is None:
+    parts = paint_parts(parts_of(path), film, mask_of, limits, told, shown)
+    if not parts:
         raise MediaError(film.video or film.name, "no picture in it can be decoded")
     with durable.replacing(path) as file, ExitStack() as stack:
         out = stack.enter_context(av.open(file, "w", format="mp4"))
         sound = stack.enter_context(_Sound(film, stream, limits)) if film.clip.sound else None
-        video = _video_stream(out, film, first[1], limits)
+        with av.open(str(parts[0]), format="nut") as source:
+            video = out.add_stream_from_template(source.streams.video[0])
         track = None if sound is None else sound.track(out)
-        last = -1
-        for time, picture in _chained(first, pictures):
-            if sound is not None and track is not None:
-                for heard in sound.until(time):
-                    out.mux(track.encode(heard))
-            tick = max(round(time * TICKS), last + 1)
-            out.mux(video.encode(_encodable(picture, tick)))
-            last = tick
-        out.mux(video.encode(None))
+        for part in parts:
+            with av.open(str(part), format="nut") as source:
+                for packet in source.demux(video=0):
+                    if packet.dts is None:
+                        continue
+                    if sound is not None and track is not None:
+                        for heard in sound.until(float(packet.dts * packet.time_base)):
+                            out.mux(track.encode(heard))
+                    packet.stream = video
+                    out.mux(packet)
         if sound is not None and track is not None:
             for heard in sound.until(np.inf):
                 out.mux(track.encode(heard))
             out.mux(track.encode(None))
+    shutil.rmtree(parts_of(path), ignore_errors=True)
 
 
-def _chained(
-    first: tuple[float, Pixels], rest: Iterator[tuple[float, Pixels]]
-) -> Iterator[tuple[float, Pixels]]:
-    yield first
-    yield from rest
-
-
-def _pictures(film: Film, limits: Limits) -> Iterator[tuple[float, Pixels]]:
-    """Every picture of a film and when it is shown; an image from the beginning of its span."""
-    if film.video is not None:
-        yield from every_picture(film.video, limits)
-        return
-    images = frames_in_turn(film.clip.frames, limits)
-    for time, picture in zip(film.clip.times, images, strict=True):
-        yield time - film.clip.span / 2, picture
-
-
-def _painted(
-    film: Film,
-    mask_of: Callable[[int], Pixels | None],
-    limits: Limits,
-    told: Callable[[int], None],
-    shown: Callable[[int, Pixels], None],
-) -> Iterator[tuple[float, Pixels]]:
-    at, paint, before = -1, None, None
-    waiting = list(enumerate(film.clip.times))[::-1]
-    middle = film.clip.span / 2 if film.video is None else 0.0
-    for time, picture in _pictures(film, limits):
-        while before is not None and waiting and waiting[-1][1] < time:
-            shown(waiting.pop()[0], before)
-        number = film.at(time + middle)
-        if number != at:
-            told(number - at)
-            mask = mask_of(number)
-            if mask is not None and mask.shape != picture.shape[:2]:
-                raise MediaError(film.video or film.name, "its pictures change their size")
-            at, paint = number, None if mask is None else Paint.of(mask)
-        yield time, picture if paint is None else paint.over(picture)
-        before = picture
-    told(len(film.clip.times) - 1 - at)
-    while before is not None and waiting:
-        shown(waiting.pop()[0], before)
-
-
-def _video_stream(
-    out: "OutputContainer", film: Film, picture: Pixels, limits: Limits
-) -> "VideoStream":
-    rate, aspect = Fraction(1, 1) * Fraction(film.fps).limit_denominator(1000), None
-    if film.video is not None:
-        with opened(film.video) as file, container_of(file, limits) as container:
-            source = picture_stream(container)
-            assert source is not None
-            rate = source.average_rate or Fraction(25)
-            aspect = source.sample_aspect_ratio
-            turned = source.height != picture.shape[0] and source.width == picture.shape[0]
-            if aspect and turned:
-                aspect = 1 / aspect
-    video: VideoStream = out.add_stream("libx264", rate=rate, options=QUALITY)
-    height, width = picture.shape[:2]
-    video.height, video.width = height + height % 2, width + width % 2
-    video.pix_fmt = "yuv420p"
-    video.time_base = video.codec_context.time_base = Fraction(1, TICKS)
-    if aspect:
-        video.codec_context.sample_aspect_ratio = aspect
-    return video
-
-
-def _encodable(picture: Pixels, tick: int) -> Any:
-    """A picture for the encoder. H.264's usual pixels come in twos: what has an odd side gets its
-    last row or column twice."""
-    from av.video.frame import VideoFrame
-
-    height, width = picture.shape[:2]
-    if height % 2 or width % 2:
-        picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-    frame.pts, frame.time_base = tick, Fraction(1, TICKS)
-    return frame
+def parts_of(path: Path) -> Path:
+    """The folder of what is painted of an overlay that is not whole yet."""
+    return path.with_name(f"{path.stem}.parts")
 
 
 @dataclass

@@ -17,13 +17,11 @@ from ..generators.generator import Generate
 from ..media.images import Pixels
 from ..media.limits import Limits
 from ..media.pictures import fit_frame, frames_in_turn
-from ..train import checkpoint
-from ..train.elsewhere import clips_of
-from ..train.run_folder import checkpoint_of
 from ..train.windows import RunningMean, Windows
 from .inputs import Film
 from .masks import Segment, class_map, segments
 from .stages import RunStages, stages_of
+from .trained import trained
 
 Progress = Callable[[str, int], None]
 """Is told what is being done, and how many frames more are done of that."""
@@ -70,19 +68,24 @@ class Predictor:
     """A run's network with the stages it was trained with. Raises ComboError in one line for
     whatever is missing; see `stages.stages_of`.
 
-    run: a run's folder, or a checkpoint in one.  device: of all networks.  generator: of the
+    run, data_set, manifest: see `trained.trained`.  device: of all networks.  generator: of the
     Maskiges, only where the run's were imported.
     """
 
-    def __init__(self, run: Path, device: str = "auto", generator: str | None = None) -> None:
-        self.folder, self.checkpoint = checkpoint_of(run)
-        settings, data = self.folder.settings(), self.folder.data()
-        self.length, self.classes = clips_of(self.folder, data)
-        self.stages: RunStages = stages_of(self.folder.root, data, self.length, generator)
+    def __init__(
+        self,
+        run: Path,
+        device: str = "auto",
+        generator: str | None = None,
+        data_set: str | None = None,
+        manifest: Path | None = None,
+    ) -> None:
+        self.trained = trained(run, data_set, manifest)
+        self.checkpoint, self.length = self.trained.file, self.trained.length
+        self.classes = self.trained.classes
+        self.stages: RunStages = stages_of(self.trained, generator)
         self.device = choose_device(device)
-        self.network: Network = settings.build()
-        checkpoint.load_network(self.checkpoint, self.network)
-        self.network.to(self.device).eval()
+        self.network: Network = self.trained.build().to(self.device).eval()
         self._generate: Generate | None = None
 
     @property
@@ -93,7 +96,7 @@ class Predictor:
     def described(self) -> dict[str, Any]:
         """What predictions depend on beside their film."""
         return {
-            "run": str(self.folder.root.absolute()),
+            "run": str(self.trained.name.absolute()),
             "checkpoint": self.checkpoint.name,
             "checkpoint_sha256": file_digest(self.checkpoint),
             "stages": self.stages.described,

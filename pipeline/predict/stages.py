@@ -14,16 +14,12 @@ from typing import Any
 from .. import remedies
 from ..errors import ComboError
 from ..generators import IMPORTED, generator
-from ..manifest import AudioSettings, Manifest, MaskigeSettings, load_manifest
+from ..manifest import AudioSettings, MaskigeSettings
 from ..media.pictures import Fit
 from ..preprocess import audio, maskige
 from ..preprocess.stage import Description
-from ..train.run_folder import RunData
 from ..weights import resolve
-
-LIKE = ("test", "val", "train")
-"""Splits whose settings are taken, the first that the run names: frames may be fitted otherwise in
-training than they are when a network is tried."""
+from .trained import Trained
 
 
 @dataclass(frozen=True)
@@ -39,27 +35,24 @@ class RunStages:
     """Stage -> settings and weights' digests: what a prediction depends on."""
 
 
-def stages_of(run: Path, data: RunData, length: int, instead: str | None = None) -> RunStages:
-    """The stages of a run. length: frames of a clip.  instead: the generator, of a run whose
-    Maskiges were imported.
+def stages_of(of: Trained, instead: str | None = None) -> RunStages:
+    """The stages of a network. instead: the generator, where its Maskiges were imported.
 
     Raises ComboError: weights that are missing or others, imported Maskiges and no `instead`, a
     stage that this combo has in another version.
     """
-    named = Path(data["manifest"]) if "manifest" in data else None
-    manifest = load_manifest(named if named and named.is_file() else None)
-    split = next((name for name in LIKE if name in data["settings"]), next(iter(data["settings"])))
-    settings, weights = data["settings"][split], data["weights"]
+    settings = of.settings
     frames = settings["frames"]
     size, fit = (frames["size"][0], frames["size"][1]), frames["fit"]
-    sound = _sound(run, manifest, settings["audio"], length, weights["audio"])
+    sound = _sound(of, settings["audio"])
     masks = None
     if "maskige" in settings:
-        masks = _maskige(run, manifest, settings["maskige"], (size, fit), weights, instead)
+        masks = _maskige(of, settings["maskige"], (size, fit), instead)
     elif instead is not None:
-        raise ComboError(f"{run} reads no Maskiges; leave --generator out")
+        raise ComboError(f"{of.name} reads no Maskiges; leave --generator out")
     described: dict[str, Any] = {"frames": {"size": list(size), "fit": fit}}
-    described["audio"] = {"settings": settings["audio"], "weights": weights["audio"]}
+    digests = {name: digest for name, (_, digest) in sound.weights.items()}
+    described["audio"] = {"settings": dict(settings["audio"]), "weights": digests}
     palette: list[list[int]] = []
     if masks is not None:
         variant = masks.variant()
@@ -71,51 +64,43 @@ def stages_of(run: Path, data: RunData, length: int, instead: str | None = None)
     return RunStages(size, fit, sound, masks, palette, described)
 
 
-def _sound(
-    run: Path,
-    manifest: Manifest,
-    trained: Mapping[str, Any],
-    length: int,
-    weights: Mapping[str, str],
-) -> audio.AudioStage:
+def _sound(of: Trained, trained: Mapping[str, Any]) -> audio.AudioStage:
     """The encoder, on windows around frames: the one rule that knows no end of a clip."""
     own = {k: v for k, v in trained.items() if k in AudioSettings.model_fields and k != "windows"}
     settings = AudioSettings(**own)
-    described = audio.describe(settings, trained["windows"], length, trained.get("reading", 1))
-    _demand_alike(run, described, trained)
-    files = _weights(run, manifest, described, weights)
+    described = audio.describe(settings, trained["windows"], of.length, trained.get("reading", 1))
+    _demand_alike(of, described, trained)
+    files = _weights(of, described)
     heard = settings.model_copy(update={"source": "sound"})
-    return audio.AudioStage(heard, "centred", length, files, manifest.limits)
+    return audio.AudioStage(heard, "centred", of.length, files, of.manifest.limits)
 
 
 def _maskige(
-    run: Path,
-    manifest: Manifest,
+    of: Trained,
     trained: Mapping[str, Any],
     fitted: tuple[tuple[int, int], Fit],
-    weights: Mapping[str, Mapping[str, str]],
     instead: str | None,
 ) -> maskige.MaskigeStage:
     was_imported = trained["generator"] == IMPORTED
     if was_imported and instead is None:
         raise ComboError(
-            f"{run} was trained on imported Maskiges, which say not what made them; "
+            f"{of.name} was trained on imported Maskiges, which say not what made them; "
             "name the generator with --generator, as --generator semantic-sam-l"
         )
     if not was_imported and instead is not None:
         raise ComboError(
-            f"{run} was trained on Maskiges of {trained['generator']}; leave --generator out"
+            f"{of.name} was trained on Maskiges of {trained['generator']}; leave --generator out"
         )
     if instead is not None:
-        settings = manifest.stages.maskige.model_copy(update={"generator": instead})
+        settings = of.manifest.stages.maskige.model_copy(update={"generator": instead})
         described = maskige.describe(settings, *fitted, 1)
-        files = _weights(run, manifest, described, None)
+        files = _weights(of, described, any_will_do=True)
     else:
         settings = _maskige_settings(trained)
         described = maskige.describe(settings, *fitted, 1, trained.get("reading", 1))
-        _demand_alike(run, described, trained)
-        files = _weights(run, manifest, described, weights["maskige"])
-    return maskige.MaskigeStage(settings, *fitted, 1, files, manifest.limits)
+        _demand_alike(of, described, trained)
+        files = _weights(of, described)
+    return maskige.MaskigeStage(settings, *fitted, 1, files, of.manifest.limits)
 
 
 def _maskige_settings(trained: Mapping[str, Any]) -> MaskigeSettings:
@@ -125,26 +110,29 @@ def _maskige_settings(trained: Mapping[str, Any]) -> MaskigeSettings:
     return MaskigeSettings.model_validate({**shared, made.section: own})
 
 
-def _demand_alike(run: Path, described: Description, trained: Mapping[str, Any]) -> None:
+def _demand_alike(of: Trained, described: Description, trained: Mapping[str, Any]) -> None:
     """Raise ComboError where the stage of today is not the one that was trained with."""
     now = json.loads(json.dumps(described.recorded, default=str))  # as the run noted it
     unlike = [name for name in now.keys() | trained.keys() if now.get(name) != trained.get(name)]
     if unlike:
         name = min(unlike)
         raise ComboError(
-            f"{run} was trained with {described.stage} {name} {trained.get(name)!r}, and this "
+            f"{of.name} was trained with {described.stage} {name} {trained.get(name)!r}, and this "
             f"combo has {now.get(name)!r}; use the combo that it was trained with"
         )
 
 
 def _weights(
-    run: Path, manifest: Manifest, described: Description, trained: Mapping[str, str] | None
+    of: Trained, described: Description, any_will_do: bool = False
 ) -> dict[str, tuple[Path, str]]:
-    files = {name: resolve(name, manifest) for name in described.weights}
+    files = {name: resolve(name, of.manifest) for name in described.weights}
+    if of.weights is None or any_will_do:
+        return files
     for name, (path, sha256) in files.items():
-        if trained is not None and trained.get(name) != sha256:
+        known = of.weights[described.stage].get(name, "")
+        if known != sha256:
             raise ComboError(
-                f"{path} has SHA-256 {sha256[:16]}, and {run} was trained with weights {name} of "
-                f"{str(trained.get(name))[:16]}; put those back, or: {remedies.add(name)}"
+                f"{path} has SHA-256 {sha256[:16]}, and {of.name} was trained with weights {name} "
+                f"of {known[:16]}; put those back, or: {remedies.add(name)}"
             )
     return files

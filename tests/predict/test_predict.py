@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -17,16 +18,19 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from combo.cli import app
+from combo.model import Combo
 from combo.pipeline.errors import ComboError, MediaError
 from combo.pipeline.media.limits import USUAL
 from combo.pipeline.media.pictures import fit_frame
 from combo.pipeline.painting import Paint, paint
+from combo.pipeline.predict import painted
 from combo.pipeline.predict.folder import PredictionFolder
 from combo.pipeline.predict.inputs import Film, found, named, open_film
 from combo.pipeline.predict.masks import class_map, read_facts, read_mask
 from combo.pipeline.predict.overlay import write_overlay
 from combo.pipeline.predict.predictor import Frame, Predictor
 from combo.pipeline.predict.stages import stages_of
+from combo.pipeline.predict.trained import trained
 from combo.pipeline.train.evaluate import measure, open_run, open_split
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.windows import Windows
@@ -238,9 +242,10 @@ def test_all_that_was_promised_lies_in_the_folder(predictor: Predictor, tmp_path
 
 
 def test_a_prediction_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
-    predictor: Predictor, tmp_path: Path
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     film(tmp_path / "film.mp4", 9.0)
+    monkeypatch.setattr(painted, "PART", 4)
     opened = open_film(tmp_path / "film.mp4")
     PredictionFolder(tmp_path / "whole", opened, predictor).make()
 
@@ -255,8 +260,23 @@ def test_a_prediction_that_was_stopped_goes_on_and_ends_with_the_same_bytes(
         PredictionFolder(tmp_path / "cut", opened, predictor).make(kill)
     there = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "cut" / "masks").iterdir()}
     assert len(there) == 5
+
+    def kill_painting(what: str, _count: int) -> None:
+        if what == "painting" and list((tmp_path / "cut" / "overlay.parts").glob("*.nut")):
+            raise Killed
+
+    with pytest.raises(Killed):
+        PredictionFolder(tmp_path / "cut", opened, predictor).make(kill_painting)
+    (part,) = (tmp_path / "cut" / "overlay.parts").iterdir()  # half-painted ones are gone
     assert not (tmp_path / "cut" / "overlay.mp4").exists()
-    PredictionFolder(tmp_path / "cut", opened, predictor).make()
+    at = part.stat().st_mtime_ns
+
+    def untouched(what: str, count: int) -> None:
+        if what == "painting" and count and part.exists():
+            assert part.stat().st_mtime_ns == at
+
+    PredictionFolder(tmp_path / "cut", opened, predictor).make(untouched)
+    assert not part.parent.exists()
     for name, at in there.items():
         assert (tmp_path / "cut" / "masks" / name).stat().st_mtime_ns == at
     for path in (tmp_path / "whole").rglob("*"):
@@ -287,6 +307,12 @@ def _write_wav(path: Path, seconds: float) -> None:
     import soundfile
 
     soundfile.write(path, tones(seconds), 48_000)
+
+
+def test_labels_of_a_clip_have_no_say(home: Path) -> None:
+    clip = home / "clips" / "test" / "clip0"
+    assert len(open_film(clip, 0.5).clip.frames) == 1  # though there are three labels
+    assert len(open_film(clip, 2.0).clip.frames) == 6
 
 
 def test_a_film_without_sound_or_without_pictures_is_refused_in_one_line(
@@ -374,11 +400,30 @@ def test_a_run_a_checkpoint_and_what_is_neither(run: RunFolder, tmp_path: Path) 
     named_run, named_file = Predictor(run.root, "cpu"), Predictor(run.root / "last.pt", "cpu")
     assert (named_run.checkpoint.name, named_file.checkpoint.name) == ("best.pt", "last.pt")
     assert (named_run.length, named_run.classes) == (3, ["background", "object"])
-    shutil.copy(run.best, tmp_path / "lonely.pt")
-    with pytest.raises(ComboError, match="lies in no run's folder"):
-        Predictor(tmp_path / "lonely.pt", "cpu")
     with pytest.raises(ComboError, match="is no run folder"):
         Predictor(tmp_path / "nothing", "cpu")
+
+
+def test_a_file_that_stands_alone_is_recognised_and_takes_a_data_sets_stages(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(dict(Combo.from_preset("combo-small-s4").state_dict()), tmp_path / "alone.pt")
+    manifest = tmp_path / "data_manifest.yaml"
+    manifest.write_text(
+        "data_sets: {s4: {layout: avsbench-s4, root: nowhere}}\nstages: {frames: {size: 96}, "
+        "audio: {encoder: mel-stats}, maskige: {generator: felzenszwalb}}\n"
+    )
+    with pytest.raises(ComboError, match="say so, as --data s4"):
+        Predictor(tmp_path / "alone.pt", "cpu", manifest=manifest)
+    alone = Predictor(tmp_path / "alone.pt", "cpu", None, "s4", manifest)
+    assert (alone.length, alone.stages.size) == (5, (96, 96))
+    film(tmp_path / "film.mp4", 2.0)
+    assert [frame.number for frame in predicted(alone, tmp_path / "film.mp4")] == [0, 1]
+    with pytest.raises(ComboError, match="leave --data out"):
+        Predictor(home / "run", "cpu", None, "s4")
+    monkeypatch.setenv("COMBO_WEIGHTS", str(tmp_path))
+    with pytest.raises(ComboError, match="weights combo-r50-s4 are missing"):
+        Predictor(Path("combo-r50-s4"), "cpu", manifest=manifest)
 
 
 def test_a_run_of_an_older_combo_asks_its_store(run: RunFolder, tmp_path: Path) -> None:
@@ -397,22 +442,24 @@ def test_stages_that_are_not_those_of_the_run_are_refused(
 ) -> None:
     monkeypatch.setenv("COMBO_WEIGHTS", str(tmp_path))
 
-    def trained(**changes: object) -> None:
-        data = json.loads(json.dumps(run.data()))
+    own = trained(run.root)
+
+    def changed(**changes: object) -> None:
+        settings = json.loads(json.dumps(own.settings))
         for key, value in changes.items():
             stage, _, name = key.partition("__")
-            data["settings"]["test"][stage][name] = value
-        stages_of(run.root, data, 3)
+            settings[stage][name] = value
+        stages_of(replace(own, settings=settings))
 
-    trained()
+    changed()
     with pytest.raises(ComboError, match="run: combo weights fetch vggish"):
-        trained(audio__encoder="vggish")
+        changed(audio__encoder="vggish")
     with pytest.raises(ComboError, match="name the generator with --generator"):
-        trained(maskige__generator="imported")
+        changed(maskige__generator="imported")
     with pytest.raises(ComboError, match="trained with audio version 1, and this combo has 2"):
-        trained(audio__version=1)
+        changed(audio__version=1)
     with pytest.raises(ComboError, match="leave --generator out"):
-        stages_of(run.root, run.data(), 3, "felzenszwalb")
+        stages_of(own, "felzenszwalb")
 
 
 @pytest.mark.usefixtures("runs_stages")
