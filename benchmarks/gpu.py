@@ -34,11 +34,9 @@ from combo.model.deformable_attention import sample_levels
 from combo.model.interface import label_values
 from combo.model.levels import Levels
 from combo.model.vggish import VGGish
+from combo.pipeline.train.pace import PEAK
 
 HOME = Path(__file__).resolve().parent.parent
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "4090": 165e12}
-"""FLOP/s of dense bf16 products, by a part of the device's name (vendor's data sheets)."""
-
 Row = dict[str, Any]
 
 

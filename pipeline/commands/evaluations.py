@@ -87,6 +87,8 @@ def evaluate(
     for each in [candidate(path, where) for path in networks]:
         reader = each.reader
         tell_unchecked(output, reader)
+        if "classes" in each.noted:
+            output.note(f"{reader.split}: {each.noted['classes']}")
         work = len(reader.labelled) * len(names)
         with output.bar(f"{each.name}, {split}, {', '.join(names)} sound", work) as bar:
 

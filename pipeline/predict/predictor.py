@@ -17,13 +17,13 @@ from ..generators.generator import Generate
 from ..media.images import Pixels
 from ..media.limits import Limits
 from ..media.pictures import fit_frame, frames_in_turn
-from ..source import open_source
 from ..train import checkpoint
-from ..train.run_folder import RunData, RunFolder, checkpoint_of
+from ..train.elsewhere import clips_of
+from ..train.run_folder import checkpoint_of
+from ..train.windows import RunningMean, Windows
 from .inputs import Film
 from .masks import Segment, class_map, segments
 from .stages import RunStages, stages_of
-from .windows import RunningMean, Windows
 
 Progress = Callable[[str, int], None]
 """Is told what is being done, and how many frames more are done of that."""
@@ -77,7 +77,7 @@ class Predictor:
     def __init__(self, run: Path, device: str = "auto", generator: str | None = None) -> None:
         self.folder, self.checkpoint = checkpoint_of(run)
         settings, data = self.folder.settings(), self.folder.data()
-        self.length, self.classes = _clips(self.folder, data)
+        self.length, self.classes = clips_of(self.folder, data)
         self.stages: RunStages = stages_of(self.folder.root, data, self.length, generator)
         self.device = choose_device(device)
         self.network: Network = settings.build()
@@ -187,17 +187,3 @@ def _filled(arrays: list[Pixels], length: int) -> torch.Tensor:
     whole = np.zeros((1, length, *stack.shape[1:]), stack.dtype)
     whole[0, : len(stack)] = stack
     return torch.from_numpy(whole)
-
-
-def _clips(folder: RunFolder, data: RunData) -> tuple[int, list[str]]:
-    """How many frames the clips had that a run was trained on, and the names of its classes."""
-    if "frames_per_clip" in data and "classes" in data:
-        return data["frames_per_clip"], data["classes"]
-    try:
-        plan = open_source(Path(data["store"]), data["data_set"], "train").plan()
-    except ComboError as error:
-        raise ComboError(
-            f"{folder.root} is of an older combo, whose runs leave it to their store how long "
-            f"clips are and what classes are called: {error}"
-        ) from None
-    return plan.frames_per_clip, list(plan.classes)

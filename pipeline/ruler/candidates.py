@@ -18,6 +18,7 @@ from ..manifest import load_manifest
 from ..report.files import files_of
 from ..source import choose_variants, sources_in
 from ..train import checkpoint
+from ..train.elsewhere import Elsewhere, clips_of, open_elsewhere
 from ..train.evaluate import open_split
 from ..train.loader import ClipReader
 from ..train.run_folder import SETTINGS, checkpoint_of
@@ -69,22 +70,29 @@ def candidate(path: Path, where: Where) -> Candidate:
 
 def _of_run(path: Path, where: Where) -> Candidate:
     run, file = checkpoint_of(path)
-    settings, data = run.settings(), run.data()
+    settings, data, naming = run.settings(), run.data(), None
     if where.data in (None, data["data_set"]):
         reader = open_split(run, where.split, where.store, where.variants)
+        length = data.get("frames_per_clip", reader.plan.frames_per_clip)
     else:
-        reader = _by_manifest(where, where.data, settings.network.reads_maskige, data["weights"])
-    _demand_fit(path, settings.network.classes, settings.network.audio_dim, reader)
+        length, _ = clips_of(run, data)
+        reader, naming = open_elsewhere(run, where.data, where.split, where.store, where.variants)
+    classes = len(reader.plan.classes) if naming else settings.network.classes
+    _demand_fit(path, classes, settings.network.audio_dim, reader)
 
     def build() -> Network:
         network = settings.build()
         checkpoint.load_network(file, network)
+        if naming is not None or reader.plan.frames_per_clip > length:
+            return Elsewhere(network, length, naming)
         return network
 
     told = settings.as_dict()
     seed = told["train"].pop("seed")
     like = json.dumps([told, data["data_set"], data["settings"], file.name], sort_keys=True)
     noted = _noted(reader, settings.train.initialisation, settings.network.noted)
+    if naming is not None:
+        noted["classes"] = naming.said
     also = Path(data["manifest"]) if "manifest" in data else None
     categories = _categories(reader, where.manifest, also)
     return Candidate(str(path), build, reader, like, seed, noted, categories)
@@ -102,12 +110,7 @@ def _alone(path: Path, where: Where) -> Candidate:
     return Candidate(str(path), found.build, reader, str(path), None, noted, categories)
 
 
-def _by_manifest(
-    where: Where,
-    data: str,
-    reads_maskige: bool,
-    weights: Mapping[str, Mapping[str, str]] | None = None,
-) -> ClipReader:
+def _by_manifest(where: Where, data: str, reads_maskige: bool) -> ClipReader:
     """A split of a data set of the manifest, as its stages make it."""
     manifest = load_manifest(where.manifest).with_store(where.store)
     manifest.choose([data])
@@ -121,7 +124,7 @@ def _by_manifest(
     source, settings = sources[where.split], stage_settings(manifest, data, where.split)
     if not reads_maskige:
         del settings["maskige"]
-    return ClipReader(source, choose_variants(source, settings, where.variants, weights))
+    return ClipReader(source, choose_variants(source, settings, where.variants))
 
 
 def _demand_fit(path: Path, classes: int, sound: int, reader: ClipReader) -> None:

@@ -121,8 +121,8 @@ def tell(
 def several(bad: BadStep, run: RunFolder) -> ComboError:
     """Why a run ends with its last of several bad steps in a row."""
     return ComboError(
-        f"{bad} of {run.root}, as {bad.in_a_row} times in a row (batches and clips: {run.skipped}); "
-        f"the network is as before: begin a run with it, --set initialisation={run.root}, and a "
-        f"lower learning_rate, or precision=bf16 or fp32, or go on past these clips: "
-        f"{remedies.resume(run.root)}"
+        f"{bad} of {run.root}, as {bad.in_a_row} times in a row (batches and clips: "
+        f"{run.skipped}); the network is as before: begin a run with it, "
+        f"--set initialisation={run.root}, and a lower learning_rate, or "
+        f"precision=bf16 or fp32, or go on past these clips: {remedies.resume(run.root)}"
     )

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from .evaluate import PRECISION, measure
 from .health import MOST_IN_A_ROW, Health, several, tell
 from .journal import Journal
 from .loader import ClipReader, StoredBatch, shuffled
+from .pace import Pace
 from .presets import RunSettings, TrainSettings
 from .processes import ALONE, Agreement, Processes
 from .run_folder import RunFolder
@@ -197,18 +198,17 @@ class Trainer:
             len(reader), settings.batch_size, settings.seed, self.iteration, settings.iterations
         )
         self.network.train()
-        since, logged = time.perf_counter(), self.iteration
         mine = map(self.together.share, order)
-        for batch in batches(reader, mine, settings.cache, self.device):
-            losses = self._step(batch, stop)
+        read = batches(reader, mine, settings.cache, self.device)
+        pace = Pace(self.device, settings.batch_size)
+        for batch in pace.over(read):
+            losses = pace.counted(partial(self._step, batch, stop))
             self.iteration += 1
             last = self.iteration == settings.iterations
             if self.iteration % settings.log_every == 0 or last:
-                seconds = (time.perf_counter() - since) / (self.iteration - logged)
-                on_step(self._log(losses, seconds))
-                since, logged = time.perf_counter(), self.iteration
+                on_step(self._log(losses, pace))
             if self._evaluate(stop):
-                since, logged = time.perf_counter(), self.iteration
+                pace.restart()
             stopping, saving = self._agreement.reached(stop.asked, self._late())
             if stopping and not last:
                 raise Stopped
@@ -295,16 +295,17 @@ class Trainer:
             self._write()
             raise self.together.ended(several(bad, self.run))
 
-    def _log(self, losses: Mapping[str, Tensor], seconds: float) -> Step:
-        """Write a log entry. seconds: of an iteration. Here, and not in a step, the host waits."""
+    def _log(self, losses: Mapping[str, Tensor], pace: Pace) -> Step:
+        """Write a log entry. Here, and not in a step, the host waits."""
         self._look_back()
         values = dict(zip(losses, torch.stack([*losses.values()]).tolist(), strict=True))
         skipped = int(self.health.skipped)
         rate = learning_rate_factor(self.settings, self.iteration - 1)
+        seconds, of_pace = pace.told()
         told: dict[str, Any] = {
             **values,
             "skipped": skipped,
-            "clips_per_second": round(self.settings.batch_size / seconds, 3),
+            **of_pace,
             "learning_rate": self.settings.learning_rate * rate,
         }
         if self.scaler.is_enabled():

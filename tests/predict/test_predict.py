@@ -27,9 +27,9 @@ from combo.pipeline.predict.masks import class_map, read_facts, read_mask
 from combo.pipeline.predict.overlay import write_overlay
 from combo.pipeline.predict.predictor import Frame, Predictor
 from combo.pipeline.predict.stages import stages_of
-from combo.pipeline.predict.windows import Windows
 from combo.pipeline.train.evaluate import measure, open_run, open_split
 from combo.pipeline.train.run_folder import RunFolder
+from combo.pipeline.train.windows import Windows
 
 CPU = torch.device("cpu")
 

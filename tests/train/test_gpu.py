@@ -67,11 +67,10 @@ def test_a_step_waits_for_the_matching_alone(precision: torch.dtype | None, comp
 
 @pytest.mark.parametrize("recipe", ["colour-flip", "resize-crop-colour-flip"])
 def test_augmentation_is_that_of_a_cpu(finished: Manifest, open_split, recipe: Recipe) -> None:
-    stored = open_split(finished).read([0, 3, 5])
-    there, here = (
-        Augment(recipe, torch.Generator().manual_seed(1))(stored.to(device))
-        for device in (GPU, torch.device("cpu"))
-    )
+    stored, cpu = open_split(finished).read([0, 3, 5]), torch.device("cpu")
+    draws = [torch.Generator().manual_seed(clip) for clip in range(3)]
+    drawn = Augment.draw(draws, stored.to(cpu))
+    there, here = (Augment(recipe)(stored.to(device), drawn) for device in (GPU, cpu))
     assert torch.equal(there.labels.cpu(), here.labels)
     torch.testing.assert_close(there.frames.cpu(), here.frames, rtol=0, atol=0.05)
 

@@ -47,7 +47,7 @@ def both(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for rank in (0, 1)
     ]  # fmt: skip
     try:
-        said = [process.communicate(timeout=120)[1] for process in ranks]
+        said = [process.communicate(timeout=600)[1] for process in ranks]
     finally:
         for process in ranks:
             process.kill()
@@ -185,7 +185,7 @@ def test_torchrun_told_to_stop_leaves_a_run_that_it_goes_on_with(
         assert process.poll() is None, process.stderr and process.stderr.read()
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=100)
+    _, said = process.communicate(timeout=300)
     assert process.returncode != 0
     lines_said = [line for line in said.splitlines() if line.startswith("combo: ")]
     assert lines_said == [f"combo: told to stop; go on with: combo train --resume {run.root}"]
