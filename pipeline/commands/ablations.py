@@ -155,7 +155,7 @@ def _show(output: Output, table: "Table", name: str, cells: Cells, results: Resu
     for preset in table.presets:
         data = preset.rsplit("-", 1)[-1].upper()
         header += [f"{data} M_J", f"{data} M_F", "published"]
-    header += ["#Params (M)", "published"] if counted else []
+    header += ["#Params (M)", "published, with the sound encoder"] if counted else []
     lines: list[list[str]] = []
     told: list[dict[str, Any]] = []
     for row_name, row in table.rows.items():

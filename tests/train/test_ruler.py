@@ -210,19 +210,6 @@ def test_each_checkpoint_of_a_run_can_be_named(seeds: list[RunFolder]) -> None:
     assert last["run"] == str(run.last)
 
 
-def test_a_run_is_evaluated_on_another_data_set_of_the_same_classes(
-    seeds: list[RunFolder], finished: Manifest
-) -> None:
-    words = ("--manifest", finished.file, "--split", "train")
-    assert "tells 2 classes apart, and avss/train has" in refused(
-        seeds[0].root, "--data", "avss", *words
-    )
-    assert evaluated(seeds[0].root, "--data", "s4", *words)["data_set"] == "s4"
-    assert "holds no split 'dev' of data set 'avss'" in refused(
-        seeds[0].root, "--data", "avss", "--split", "dev", "--manifest", finished.file
-    )
-
-
 def test_usage_that_makes_no_sense_is_refused(seeds: list[RunFolder]) -> None:
     for words in (
         ["evaluate"],
@@ -254,8 +241,11 @@ def test_a_network_without_its_run_is_known_by_its_shapes(
     said = evaluated(file, "--data", "s4", "--manifest", finished.file)
     assert (said["run"], said["data_set"], said["clips"]) == (str(file), "s4", 3)
     assert evaluated(file, "--preset", "combo-small-s4", "--manifest", finished.file) == said
-    assert "does not say what it was trained on; say so: --data s4" in refused(
-        file, "--manifest", finished.file
+    on = ("--manifest", finished.file, "--split", "train")
+    assert "does not say what it was trained on; say so: --data s4" in refused(file, *on)
+    assert "tells 2 classes apart, and avss/train has" in refused(file, "--data", "avss", *on)
+    assert "holds no split 'dev' of data set 's4'" in refused(
+        file, "--data", "s4", "--manifest", finished.file, "--split", "dev"
     )
 
 
