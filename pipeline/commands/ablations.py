@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..console import Output
+from .clusters import jobs_folder
 from .options import (
     Begin,
     Device,
@@ -92,14 +93,13 @@ def _submit(
 ) -> None:
     from ..jobs import scheduler as schedulers
     from ..jobs.job_array import JobArray
-    from ..store import new_jobs_folder
 
     manifest, batch = begin.open(), schedulers.named(None)
     cluster = manifest.cluster.with_arguments(arguments or ())
     batch.check_ready(cluster)
     array = JobArray(
         name="combo-ablate",
-        folder=new_jobs_folder(manifest.store_path.absolute(), "ablate"),
+        folder=jobs_folder(manifest, "ablate"),
         parts=tasks,
         tasks=tasks,
         at_once=None,
