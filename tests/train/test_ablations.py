@@ -129,6 +129,15 @@ def test_a_table_that_cannot_be_is_one_line(tmp_path: Path, text: str, why: str)
         read_table("table8")
 
 
+def test_the_table_in_the_documentation_can_be_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text()
+    path = tmp_path / "depth.yaml"
+    path.write_text(page.split("```yaml\n")[1].split("```")[0])
+    table = read_table(str(path))
+    assert table.rows["three layers"].set == ("decoder_layers=3",)
+    assert table.rows["paper's text"].published == {"combo-r50-ms3": (54.5, 66.6)}
+
+
 def test_a_job_array_trains_a_run_a_task_and_ends_with_the_table(tmp_path: Path) -> None:
     arguments, cluster = ["table3", "--seeds", "3"], ClusterSettings()
     array = JobArray(
