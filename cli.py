@@ -12,6 +12,7 @@ import typer
 
 from . import __version__
 from .pipeline.commands import (
+    ablations,
     clusters,
     demo,
     evaluations,
@@ -35,8 +36,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _GROUPS = (
-    preprocess, clusters, imports, stores, runs, evaluations, predictions, scores, reports, samples,
-    demo,
+    preprocess, clusters, imports, stores, runs, evaluations, predictions, scores, ablations,
+    reports, samples, demo,
 )  # fmt: skip
 for _group in _GROUPS:
     app.add_typer(_group.app)

@@ -123,7 +123,7 @@ def _submit(
     extra = [*words(computers), *(["--force"] if force else []), "--quiet"]
     array = JobArray(
         name=f"combo-{stage}",
-        folder=_folder(manifest, stage, print_only),
+        folder=jobs_folder(manifest, stage, print_only),
         parts=min(tasks, most),
         tasks=min(tasks, most),
         at_once=at_once,
@@ -288,7 +288,8 @@ def _resolved(selection: Selection, manifest: "Manifest") -> Selection:
     return replace(selection, manifest=manifest.file.absolute(), data=data)
 
 
-def _folder(manifest: "Manifest", stage: str, print_only: bool) -> Path:
+def jobs_folder(manifest: "Manifest", stage: str, print_only: bool = False) -> Path:
+    """A new folder for scripts and logs. Raises ComboError where the store cannot be written."""
     from ..store import new_jobs_folder
 
     store = manifest.store_path.absolute()

@@ -69,8 +69,11 @@ def train(
         run_trainer(printing.output, together.alike(lambda: trainer(together)), requeue)
 
 
-def run_trainer(output: Output, trainer: "Trainer", requeue: bool = False) -> None:
-    """Train to the end with a progress bar. requeue: as the option of `combo train`."""
+def run_trainer(
+    output: Output, trainer: "Trainer", requeue: bool = False, tell: bool = True
+) -> None:
+    """Train to the end with a progress bar. requeue: as the option of `combo train`.  tell: whether
+    what came of it is a result."""
     from ..devices import keep_freed_memory
     from ..jobs import scheduler
     from ..jobs.stopping import Stopped, listening
@@ -93,7 +96,7 @@ def run_trainer(output: Output, trainer: "Trainer", requeue: bool = False) -> No
     left = settings.iterations - done
     with listening(at_once=False) as stop, output.bar("training", left) as bar:
 
-        def tell(step: "Step") -> None:
+        def advance(step: "Step") -> None:
             nonlocal done
             skipped = f", {step.skipped} steps skipped" if step.skipped else ""
             left = duration(step.seconds_left)
@@ -101,7 +104,7 @@ def run_trainer(output: Output, trainer: "Trainer", requeue: bool = False) -> No
             done = step.iteration
 
         try:
-            trainer.train(tell, stop, output.warn)
+            trainer.train(advance, stop, output.warn)
         except KeyboardInterrupt:
             end = KeyboardInterrupt(f"go on with: {remedies.resume(root)}")
             raise trainer.together.ended(end) from None
@@ -109,7 +112,7 @@ def run_trainer(output: Output, trainer: "Trainer", requeue: bool = False) -> No
             if requeue and (here := scheduler.here()):
                 here.requeue(stop.warned, lambda said: output.warn(f"combo: {said}"))
             raise
-    if not trainer.together.first:
+    if not trainer.together.first or not tell:
         return
     best = None if trainer.best < 0 else trainer.best
     words = "" if best is None else f"; best M_J on val {best:.4f}"

@@ -1,7 +1,8 @@
 """A job array as combo means it, whichever scheduler runs it.
 
-Each task runs `combo preprocess --part I/N`, which needs nothing from the others; a job that
-depends on the array closes it with `combo finalise`. Scripts are made to be read by people.
+Each task runs a command with `--part I/N`, which needs nothing from the others; a job that depends
+on the array closes it. For stages these are `combo preprocess` and `combo finalise`. Scripts are
+made to be read by people.
 """
 
 import shlex
@@ -30,6 +31,7 @@ class JobArray:
     folder: where scripts and logs go.  arguments: of `combo preprocess`, without --part.
     finalise: of `combo finalise`.  environment: variables that the tasks need.
     at_once: most tasks that run together, or None.
+    commands: what a task runs, and what the closing job does, where that is not preprocessing.
     """
 
     name: str
@@ -42,6 +44,7 @@ class JobArray:
     cluster: ClusterSettings
     environment: Mapping[str, str]
     first: int = 1
+    commands: tuple[str, str] = ("preprocess", "finalise")
 
     def divided(self, largest: int | None) -> list["JobArray"]:
         """Arrays of at most `largest` tasks, equally long, with these tasks.
@@ -73,6 +76,7 @@ class JobArray:
         this array, counted from 1.
         """
         part = number if self.first == 1 else f"{number} + {self.first - 1}"
+        command = _combo(self.commands[0], *self.arguments)
         wave = min(self.at_once or WAITS, WAITS)
         lines = [
             "# Ten tasks begin each second, so that not all load their weights at once.",
@@ -80,7 +84,7 @@ class JobArray:
             'sleep "$((wait / 10)).$((wait % 10))"',
             "# Near the time limit a signal comes: the unit in hand is finished, the task queued",
             "# again. The command replaces the shell, so that signals reach it.",
-            f'exec {_combo("preprocess", *self.arguments)} --part "$part/{self.parts}" --requeue',
+            f'exec {command} --part "$part/{self.parts}" --requeue',
         ]
         about = f"one of {self.parts} parts. Submitted again, it goes on where it was."
         return self._text(about, directives, lines)
@@ -88,7 +92,7 @@ class JobArray:
     def closing_script(self, directives: Sequence[str]) -> str:
         """The script of the job that follows when all tasks have ended, well or not."""
         about = "closes what the parts have done, or says which are missing."
-        return self._text(about, directives, [f"exec {_combo('finalise', *self.finalise)}"])
+        return self._text(about, directives, [f"exec {_combo(self.commands[1], *self.finalise)}"])
 
     def _text(self, about: str, directives: Sequence[str], lines: Sequence[str]) -> str:
         return "\n".join(

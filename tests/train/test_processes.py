@@ -114,6 +114,7 @@ def test_both_have_the_same_network_and_score_each_clip_once(both: Path) -> None
         scores = found(both, rank)["scores"]
         assert scores[0] == scores[1], "right sound: shared by two, and by one alone"
         assert scores[2] == scores[3], "noise"
+        assert scores[4] == scores[5], "same-class, which some clips do not have"
         assert len(scores[0]["clips"]) == 16
 
 

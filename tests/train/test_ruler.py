@@ -249,8 +249,11 @@ def test_a_network_without_its_run_is_known_by_its_shapes(
     said = evaluated(file, "--data", "s4", "--manifest", finished.file)
     assert (said["run"], said["data_set"], said["clips"]) == (str(file), "s4", 3)
     assert evaluated(file, "--preset", "combo-small-s4", "--manifest", finished.file) == said
-    assert "does not say what it was trained on; say so: --data s4" in refused(
-        file, "--manifest", finished.file
+    on = ("--manifest", finished.file, "--split", "train")
+    assert "does not say what it was trained on; say so: --data s4" in refused(file, *on)
+    assert "tells 2 classes apart, and avss/train has" in refused(file, "--data", "avss", *on)
+    assert "holds no split 'dev' of data set 's4'" in refused(
+        file, "--data", "s4", "--manifest", finished.file, "--split", "dev"
     )
 
 

@@ -13,7 +13,7 @@ from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs.stopping import Stop
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.train import processes
-from combo.pipeline.train.evaluate import measure
+from combo.pipeline.train.evaluate import measure_sounds
 from combo.pipeline.train.processes import ALONE, Processes
 from combo.pipeline.train.start import resume, start
 from combo.pipeline.train.trainer import Step, Trainer
@@ -55,12 +55,17 @@ def die() -> None:
 
 
 def scores(trainer: Trainer) -> list[Any]:
-    reader = trainer.readers["train"]
-    return [
-        vars(measure(trainer.network, reader, trainer.device, sound, together=each))
-        for sound in SOUNDS
+    """Of each sound those of all processes together, then those of one; some clips have no other
+    of their category."""
+    reader, sounds = trainer.readers["train"], (*SOUNDS, "same-class")
+    categories = {name: min(number, 3) for number, name in enumerate(reader.plan.clips)}
+    named = {name: f"category {number}" for name, number in categories.items()}
+    found = [
+        measure_sounds(trainer.network, reader, trainer.device, sounds, named, together=each)
         for each in (trainer.together, ALONE)
     ]
+    assert found[1]["same-class"].without_sound == 3
+    return [vars(each[sound]) for sound in sounds for each in found]
 
 
 def end_of(run: Callable[[], object], together: Processes) -> str:

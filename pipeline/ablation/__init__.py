@@ -1,0 +1,1 @@
+"""Tables of runs that differ in a few settings: the paper's, and one's own."""
