@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from .durable import absolute
-from .errors import ComboError, readable
+from .errors import ComboError, readable, unknown
 from .generators import SECTIONS
 from .generators.generator import Precision
 from .media.limits import USUAL, Limits
@@ -265,9 +265,8 @@ class Manifest(Model):
         """The data sets asked for; with none named, all whose root's variables are set."""
         for name in data_sets:
             if name not in self.data_sets:
-                raise ComboError(
-                    f"no data set {name!r} in {self.file}; it names {', '.join(self.data_sets)}"
-                )
+                said = f"no data set {name!r} in {self.file}"
+                raise unknown(said, name, self.data_sets, "it names")
         return list(data_sets) or [n for n, d in self.data_sets.items() if self._can_fill(d.root)]
 
     def with_store(self, store: Path | None) -> "Manifest":

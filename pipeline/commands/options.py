@@ -138,10 +138,21 @@ class Selection(Splits):
     def jobs(self, manifest: "manifests.Manifest", stage: str) -> "Generator[Job]":
         """Every job selected. stage: one, or `all`."""
         from ..jobs.plan import jobs
-        from ..store import STAGES
 
-        stages = STAGES if stage == StageName.all else (stage,)
-        yield from jobs(manifest, stages, manifest.choose(self.data or ()), self.split or ())
+        data_sets = manifest.choose(self.data or ())
+        yield from jobs(manifest, _stages(stage), data_sets, self.split or ())
+
+    def weights(self, manifest: "manifests.Manifest", stage: str) -> list[str]:
+        """The catalogue's names of all weights that the jobs selected need."""
+        from ..jobs.plan import weights_of
+
+        return weights_of(manifest, _stages(stage), manifest.choose(self.data or ()))
+
+
+def _stages(name: str) -> Sequence[str]:
+    from ..store import STAGES
+
+    return STAGES if name == StageName.all else (name,)
 
 
 @dataclass(frozen=True)

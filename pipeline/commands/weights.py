@@ -66,6 +66,8 @@ def fetch(
     output = printing.output
     paths: dict[str, str] = {}
     for name in names:
+        weights.entry(name)  # a wrong name ends it before any is fetched
+    for name in names:
         size = weights.entry(name).size or 0
         with output.bar(f"fetching {name}", size >> 20) as bar:
             at = 0

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import math
 import typing
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any, Literal
 from ...model.interface import Network, NetworkCriterion
 from ...model.networks import NETWORKS
 from ...model.settings import NetworkSettings
-from ..errors import ComboError
+from ..errors import ComboError, unknown
 from .augment import Recipe
 from .cache import Cache
 
@@ -138,8 +137,8 @@ def kind_of(preset: str) -> str:
     for name, kind in NETWORKS.items():
         if preset in kind.presets:
             return name
-    there = ", ".join(preset for kind in NETWORKS.values() for preset in kind.presets)
-    raise ComboError(f"no preset {preset!r}; there are {there}")
+    there = [preset for kind in NETWORKS.values() for preset in kind.presets]
+    raise unknown(f"no preset {preset!r}", preset, there)
 
 
 def train_settings(preset: str) -> TrainSettings:
@@ -206,9 +205,7 @@ def _updates(settings: RunSettings, changes: Sequence[str]) -> dict[str, dict[st
                 break
         else:
             known = [f.name for s in (train, network) for f in dataclasses.fields(s)]
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
-            raise ComboError(f"--set {change}: no such setting{hint}")
+            raise unknown(f"--set {change}: no such setting", key, known, every=False)
     return updates
 
 
