@@ -1,5 +1,6 @@
 """`combo train`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,6 +126,24 @@ def presets(printing: Printing) -> None:
             **{name: (lambda row, name=name: row["train"][name]) for name in main},
         },
     )
+
+
+@command(app)
+def settings(printing: Printing) -> None:
+    """Every setting of the manifest, of training and of the networks: type, default, meaning.
+
+    Example: combo settings
+    """
+    from ...model.networks import NETWORKS
+    from .. import reference
+
+    output = printing.output
+    if not output.as_json:
+        output.result(reference.page().rstrip())
+        return
+    networks = {name: reference.of_network(name) for name in NETWORKS}
+    parts = {"manifest": reference.of_manifest(), "training": reference.of_training(), **networks}
+    output.json({part: [asdict(each) for each in found] for part, found in parts.items()})
 
 
 def run_trainer(

@@ -30,14 +30,18 @@ class TrainSettings:
     """`imagenet` (backbones), `random`, a run folder whose best network to start from, or a file: a
     checkpoint of a run, or one of `combo weights convert`."""
     iterations: int = 90_000
+    """Optimiser steps."""
     batch_size: int = 8
     """Clips an optimiser step, of all processes together."""
     micro_batch: int = 8
     """Clips that go through a process's network at once, at most; the gradients are the batch's all
     the same."""
     learning_rate: float = 1e-4
+    """Of AdamW at the start, after the warm-up."""
     backbone_lr_factor: float = 0.1
+    """Of the backbones: times the learning rate."""
     weight_decay: float = 0.05
+    """Of AdamW."""
     clip_norm: float = 0.01
     """Largest L2 norm of all gradients together."""
     power: float = 0.9
@@ -56,6 +60,7 @@ class TrainSettings:
     """Which blocks are computed again in the backward direction, to save memory: those of the
     encoders, or all."""
     augment: Recipe = "resize-crop-colour-flip"
+    """What is changed at random in training clips."""
     evaluate_every: int = 5_000
     """Iterations between evaluations on the val split."""
     checkpoint_every: int = 0
@@ -63,10 +68,12 @@ class TrainSettings:
     checkpoint_minutes: float = 10
     """Minutes between checkpoints; 0: by iterations alone."""
     log_every: int = 20
+    """Iterations between lines of metrics.jsonl."""
     cache: Cache = "auto"
     """Where the train split lies while it is trained on: `device` or `host` memory, or `none`: each
     batch is read. `auto`: on a GPU with three times as much memory free, else none."""
     seed: int = 0
+    """Of the first weights, the order of clips and all that is drawn."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
     threads: int = 0

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from combo.cli import app
 from combo.model.presets import PRESETS
 from combo.pipeline.errors import ComboError
+from combo.pipeline.reference import of_manifest, of_network, of_training, page
 from combo.pipeline.train.presets import (
     TrainSettings,
     parse,
@@ -176,7 +177,7 @@ def test_printed_settings_are_a_file_that_gives_them_again(tmp_path: Path) -> No
     assert float(value["learning_rate"]) == 3e-4
     file = tmp_path / "own.yaml"
     file.write_text(text)
-    assert printed("--config", str(file)) == text
+    assert yaml.safe_load(printed("--config", str(file))) == value
     other = yaml.safe_load(printed("--config", str(file), "--set", "sem=shared"))
     assert other == {**value, "sem": "shared"}, "--set goes before the file"
     assert not list(tmp_path.glob("runs*"))
@@ -215,3 +216,13 @@ def test_every_preset_is_in_the_table_with_its_settings() -> None:
     assert all(restore(each) == resolve(each["train"]["preset"]) for each in found)
     table = CliRunner().invoke(app, ["presets"]).stdout
     assert all(name in table for name in PRESETS)
+
+
+def test_the_reference_is_the_codes_and_explains_every_setting() -> None:
+    written = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+    assert written == page(), "run: combo settings > docs/settings.md"
+    every = [*of_manifest(), *of_training(), *of_network("combo")]
+    assert [each.key for each in every if not (each.meaning and each.kind)] == []
+    changed = resolve("combo-r50-s4").as_dict()
+    keys = {*changed["train"], *changed["network"]} - {"preset"}
+    assert keys == {each.key for each in (*of_training(), *of_network("combo"))}
