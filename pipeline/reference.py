@@ -57,8 +57,7 @@ def page() -> str:
 
     parts = [
         "# Settings",
-        "Made from the code by `combo settings`. `stages.audio.encoder` is `encoder` below `audio` "
-        "below `stages`.",
+        "Made from the code by `combo settings`. `stages.audio` is `audio:` below `stages:`.",
         "## The manifest, data_manifest.yaml",
         _table(of_manifest()),
         "## Training: combo train --set key=value",

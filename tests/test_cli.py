@@ -87,6 +87,41 @@ def test_help_loads_nothing_heavy() -> None:
     assert out.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("train --preset combo-small-", "combo-small-s4 combo-small-ms3 combo-small-avss"),
+        ("status --data ", "s4 ms3 avss"),
+        ("status --data ms3 --split t", "train test"),
+        ("preprocess all --generator sam-vit-", "sam-vit-b sam-vit-l sam-vit-h"),
+        ("preprocess all --encoder vggish", "vggish vggish-pca"),
+        ("weights fetch vggish resnet", "resnet50 resnet50-detectron2"),
+        ("status --manifest no.yaml --data ", ""),
+    ],
+)
+def test_the_shell_completes_names(
+    typed: str, completed: str, manifest_file, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    manifest_file(store="data_manifest")
+    monkeypatch.chdir(tmp_path)
+    asked = {"_COMBO_COMPLETE": "complete_bash", "COMP_WORDS": f"combo {typed}"}
+    asked["COMP_CWORD"] = str(len(typed.split(" ")))
+    done = CliRunner().invoke(app, [], prog_name="combo", env=asked)
+    assert sorted(done.stdout.split()) == sorted(completed.split())
+
+
+def test_completing_loads_no_network() -> None:
+    code = (
+        "import sys, typer; from combo.pipeline.commands import completion as c; "
+        "from combo.cli import app; context = typer.Context(typer.main.get_command(app)); "
+        "assert c.presets() and c.generators() and c.encoders() and c.weights(); "
+        "c.data_sets(context), c.splits(context); "
+        "print([m for m in ('torch', 'zarr', 'dask') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
 def test_wrong_usage_is_exit_code_2() -> None:
     runner = CliRunner()
     for arguments in (["preprocess", "video"], ["train"], ["evaluate"], ["nonsense"]):

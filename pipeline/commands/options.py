@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from ..errors import ComboError
+from . import completion
 
 if TYPE_CHECKING:
     from .. import manifest as manifests
@@ -40,14 +41,35 @@ Manifest = Annotated[
 ]
 Data = Annotated[
     list[str] | None,
-    typer.Option("--data", "-d", help="Data set of the manifest; may be repeated. Default: all."),
+    typer.Option(
+        "--data",
+        "-d",
+        help="Data set of the manifest; may be repeated. Default: all.",
+        autocompletion=completion.data_sets,
+    ),
 ]
 Split = Annotated[
-    list[str] | None, typer.Option("--split", "-s", help="Split; may be repeated. Default: all.")
+    list[str] | None,
+    typer.Option(
+        "--split",
+        "-s",
+        help="Split; may be repeated. Default: all.",
+        autocompletion=completion.splits,
+    ),
 ]
-SoundEncoder = Annotated[str | None, typer.Option(help="Sound encoder, instead of the manifest's.")]
+SoundEncoder = Annotated[
+    str | None,
+    typer.Option(
+        help="Sound encoder, instead of the manifest's.", autocompletion=completion.encoders
+    ),
+]
 MaskigeGenerator = Annotated[
-    str | None, typer.Option("--generator", help="Maskige generator, instead of the manifest's.")
+    str | None,
+    typer.Option(
+        "--generator",
+        help="Maskige generator, instead of the manifest's.",
+        autocompletion=completion.generators,
+    ),
 ]
 MemoryLimit = Annotated[
     str | None,

@@ -8,6 +8,7 @@ import typer
 
 from .. import remedies
 from ..console import Output, duration
+from . import completion
 from .options import (
     Begin,
     Printing,
@@ -28,7 +29,12 @@ app = typer.Typer()
 def train(
     printing: Printing,
     begin: Begin,
-    preset: Annotated[str | None, typer.Option(help="combo-{r50,pvt,small}-{s4,ms3,avss}.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="combo-{r50,pvt,small}-{s4,ms3,avss}.", autocompletion=completion.presets
+        ),
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder; default runs/PRESET, numbered when taken.")
