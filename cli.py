@@ -70,7 +70,7 @@ def main() -> None:
             app()
     except ComboError as error:
         Output().warn(f"combo: {error}")
-        sys.exit(1)
+        sys.exit(error.exit_code)
     except (Stopped, KeyboardInterrupt) as end:
         told, code = ("told to stop", EXIT_CODE) if isinstance(end, Stopped) else ("stopped", 130)
         Output().warn(f"combo: {told}; {str(end) or 'the same command goes on where this one was'}")

@@ -63,3 +63,4 @@ class SemanticSamSettings(GridSettings):
     stability_score_thresh: float = 0.92
     min_mask_region_area: Pixels = 10
     level: Annotated[int, Field(ge=1, le=len(TOKEN_OF_LEVEL))] = 3
+    """Granularity."""

@@ -56,36 +56,56 @@ class ComboSettings(NetworkSettings):
     size_divisor: int = 32
     """Images are padded with zeros, right and bottom, to multiples of this many pixels."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """Subtracted from frames and Maskiges: RGB, 0..255."""
     pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-    """RGB, 0..255, for frames and Maskiges alike."""
+    """By which they are then divided."""
 
     width: int = 256
     """C: channels of the pixel embeddings and queries."""
     heads: int = 8
+    """Attention heads of the pixel decoder and the mask decoder."""
     drop_path: float = 0.0
     """Stochastic depth of the backbones, 0 at the first block to this at the last."""
     sem_reduction: int = 16
+    """By how much the Siam encoder's channel attention narrows its channels."""
     pixel_layers: int = 6
+    """Layers of deformable attention in the pixel decoder."""
     pixel_ffn: int = 1024
+    """Hidden channels of their feed-forward parts."""
     pixel_points: int = 4
+    """Points that each of their heads samples on a level."""
     audio_hidden: int = 4096
+    """Hidden numbers of the projection of the sound."""
     fusion_heads: int = 8
+    """Attention heads of the bilateral fusion."""
     fusion_dropout: float = 0.1
+    """Dropout of its attention."""
     fusion_scale: float = 1e-4
     """Layer scale of the reference's fusion at the start."""
     query_count: int = 100
+    """N: object queries."""
     decoder_layers: int = 9
+    """Layers of the mask decoder."""
     decoder_ffn: int = 2048
+    """Hidden channels of their feed-forward parts."""
 
     lambda_cls: float = 2.0
+    """Weight of the classification loss."""
     lambda_mask: float = 5.0
+    """Weight of the cross-entropy of masks."""
     lambda_dice: float = 5.0
+    """Weight of the dice loss of masks."""
     lambda_ada: float | None = None
-    """None: what the fidelity says for objects (K = 2) or semantic classes."""
+    """Weight of the inter-frame consistency. None: what the fidelity says for objects (K = 2) or
+    semantic classes."""
     no_object_weight: float = 0.1
+    """Weight of "no object" in the classification loss."""
     mask_points: int = 12544
+    """Points at which the losses of a mask are taken."""
     oversample: float = 3.0
+    """How many times as many candidates are drawn for them."""
     importance: float = 0.75
+    """Share of them that is taken where the prediction is least certain."""
 
     @property
     def reads_maskige(self) -> bool:

@@ -7,22 +7,24 @@ from dataclasses import dataclass
 from . import durable, remedies
 from .errors import ComboError
 from .generators import IMPORTED
-from .jobs.plan import describe, layout_of, splits_of
+from .jobs.plan import layout_of, splits_of, weights_of
 from .jobs.status import stage_statuses
 from .manifest import Manifest
 from .packed import is_packed
 from .store import STAGES
-from .weights import locate
+from .weights import all_missing, locate, missing
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at. mend: what makes it good; empty when it is."""
+    """One thing looked at. mend: what makes it good; empty when it is.  needed: whether all is not
+    well without it."""
 
     what: str
     good: bool
     state: str
     mend: str = ""
+    needed: bool = True
 
 
 def examine(manifest: Manifest) -> list[Check]:
@@ -64,14 +66,24 @@ def _store(manifest: Manifest) -> Iterator[Check]:
 
 
 def _weights(manifest: Manifest) -> Iterator[Check]:
-    data_sets = [describe(manifest, name, "train") for name in manifest.data_sets]
-    described = [each for stages in data_sets for each in stages.values()]
-    for name in dict.fromkeys(name for each in described for name in each.weights):
+    from .train.starting_points import backbone_weights
+
+    paths = manifest.weight_paths()
+    of_stages = weights_of(manifest, STAGES, manifest.data_sets)
+    of_presets = backbone_weights(manifest.data_sets)
+    for name in dict.fromkeys([*of_stages, *of_presets]):
+        needed = name in of_stages
         try:
-            path = locate(name, manifest.weight_paths())
+            path = locate(name, paths)
             yield Check(f"weights {name}", True, str(path))
         except ComboError as error:
-            yield Check(f"weights {name}", False, "missing", str(error))
+            use = "" if needed else f"; needed to train {', '.join(of_presets[name])}"
+            yield Check(f"weights {name}", False, f"missing{use}", str(error), needed)
+    absent = missing(dict.fromkeys([*of_stages, *of_presets]), paths)
+    if len(absent) > 1:
+        needed = any(each.weights.name in of_stages for each in absent)
+        names = ", ".join(each.weights.name for each in absent)
+        yield Check("all weights", False, f"missing: {names}", all_missing(absent), needed)
 
 
 def _data_set(manifest: Manifest, name: str) -> Iterator[Check]:

@@ -3,6 +3,7 @@
 Whatever is not one of these is a fault of ours and keeps its traceback.
 """
 
+from collections.abc import Iterable
 from os import PathLike, fspath
 
 
@@ -13,6 +14,50 @@ def readable(text: str) -> str:
 
 class ComboError(Exception):
     """One line for the user: what is wrong, where, and the command or setting that mends it."""
+
+    exit_code = 1
+
+
+class UnknownName(ComboError):
+    """A name that nothing has, with the nearest there is: wrong usage."""
+
+    exit_code = 2
+
+
+def unknown(
+    said: str, name: str, known: Iterable[str], has: str = "there are", every: bool = True
+) -> UnknownName:
+    """The error for a name that is none of `known`.
+
+    said: what is wrong.  has: what `known` is told with.  every: tell all of `known` beside the
+    nearest one.
+    """
+    names = list(known)
+    near = nearest(name, names)
+    listed = f"{has} {', '.join(names) or 'none'}"
+    if near is None:
+        return UnknownName(readable(f"{said}; {listed}"))
+    told = f" {listed[0].upper()}{listed[1:]}" if every else ""
+    return UnknownName(readable(f"{said}; did you mean {near}?{told}"))
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """What `name` was probably meant to be: another case (`S4`), the initials (`lr` of
+    `learning_rate`), a few letters otherwise, or its beginning; None where nothing is like it.
+    """
+    import difflib
+
+    by_name = {each.lower(): each for each in known}
+    wanted = name.lower()
+    if wanted in by_name:
+        return by_name[wanted]
+    for each in by_name:
+        initials = "".join(word[:1] for word in each.replace("-", "_").split("_"))
+        if len(wanted) > 1 and wanted == initials:
+            return by_name[each]
+    if close := difflib.get_close_matches(wanted, by_name, 1):
+        return by_name[close[0]]
+    return next((own for each, own in by_name.items() if wanted and each.startswith(wanted)), None)
 
 
 class MediaError(ComboError):

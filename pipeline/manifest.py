@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from .durable import absolute
-from .errors import ComboError, readable
+from .errors import ComboError, readable, unknown
 from .generators import SECTIONS
 from .generators.generator import Precision
 from .media.limits import USUAL, Limits
@@ -76,7 +76,9 @@ class DataSet(Model):
     """One data set: where it lies, what its folders are like, how frames reach their size."""
 
     layout: str
+    """`avsbench-s4`, `avsbench-ms3`, `avsbench-avss` or `folders`."""
     root: str
+    """The data set's folder; `${NAME}` and `${NAME:-value}` are filled from the environment."""
     splits: tuple[FolderName, ...] | None = None
     """Which splits to use; all of the layout's when left out."""
     fit: dict[str, Fit] = Field(default_factory=dict)
@@ -193,12 +195,14 @@ class ClusterSettings(Model):
 
 class WeightFile(Model):
     path: str | None = None
+    """The file, used where it lies; by default that of the weights folder."""
     sha256: str | None = None
     """Expected digest (hex); the first digits are enough."""
 
 
 class Manifest(Model):
     store: str = "${COMBO_STORE:-store}"
+    """Folder of the store, or a packed file; variables as in a root."""
     clips_per_unit: int = Field(default=8, ge=1, le=4096)
     """Clips a unit of work: what one task computes and writes at once, the most a kill loses."""
     data_sets: dict[FolderName, DataSet]
@@ -265,9 +269,8 @@ class Manifest(Model):
         """The data sets asked for; with none named, all whose root's variables are set."""
         for name in data_sets:
             if name not in self.data_sets:
-                raise ComboError(
-                    f"no data set {name!r} in {self.file}; it names {', '.join(self.data_sets)}"
-                )
+                said = f"no data set {name!r} in {self.file}"
+                raise unknown(said, name, self.data_sets, "it names")
         return list(data_sets) or [n for n, d in self.data_sets.items() if self._can_fill(d.root)]
 
     def with_store(self, store: Path | None) -> "Manifest":

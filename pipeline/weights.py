@@ -14,7 +14,7 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from . import durable, remedies
 from .digests import file_digest
 from .download import OnBytes, download
-from .errors import ComboError
+from .errors import ComboError, unknown
 from .state_files import load_state as load_state  # re-exported: weights are read through here
 from .weights_catalogue import CATALOGUE, Weights
 
@@ -68,10 +68,9 @@ def weights_folder() -> Path:
 
 def entry(name: str) -> Weights:
     """A name's catalogue entry. Raises ComboError for an unknown name."""
-    try:
-        return CATALOGUE[name]
-    except KeyError:
-        raise ComboError(f"no weights {name!r}; there are {', '.join(CATALOGUE)}") from None
+    if name not in CATALOGUE:
+        raise unknown(f"no weights {name!r}", name, CATALOGUE)
+    return CATALOGUE[name]
 
 
 def held(paths: Paths | None = None) -> list[Held]:
@@ -98,6 +97,38 @@ def locate(name: str, paths: Paths | None = None) -> Path:
     raise ComboError(
         f"weights {name} are missing: {weights.file}, published at {weights.source}; {fetch_it}"
         f"run: {remedies.add(name)}; or set weights.{name}.path in data_manifest.yaml"
+    )
+
+
+def missing(names: Iterable[str], paths: Paths | None = None) -> list[Held]:
+    """Those of some weights whose file is not there."""
+    return [found for found in (_held(name, paths) for name in names) if not found.there]
+
+
+def demand(names: Iterable[str], paths: Paths | None = None) -> None:
+    """Raises ComboError that names every missing file and what gets them all, unless all are there.
+
+    paths: as for `locate`.
+    """
+    if absent := missing(names, paths):
+        if len(absent) == 1:
+            locate(absent[0].weights.name, paths)
+        raise ComboError(all_missing(absent))
+
+
+def all_missing(absent: Sequence[Held]) -> str:
+    """Missing weights in one line: files, and the command that gets all that can be fetched."""
+    told = [
+        f"{each.weights.name} (no file {each.path}, which data_manifest.yaml gives)"
+        if each.given_by == "manifest"
+        else f"{each.weights.name} ({each.weights.file}, published at {each.weights.source})"
+        for each in absent
+    ]
+    fetched = [e.weights.name for e in absent if e.weights.url and e.given_by == "folder"]
+    fetch_them = f"run: {remedies.fetch(' '.join(fetched))}; or " if fetched else ""
+    return (
+        f"weights are missing: {', '.join(told)}; {fetch_them}for each run: "
+        f"{remedies.add('NAME')}; or set weights.NAME.path in data_manifest.yaml"
     )
 
 
@@ -305,13 +336,16 @@ __all__ = [
     "Paths",
     "Verdict",
     "add",
+    "all_missing",
     "convert",
+    "demand",
     "digest",
     "entry",
     "fetch",
     "held",
     "load_state",
     "locate",
+    "missing",
     "resolve",
     "verify",
     "weights_folder",

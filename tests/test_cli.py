@@ -87,6 +87,41 @@ def test_help_loads_nothing_heavy() -> None:
     assert out.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("train --preset combo-small-", "combo-small-s4 combo-small-ms3 combo-small-avss"),
+        ("status --data ", "s4 ms3 avss"),
+        ("status --data ms3 --split t", "train test"),
+        ("preprocess all --generator sam-vit-", "sam-vit-b sam-vit-l sam-vit-h"),
+        ("preprocess all --encoder vggish", "vggish vggish-pca"),
+        ("weights fetch vggish resnet", "resnet50 resnet50-detectron2"),
+        ("status --manifest no.yaml --data ", ""),
+    ],
+)
+def test_the_shell_completes_names(
+    typed: str, completed: str, manifest_file, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    manifest_file(store="data_manifest")
+    monkeypatch.chdir(tmp_path)
+    asked = {"_COMBO_COMPLETE": "complete_bash", "COMP_WORDS": f"combo {typed}"}
+    asked["COMP_CWORD"] = str(len(typed.split(" ")))
+    done = CliRunner().invoke(app, [], prog_name="combo", env=asked)
+    assert sorted(done.stdout.split()) == sorted(completed.split())
+
+
+def test_completing_loads_no_network() -> None:
+    code = (
+        "import sys, typer; from combo.pipeline.commands import completion as c; "
+        "from combo.cli import app; context = typer.Context(typer.main.get_command(app)); "
+        "assert c.presets() and c.generators() and c.encoders() and c.weights(); "
+        "c.data_sets(context), c.splits(context); "
+        "print([m for m in ('torch', 'zarr', 'dask') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
+
+
 def test_wrong_usage_is_exit_code_2() -> None:
     runner = CliRunner()
     for arguments in (["preprocess", "video"], ["train"], ["evaluate"], ["nonsense"]):
@@ -111,6 +146,22 @@ def test_wrong_usage_is_exit_code_2() -> None:
         (["verify"], "run: combo preprocess all"),
         (["status", "--manifest", "no.yaml"], "no manifest at no.yaml"),
         (["weights", "fetch", "nothing"], "no weights 'nothing'"),
+        (["weights", "fetch", "vggish", "resnet-50"], "did you mean resnet50?"),
+        (["train", "--preset", "combo-r50"], "did you mean combo-r50-s4? There are combo-r50-s4,"),
+        (["train", "--preset", "combo-r50-s4", "--set", "lr=1"], "did you mean learning_rate?"),
+        (["preprocess", "frames", "--data", "S4"], "did you mean s4? It names s4, ms3, avss"),
+        (["preprocess", "frames", "--data", "s4", "--split", "tset"], "did you mean test?"),
+        (["preprocess", "audio", "--data", "s4", "--encoder", "vgish"], "did you mean vggish?"),
+        (
+            ["preprocess", "maskige", "--data", "s4", "--generator", "sam"],
+            "did you mean sam-vit-b?",
+        ),
+        (["preprocess", "all", "--data", "s4"], "run: combo weights fetch vggish semantic-sam-l;"),
+        (
+            ["preprocess", "all", "--data", "s4", "--dry-run"],
+            "run: combo weights fetch vggish semantic-sam-l resnet50 pvt-v2-b5;",
+        ),
+        (["status", "--data", "avs"], "did you mean avss? There are s4, ms3, avss"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -128,6 +179,36 @@ def test_what_a_user_does_wrong_is_one_line_with_a_way_out(
     assert says in str(result.exception)
     assert "\n" not in str(result.exception)
     assert not (tmp_path / "store").exists(), "an error before the work leaves nothing behind"
+
+
+def test_a_name_that_nothing_has_is_wrong_usage(tmp_path: Path) -> None:
+    assert combo("status", "--data", "s5", COMBO_STORE=str(tmp_path)).returncode == 2
+
+
+def test_the_doctor_names_all_missing_weights_and_one_command_for_them(
+    manifest_file, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMBO_WEIGHTS", str(tmp_path))
+    text = manifest_file().read_text().replace("mel-stats", "vggish")
+    (tmp_path / "own.yaml").write_text(text)
+    arguments = ["doctor", "--manifest", str(tmp_path / "own.yaml"), "--json"]
+    found = {each["what"]: each for each in json.loads(CliRunner().invoke(app, arguments).stdout)}
+    needed = {what: each["needed"] for what, each in found.items() if what.startswith("weights")}
+    assert needed == {"weights vggish": True, "weights resnet50": False, "weights pvt-v2-b5": False}
+    assert "combo-r50-s4, combo-r50-ms3" in found["weights resnet50"]["state"]
+    assert "run: combo weights fetch vggish resnet50 pvt-v2-b5;" in found["all weights"]["mend"]
+
+
+def test_a_dry_run_notes_the_weights_that_training_starts_from(
+    manifest_file, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMBO_WEIGHTS", str(tmp_path))
+    arguments = ["preprocess", "all", "--data", "ms3", "--manifest", str(manifest_file())]
+    done = CliRunner().invoke(app, [*arguments, "--dry-run"])
+    assert done.exit_code == 0
+    assert "to train combo-r50-ms3, combo-pvt-ms3: weights are missing: resnet50 (" in done.stderr
+    assert "run: combo weights fetch resnet50 pvt-v2-b5;" in done.stderr
+    assert done.stdout.count("units of 2 clips to do") == 9
 
 
 def test_the_road_on_the_command_line(tmp_path: Path, manifest_file) -> None:

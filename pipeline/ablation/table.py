@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from ..errors import ComboError, readable
+from ..errors import ComboError, readable, unknown
 from ..train.presets import resolve
 
 _PAPER = Path(__file__).with_name("tables.yaml")
@@ -55,7 +55,7 @@ def read_table(name: str) -> Table:
     elif path.suffix in (".yaml", ".yml"):
         value = _read(path)
     else:
-        raise ComboError(f"no table {name!r}; there are {', '.join(tables)}, or give a YAML file")
+        raise unknown(f"no table {name!r}", name, tables, "give a YAML file, or one of")
     try:
         table = Table.model_validate(value)
     except ValidationError as error:

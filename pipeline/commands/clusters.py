@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import ComboError
+from . import completion
 from .options import (
     Begin,
     Computers,
@@ -154,7 +155,12 @@ def _submit(
 
 @command(submitting)
 def train(
-    preset: Annotated[str, typer.Option(help="combo-{r50,pvt,small}-{s4,ms3,avss}.")],
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="combo-{r50,pvt,small}-{s4,ms3,avss}.", autocompletion=completion.presets
+        ),
+    ],
     handing: Handing,
     begin: Begin,
     printing: Printing,

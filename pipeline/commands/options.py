@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from ..errors import ComboError
+from . import completion
 
 if TYPE_CHECKING:
     from .. import manifest as manifests
@@ -40,14 +41,35 @@ Manifest = Annotated[
 ]
 Data = Annotated[
     list[str] | None,
-    typer.Option("--data", "-d", help="Data set of the manifest; may be repeated. Default: all."),
+    typer.Option(
+        "--data",
+        "-d",
+        help="Data set of the manifest; may be repeated. Default: all.",
+        autocompletion=completion.data_sets,
+    ),
 ]
 Split = Annotated[
-    list[str] | None, typer.Option("--split", "-s", help="Split; may be repeated. Default: all.")
+    list[str] | None,
+    typer.Option(
+        "--split",
+        "-s",
+        help="Split; may be repeated. Default: all.",
+        autocompletion=completion.splits,
+    ),
 ]
-SoundEncoder = Annotated[str | None, typer.Option(help="Sound encoder, instead of the manifest's.")]
+SoundEncoder = Annotated[
+    str | None,
+    typer.Option(
+        help="Sound encoder, instead of the manifest's.", autocompletion=completion.encoders
+    ),
+]
 MaskigeGenerator = Annotated[
-    str | None, typer.Option("--generator", help="Maskige generator, instead of the manifest's.")
+    str | None,
+    typer.Option(
+        "--generator",
+        help="Maskige generator, instead of the manifest's.",
+        autocompletion=completion.generators,
+    ),
 ]
 MemoryLimit = Annotated[
     str | None,
@@ -138,10 +160,21 @@ class Selection(Splits):
     def jobs(self, manifest: "manifests.Manifest", stage: str) -> "Generator[Job]":
         """Every job selected. stage: one, or `all`."""
         from ..jobs.plan import jobs
-        from ..store import STAGES
 
-        stages = STAGES if stage == StageName.all else (stage,)
-        yield from jobs(manifest, stages, manifest.choose(self.data or ()), self.split or ())
+        data_sets = manifest.choose(self.data or ())
+        yield from jobs(manifest, _stages(stage), data_sets, self.split or ())
+
+    def weights(self, manifest: "manifests.Manifest", stage: str) -> list[str]:
+        """The catalogue's names of all weights that the jobs selected need."""
+        from ..jobs.plan import weights_of
+
+        return weights_of(manifest, _stages(stage), manifest.choose(self.data or ()))
+
+
+def _stages(name: str) -> Sequence[str]:
+    from ..store import STAGES
+
+    return STAGES if name == StageName.all else (name,)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,8 @@ def preprocess(
 
     manifest, output = selection.open(), printing.output
     jobs = selection.jobs(manifest, stage)
+    if work.dry_run:
+        _tell_missing_weights(output, selection, manifest, stage)
     with listening() as stop:
         try:
             good = run_jobs(output, manifest, jobs, work.options, computers, stop, work.dry_run)
@@ -93,6 +95,27 @@ def run_jobs(
             summaries.append(_run(output, job, options, runner, stop))
     _report(output, summaries, time.monotonic() - started)
     return not any(s.failed or s.lost for s in summaries)
+
+
+def _tell_missing_weights(
+    output: Output, selection: Selection, manifest: "Manifest", stage: str
+) -> None:
+    """One line for all that these stages and the data sets' presets lack. Raises ComboError when a
+    stage does; the presets' are a note."""
+    from ..errors import ComboError
+    from ..train.starting_points import backbone_weights
+    from ..weights import all_missing, missing
+
+    paths, data_sets = manifest.weight_paths(), manifest.choose(selection.data or ())
+    of_stages = missing(selection.weights(manifest, stage), paths)
+    presets = backbone_weights(data_sets)
+    if not (of_presets := missing(presets, paths)) and not of_stages:
+        return
+    told = all_missing([*of_stages, *of_presets])
+    if of_stages:
+        raise ComboError(told)
+    which = ", ".join(name for each in of_presets for name in presets[each.weights.name])
+    output.note(f"to train {which}: {told}")
 
 
 def needs(estimate: "Estimate") -> str:

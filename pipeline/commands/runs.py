@@ -1,12 +1,14 @@
 """`combo train`."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import remedies
 from ..console import Output, duration
+from . import completion
 from .options import (
     Begin,
     Printing,
@@ -27,12 +29,25 @@ app = typer.Typer()
 def train(
     printing: Printing,
     begin: Begin,
-    preset: Annotated[str | None, typer.Option(help="combo-{r50,pvt,small}-{s4,ms3,avss}.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="combo-{r50,pvt,small}-{s4,ms3,avss}.", autocompletion=completion.presets
+        ),
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help="Run folder to go on with.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder; default runs/PRESET, numbered when taken.")
     ] = None,
     requeue: Requeue = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of settings, and of the preset; --set goes before it."),
+    ] = None,
+    print_settings: Annotated[
+        bool,
+        typer.Option("--print-settings", help="Print the settings as such a file; train nothing."),
+    ] = False,
 ) -> None:
     """Train a network on a finished store, or on a file that was packed from one.
 
@@ -40,9 +55,11 @@ def train(
     """
     from ..train import processes, start
 
+    changes = list(begin.settings or ())
     if resume is not None:
         given = {
             "--preset": preset,
+            "--config": config,
             "--out": out,
             "--encoder": begin.encoder,
             "--generator": begin.generator,
@@ -54,19 +71,85 @@ def train(
                 f"{', '.join(refused)} with --resume: a run goes on with its own; only --store "
                 "may be given, where the store has moved, and some settings with --set"
             )
-    elif preset is None:
+    elif config is not None:
+        from ..train.settings_file import read_settings
+
+        configured, own = read_settings(config)
+        changes = own + changes
+        if preset and configured and preset != configured:
+            raise typer.BadParameter(f"--preset {preset}, and {config} has preset: {configured}")
+        preset = preset or configured
+    if resume is None and preset is None:
         raise typer.BadParameter("give --preset NAME, or --resume RUN")
+    if print_settings:
+        printing.output.answer(*_settings(preset or "", resume, changes))
+        return
 
     def trainer(together: "Processes") -> "Trainer":
         if resume is not None:
-            return start.resume(resume, begin.store, together, begin.settings or ())
+            return start.resume(resume, begin.store, together, changes)
         named = one_variant_each(begin.variant)
-        return start.start(begin.open(), name, begin.settings or (), folder, named, together)
+        return start.start(begin.open(), name, changes, folder, named, together)
 
     with processes.joined() as together:
         name = preset or ""
         (folder, *_) = together.gather(out or start.free_folder(Path("runs") / name))
         run_trainer(printing.output, together.alike(lambda: trainer(together)), requeue)
+
+
+def _settings(preset: str, run: Path | None, changes: list[str]) -> tuple[dict[str, Any], str]:
+    """What a run would be trained with on this machine, as a dictionary and as YAML."""
+    from ..devices import has_bf16
+    from ..train.presets import amend, prefer_bf16, resolve
+    from ..train.run_folder import RunFolder
+    from ..train.settings_file import text_of
+
+    if run is not None:
+        settings = amend(RunFolder(run).settings(), changes)
+    else:
+        settings = resolve(preset, changes)
+        settings = prefer_bf16(settings, changes, has_bf16(settings.train.device))
+    return settings.as_dict(), text_of(settings).rstrip()
+
+
+@command(app)
+def presets(printing: Printing) -> None:
+    """What `combo train --preset` takes: networks, data sets and their main settings.
+
+    Example: combo presets --json
+    """
+    from ...model.networks import NETWORKS
+    from ..train.presets import resolve
+
+    found = [resolve(name).as_dict() for kind in NETWORKS.values() for name in kind.presets]
+    main = ("data", "iterations", "batch_size", "learning_rate", "precision", "augment",
+            "initialisation")  # fmt: skip
+    printing.output.records(
+        found,
+        {
+            "preset": lambda row: row["train"]["preset"],
+            "network": lambda row: f"{row['kind']}, {row['network'].get('backbone', '')}",
+            **{name: (lambda row, name=name: row["train"][name]) for name in main},
+        },
+    )
+
+
+@command(app)
+def settings(printing: Printing) -> None:
+    """Every setting of the manifest, of training and of the networks: type, default, meaning.
+
+    Example: combo settings
+    """
+    from ...model.networks import NETWORKS
+    from .. import reference
+
+    output = printing.output
+    if not output.as_json:
+        output.result(reference.page().rstrip())
+        return
+    networks = {name: reference.of_network(name) for name in NETWORKS}
+    parts = {"manifest": reference.of_manifest(), "training": reference.of_training(), **networks}
+    output.json({part: [asdict(each) for each in found] for part, found in parts.items()})
 
 
 def run_trainer(

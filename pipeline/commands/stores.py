@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..console import Output, duration
-from ..errors import ComboError
+from ..errors import ComboError, unknown
 from .options import Manifest as ManifestFile
 from .options import Printing, Splits, command, named_variants
 
@@ -32,9 +32,15 @@ def status(splits: Splits, printing: Printing) -> None:
     Example: combo status --data s4
     """
     from ..jobs.status import stage_statuses
+    from ..source import sources_in
 
-    output, store = printing.output, splits.open().store_path
-    problems: list[str] = []
+    output, manifest = printing.output, splits.open()
+    store, problems = manifest.store_path, list[str]()
+    if strange := [name for name in splits.data or () if name not in manifest.data_sets]:
+        known = dict.fromkeys([*manifest.data_sets, *(s.data_set for s in sources_in(store))])
+        for name in strange:
+            if name not in known:
+                raise unknown(f"no data set {name!r} in {manifest.file} or {store}", name, known)
     states = stage_statuses(store, splits.data or None, splits.split or None, problems.append)
     if not states and not problems and not output.as_json:
         output.note(f"nothing in {store} yet; run: combo preprocess all")
@@ -381,7 +387,7 @@ def doctor(printing: Printing, manifest: ManifestFile = None) -> None:
             "what to do": "mend",
         },
     )
-    if not all(finding.good for finding in findings):
+    if any(finding.needed and not finding.good for finding in findings):
         sys.exit(1)
 
 

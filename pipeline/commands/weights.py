@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from . import completion
 from .options import Manifest, Printing, Store, command
 
 app = typer.Typer(
@@ -14,7 +15,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Name = Annotated[str, typer.Argument(help="Name of the catalogue.")]
+Name = Annotated[
+    str, typer.Argument(help="Name of the catalogue.", autocompletion=completion.weights)
+]
 
 
 @command(app, "list")
@@ -54,7 +57,10 @@ def show(printing: Printing, manifest: Manifest = None) -> None:
 
 @command(app, "fetch")
 def fetch(
-    names: Annotated[list[str], typer.Argument(help="Names of the catalogue.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(help="Names of the catalogue.", autocompletion=completion.weights),
+    ],
     printing: Printing,
 ) -> None:
     """Download published weights; a download that was cut off goes on where it stopped.
@@ -65,6 +71,8 @@ def fetch(
 
     output = printing.output
     paths: dict[str, str] = {}
+    for name in names:
+        weights.entry(name)  # a wrong name ends it before any is fetched
     for name in names:
         size = weights.entry(name).size or 0
         with output.bar(f"fetching {name}", size >> 20) as bar:
@@ -103,7 +111,10 @@ def add(
 def verify(
     printing: Printing,
     names: Annotated[
-        list[str] | None, typer.Argument(help="Names of the catalogue; all that are there.")
+        list[str] | None,
+        typer.Argument(
+            help="Names of the catalogue; all that are there.", autocompletion=completion.weights
+        ),
     ] = None,
     manifest: Manifest = None,
 ) -> None:

@@ -6,7 +6,7 @@ heavy where they compute.
 
 from collections.abc import Mapping
 
-from ..errors import ComboError
+from ..errors import unknown
 from .encoder import Encoder
 from .mel_stats import MEL_STATS
 from .torchvggish import TORCHVGGISH
@@ -23,7 +23,5 @@ ENCODERS: Mapping[str, Encoder] = {
 def encoder(name: str) -> Encoder:
     """The encoder of that name. Raises ComboError."""
     if name not in ENCODERS:
-        raise ComboError(
-            f"no sound encoder {name!r}; stages.audio.encoder may be {', '.join(ENCODERS)}"
-        )
+        raise unknown(f"no sound encoder {name!r}", name, ENCODERS, "stages.audio.encoder may be")
     return ENCODERS[name]

@@ -7,7 +7,7 @@ manifest takes its settings from there; modules import what is heavy where they 
 from collections.abc import Mapping
 from typing import Any
 
-from ..errors import ComboError
+from ..errors import unknown
 from .felzenszwalb import FELZENSZWALB
 from .generator import Generator
 from .sam import SAM
@@ -29,8 +29,6 @@ IMPORTED = "imported"
 def generator(name: str) -> Generator:
     """The generator of that name. Raises ComboError."""
     if name not in GENERATORS:
-        raise ComboError(
-            f"no Maskige generator {name!r}; the manifest may name "
-            f"{', '.join((*GENERATORS, IMPORTED))}"
-        )
+        known = (*GENERATORS, IMPORTED)
+        raise unknown(f"no Maskige generator {name!r}", name, known, "the manifest may name")
     return GENERATORS[name]

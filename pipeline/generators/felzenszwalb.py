@@ -19,7 +19,9 @@ class FelzenszwalbSettings:
     """scikit-image's parameters."""
 
     scale: Annotated[float, Field(gt=0, le=1e9)] = 200.0
+    """Larger: larger segments."""
     sigma: Annotated[float, Field(ge=0, le=1000)] = 0.8
+    """Of the Gaussian that smooths the frame first, in pixels."""
     min_size: Annotated[int, Field(ge=1, le=2**31 - 1)] = 60
     """Smallest segment, in pixels."""
 

@@ -4,14 +4,14 @@ A split is listed and planned once, for all its stages: that reads its CSV, and 
 of its videos.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import remedies
 from ..encoders import encoder
-from ..errors import ComboError
+from ..errors import ComboError, unknown
 from ..generators import IMPORTED, generator
 from ..layouts import Layout, Listing, layout
 from ..layouts.folders import Folders
@@ -23,7 +23,7 @@ from ..packed import refuse_packed
 from ..preprocess import audio, frames, imported, maskige
 from ..preprocess.stage import Description, Stage
 from ..store import STAGES, UNASKED, Plan, SplitStore, Variant
-from ..weights import resolve
+from ..weights import demand, resolve
 from .inputs import DataSet
 from .unit import Job
 
@@ -48,9 +48,7 @@ def splits_of(manifest: Manifest, data_set: str, asked: Sequence[str] = ()) -> l
     )
     for split in asked:
         if split not in there:
-            raise ComboError(
-                f"data set {data_set!r} has no split {split!r}; it has {', '.join(there)}"
-            )
+            raise unknown(f"data set {data_set!r} has no split {split!r}", split, there, "it has")
     return list(asked or there)
 
 
@@ -77,6 +75,12 @@ def describe(manifest: Manifest, data_set: str, split: str) -> dict[str, Descrip
         else maskige.describe(settings.maskige, size, fit, length, rules.reading),
     )
     return {each.stage: each for each in described}
+
+
+def weights_of(manifest: Manifest, stages: Iterable[str], data_sets: Iterable[str]) -> list[str]:
+    """The catalogue's names of all weights that stages of data sets need, each once."""
+    described = [describe(manifest, name, "train") for name in data_sets]
+    return list(dict.fromkeys(w for s in stages for each in described for w in each[s].weights))
 
 
 def stage_settings(manifest: Manifest, data_set: str, split: str) -> dict[str, dict[str, Any]]:
@@ -180,7 +184,7 @@ class PlannedSplit:
             weights = self._weights(name) if name else {}
             fitted = (*self._fitted, length)
             return maskige.MaskigeStage(settings.maskige, *fitted, weights, *self._reading)
-        raise ComboError(f"no stage {stage!r}; there are {', '.join(STAGES)}")
+        raise unknown(f"no stage {stage!r}", stage, STAGES)
 
     def _frames(self, source: tuple[str, str] | None = None) -> Stage:
         rule = self.rules.label_rule(self.manifest.root(self.where.data_set))
@@ -243,17 +247,17 @@ def jobs(
     """Every job asked for: data set by data set, split by split, stage by stage.
 
     splits: only these; a data set that has none of them is left out, but some must have one.
+    Raises ComboError before the first: nothing to do, or weights that any stage needs are missing.
     """
-    found = False
-    for data_set in data_sets:
-        for split in splits_of(manifest, data_set):
-            if not splits or split in splits:
-                found = True
-                there = planned(manifest, data_set, split)
-                yield from (there.job(stage) for stage in stages)
-    if not found:
-        raise ComboError(
-            f"nothing to do: no data set of {manifest.file} has its root set"
-            if not data_sets
-            else f"no split {', '.join(splits)} in {', '.join(data_sets)}"
-        )
+    if not data_sets:
+        raise ComboError(f"nothing to do: no data set of {manifest.file} has its root set")
+    there = [(name, split) for name in data_sets for split in splits_of(manifest, name)]
+    chosen = [(name, split) for name, split in there if not splits or split in splits]
+    if not chosen:
+        said = f"no split {', '.join(splits)} in {', '.join(data_sets)}"
+        known = dict.fromkeys(split for _, split in there)
+        raise unknown(said, splits[0], known) if splits else ComboError(said)
+    demand(weights_of(manifest, stages, data_sets), manifest.weight_paths())
+    for data_set, split in chosen:
+        each = planned(manifest, data_set, split)
+        yield from (each.job(stage) for stage in stages)

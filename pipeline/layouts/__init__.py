@@ -3,7 +3,7 @@
 To add one, write a module that makes its `Layout` and name it in LAYOUTS.
 """
 
-from ..errors import ComboError
+from ..errors import unknown
 from .avsbench import AVSS, MS3, S4
 from .folders import Folders
 from .layout import Clip as Clip
@@ -21,5 +21,5 @@ def layout(name: str, folders: Layout | None = None) -> Layout:
     """
     known = {each.name: each for each in LAYOUTS}
     if name not in known:
-        raise ComboError(f"no layout {name!r}; data_manifest.yaml may name {', '.join(known)}")
+        raise unknown(f"no layout {name!r}", name, known, "data_manifest.yaml may name")
     return folders if folders is not None and folders.name == name else known[name]

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...model.interface import Network
 from ...model.metrics import ObjectMetrics, SemanticMetrics, foreground
 from .. import protocols
-from ..errors import ComboError
+from ..errors import ComboError, unknown
 from ..jobs.stopping import Stop, Stopped
 from ..source import choose_variants, open_source
 from . import checkpoint
@@ -246,8 +246,8 @@ def open_split(
     """
     data = run.data()
     if split not in data["settings"]:
-        known = ", ".join(data["settings"])
-        raise ComboError(f"data set {data['data_set']!r} has no split {split!r}; it has {known}")
+        said = f"data set {data['data_set']!r} has no split {split!r}"
+        raise unknown(said, split, data["settings"], "it has")
     where = open_source(store or Path(data["store"]), data["data_set"], split)
     choice = choose_variants(where, data["settings"][split], named, data["weights"])
     return ClipReader(where, choice)

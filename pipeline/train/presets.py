@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import math
 import typing
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any, Literal
 from ...model.interface import Network, NetworkCriterion
 from ...model.networks import NETWORKS
 from ...model.settings import NetworkSettings
-from ..errors import ComboError
+from ..errors import ComboError, unknown
 from .augment import Recipe
 from .cache import Cache
 
@@ -31,14 +30,18 @@ class TrainSettings:
     """`imagenet` (backbones), `random`, a run folder whose best network to start from, or a file: a
     checkpoint of a run, or one of `combo weights convert`."""
     iterations: int = 90_000
+    """Optimiser steps."""
     batch_size: int = 8
     """Clips an optimiser step, of all processes together."""
     micro_batch: int = 8
     """Clips that go through a process's network at once, at most; the gradients are the batch's all
     the same."""
     learning_rate: float = 1e-4
+    """Of AdamW at the start, after the warm-up."""
     backbone_lr_factor: float = 0.1
+    """Of the backbones: times the learning rate."""
     weight_decay: float = 0.05
+    """Of AdamW."""
     clip_norm: float = 0.01
     """Largest L2 norm of all gradients together."""
     power: float = 0.9
@@ -57,6 +60,7 @@ class TrainSettings:
     """Which blocks are computed again in the backward direction, to save memory: those of the
     encoders, or all."""
     augment: Recipe = "resize-crop-colour-flip"
+    """What is changed at random in training clips."""
     evaluate_every: int = 5_000
     """Iterations between evaluations on the val split."""
     checkpoint_every: int = 0
@@ -64,10 +68,12 @@ class TrainSettings:
     checkpoint_minutes: float = 10
     """Minutes between checkpoints; 0: by iterations alone."""
     log_every: int = 20
+    """Iterations between lines of metrics.jsonl."""
     cache: Cache = "auto"
     """Where the train split lies while it is trained on: `device` or `host` memory, or `none`: each
     batch is read. `auto`: on a GPU with three times as much memory free, else none."""
     seed: int = 0
+    """Of the first weights, the order of clips and all that is drawn."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, ..."""
     threads: int = 0
@@ -138,8 +144,8 @@ def kind_of(preset: str) -> str:
     for name, kind in NETWORKS.items():
         if preset in kind.presets:
             return name
-    there = ", ".join(preset for kind in NETWORKS.values() for preset in kind.presets)
-    raise ComboError(f"no preset {preset!r}; there are {there}")
+    there = [preset for kind in NETWORKS.values() for preset in kind.presets]
+    raise unknown(f"no preset {preset!r}", preset, there)
 
 
 def train_settings(preset: str) -> TrainSettings:
@@ -206,9 +212,7 @@ def _updates(settings: RunSettings, changes: Sequence[str]) -> dict[str, dict[st
                 break
         else:
             known = [f.name for s in (train, network) for f in dataclasses.fields(s)]
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
-            raise ComboError(f"--set {change}: no such setting{hint}")
+            raise unknown(f"--set {change}: no such setting", key, known, every=False)
     return updates
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ComboError
+from ..errors import ComboError, unknown
 from .loader import ClipReader
 
 MEANINGS = {
@@ -33,9 +33,11 @@ def parse(text: str) -> list[str]:
     """`right,silent` -> names. Raises ComboError for one that is none, or is named twice."""
     names = [name.strip() for name in text.split(",")]
     for name in names:
-        if name not in MEANINGS or names.count(name) > 1:
-            what = "is named twice" if name in MEANINGS else "is none"
-            raise ComboError(f"--sound {text}: {name!r} {what}; there are {', '.join(MEANINGS)}")
+        if name not in MEANINGS:
+            raise unknown(f"--sound {text}: {name!r} is none", name, MEANINGS)
+        if names.count(name) > 1:
+            there = ", ".join(MEANINGS)
+            raise ComboError(f"--sound {text}: {name!r} is named twice; there are {there}")
     return names
 
 

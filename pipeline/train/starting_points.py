@@ -5,7 +5,7 @@ Everything that is given must be used, and everything that is not stays random b
 said: nothing is left out in silence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...model.backbones import Backbone
 from ...model.interface import Network
+from ...model.networks import NETWORKS
 from ...model.state_dicts import (
     StateDictError,
     backbone_state,
@@ -25,13 +26,25 @@ from ..manifest import Manifest
 from ..weights import load_state, resolve
 from ..weights_catalogue import CATALOGUE
 from . import checkpoint
-from .presets import RunSettings
+from .presets import RunSettings, train_settings
 from .run_folder import RunFolder
 
 IMAGENET = {"resnet50": "resnet50", "pvt_v2_b5": "pvt-v2-b5"}
 """timm's name of a backbone -> the catalogue's name of its ImageNet weights."""
 
 RANDOM = "train without: --set initialisation=random"
+
+
+def backbone_weights(data_sets: Collection[str]) -> dict[str, list[str]]:
+    """Weights that presets for these data sets start from, by the catalogue's name -> presets."""
+    found: dict[str, list[str]] = {}
+    for kind in NETWORKS.values():
+        for preset, network in kind.presets.items():
+            name = IMAGENET.get(getattr(network, "backbone", ""))
+            train = train_settings(preset)
+            if name and train.data in data_sets and train.initialisation == "imagenet":
+                found.setdefault(name, []).append(preset)
+    return found
 
 
 def first_network(settings: RunSettings, manifest: Manifest) -> Network:

@@ -199,7 +199,7 @@ def test_a_path_in_the_manifest_is_meant_and_nothing_takes_its_place(tmp_path: P
 
 
 def test_unknown_weights_are_one_line_with_the_names_there_are():
-    with pytest.raises(ComboError, match="no weights 'sam'; there are sam-vit-b, "):
+    with pytest.raises(ComboError, match=r"'sam'; did you mean sam-vit-b\? There are sam-vit-b, "):
         weights.locate("sam")
 
 

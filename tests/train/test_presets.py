@@ -1,11 +1,16 @@
 """Settings by name: the paper's numbers, each one change away from another, saved and read back."""
 
 import json
+from pathlib import Path
 
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from combo.cli import app
 from combo.model.presets import PRESETS
 from combo.pipeline.errors import ComboError
+from combo.pipeline.reference import of_manifest, of_network, of_training, page
 from combo.pipeline.train.presets import (
     TrainSettings,
     parse,
@@ -154,3 +159,70 @@ def test_a_presets_fp16_is_bf16_where_a_gpu_has_it_and_nobody_chose() -> None:
 def test_what_is_compiled_is_not_recomputed_by_hand() -> None:
     with pytest.raises(ComboError, match="compile=true and checkpointing exclude each other"):
         resolve("combo-r50-s4", ["compile=true", "checkpointing=all"])
+
+
+# settings as a file
+
+
+def printed(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["train", *arguments, "--print-settings"])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_printed_settings_are_a_file_that_gives_them_again(tmp_path: Path) -> None:
+    text = printed("--preset", "combo-r50-ms3", "--set", "learning_rate=3e-4", "--set", "sem=off")
+    value = yaml.safe_load(text)
+    assert (value["preset"], value["iterations"], value["sem"]) == ("combo-r50-ms3", 20_000, "off")
+    assert float(value["learning_rate"]) == 3e-4
+    file = tmp_path / "own.yaml"
+    file.write_text(text)
+    assert yaml.safe_load(printed("--config", str(file))) == value
+    other = yaml.safe_load(printed("--config", str(file), "--set", "sem=shared"))
+    assert other == {**value, "sem": "shared"}, "--set goes before the file"
+    assert not list(tmp_path.glob("runs*"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("iteration: 3", "--set iteration=3: no such setting; did you mean iterations?"),
+        ("[1, 2]", "no mapping of settings"),
+        ("a: [", "cannot be read"),
+        ("preset: [1]", "is no name"),
+        ("preset: combo-r50-s5", "no preset 'combo-r50-s5'; did you mean"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_one_line(text: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(text)
+    preset = [] if "preset" in text else ["--preset", "combo-r50-s4"]
+    done = CliRunner().invoke(app, ["train", *preset, "--config", str(file)])
+    assert isinstance(done.exception, ComboError)
+    assert says in str(done.exception)
+    assert "\n" not in str(done.exception)
+
+
+def test_a_preset_that_the_file_does_not_have_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("preset: combo-r50-s4")
+    arguments = ["train", "--config", str(file), "--preset", "combo-pvt-s4"]
+    assert CliRunner().invoke(app, arguments).exit_code == 2
+
+
+def test_every_preset_is_in_the_table_with_its_settings() -> None:
+    found = json.loads(CliRunner().invoke(app, ["presets", "--json"]).stdout)
+    assert [each["train"]["preset"] for each in found] == list(PRESETS)
+    assert all(restore(each) == resolve(each["train"]["preset"]) for each in found)
+    table = CliRunner().invoke(app, ["presets"]).stdout
+    assert all(name in table for name in PRESETS)
+
+
+def test_the_reference_is_the_codes_and_explains_every_setting() -> None:
+    written = (Path(__file__).parents[2] / "docs" / "settings.md").read_text()
+    assert written == page(), "run: combo settings > docs/settings.md"
+    every = [*of_manifest(), *of_training(), *of_network("combo")]
+    assert [each.key for each in every if not (each.meaning and each.kind)] == []
+    changed = resolve("combo-r50-s4").as_dict()
+    keys = {*changed["train"], *changed["network"]} - {"preset"}
+    assert keys == {each.key for each in (*of_training(), *of_network("combo"))}
