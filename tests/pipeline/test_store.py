@@ -220,7 +220,7 @@ def test_the_plan_comes_back_and_damage_is_one_line(split: SplitStore) -> None:
 def test_a_folder_under_another_splits_name_is_refused(split: SplitStore) -> None:
     split.root.rename(split.root.with_name("test"))
     other = SplitStore(split.store, "mine", "test")
-    with pytest.raises(ComboError, match="holds mine/train, .* and not mine/test; give") as caught:
+    with pytest.raises(ComboError, match=r"holds mine/train, .* and not mine/test; give") as caught:
         other.plan()
     assert not isinstance(caught.value, StoreDamaged)
     (finding,), mended = verify_plan(other, None)
@@ -234,7 +234,7 @@ def test_a_folder_under_another_splits_name_is_refused(split: SplitStore) -> Non
 
 
 def test_a_path_that_is_no_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ComboError, match="must be UTF-8, .* rename that folder"):
+    with pytest.raises(ComboError, match=r"must be UTF-8, .* rename that folder"):
         SplitStore(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), "mine", "train")
 
 
