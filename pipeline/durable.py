@@ -176,6 +176,17 @@ def absolute(path: Path) -> Path:
     return path.resolve() if ".." in path.parts else path.absolute()
 
 
+def demand_utf8(store: Path) -> None:
+    """Raise ComboError for a store's path that is no UTF-8, which tensorstore cannot be given."""
+    try:
+        str(store).encode()
+    except UnicodeEncodeError:
+        raise ComboError(
+            f"{store}: a store's path must be UTF-8, and this one is not; rename that folder, or "
+            "move the store to another one"
+        ) from None
+
+
 def existing(path: Path) -> Path:
     """The path, or the nearest folder above it that is there."""
     path = path.absolute()

@@ -143,19 +143,22 @@ def array_digest(array: np.ndarray) -> str:
 class SplitStore:
     """One split of one data set in a store. Opening it touches nothing on the disk."""
 
-    def __init__(self, store: Path, data_set: str, split: str) -> None:
+    def __init__(self, store: Path, data_set: str, split: str, named: str = "") -> None:
+        """named: what its plan is of, where its folder has another name. Raises ComboError."""
         self.store, self.data_set, self.split = Path(store), data_set, split
+        self._named = named or f"{data_set}/{split}"
+        durable.demand_utf8(self.store)
         self.root = self.store / data_set / split
         self.tensors = self.root / "tensors.zarr"
         self._opened: dict[tuple[str, bool], Any] = {}
         self._writables: dict[str, Any] = {}
 
     def __repr__(self) -> str:
-        return f"{self.data_set}/{self.split}"
+        return self._named
 
-    def __reduce__(self) -> tuple[type["SplitStore"], tuple[Path, str, str]]:
+    def __reduce__(self) -> tuple[type["SplitStore"], tuple[Path, str, str, str]]:
         # Another process opens its own arrays, if it needs any.
-        return SplitStore, (self.store, self.data_set, self.split)
+        return SplitStore, (self.store, self.data_set, self.split, self._named)
 
     # -- the plan ----------------------------------------------------------------------------
 
@@ -164,9 +167,13 @@ class SplitStore:
         return self.root / "plan.json"
 
     def read_plan(self) -> Plan | None:
-        """The plan of this split, or None before the first `combo preprocess`."""
+        """The plan of this split, or None before the first `combo preprocess`.
+
+        Raises StoreDamaged, and ComboError for another split's folder under this one's name.
+        """
         try:
-            return _adapter(Plan).validate_json(self.plan_path.read_bytes())
+            text = self.plan_path.read_bytes()
+            plan, of = _adapter(Plan).validate_json(text), json.loads(text).get("of", str(self))
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -175,6 +182,12 @@ class SplitStore:
                 f"run: {remedies.make(remedies.ALL, self.data_set, self.split)}: it is written "
                 "anew, and the units that are done stay"
             ) from None
+        if of != str(self):
+            raise ComboError(
+                f"{self.root} holds {of}, by its plan.json, and not {self}; give the folder its "
+                f'name back, or, where {self} is its new name, write that as "of" in plan.json'
+            )
+        return plan
 
     def plan(self) -> Plan:
         """The plan, which must be there."""
@@ -187,7 +200,7 @@ class SplitStore:
         return plan
 
     def write_plan(self, plan: Plan) -> None:
-        durable.write_json(self.plan_path, asdict(plan))
+        durable.write_json(self.plan_path, {**asdict(plan), "of": str(self)})
 
     def forget(self) -> None:
         """Close what was opened of the arrays, which others have replaced."""

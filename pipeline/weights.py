@@ -60,10 +60,14 @@ class Verdict:
 
 
 def weights_folder() -> Path:
-    """The folder of fetched and added weights; it need not exist."""
-    if named := os.environ.get("COMBO_WEIGHTS"):
-        return Path(named).expanduser()
-    return Path.home() / ".cache" / "combo" / "weights"
+    """The folder of fetched and added weights; it need not exist.
+
+    Raises ComboError where nobody knows the user's home folder.
+    """
+    try:
+        return Path(os.environ.get("COMBO_WEIGHTS") or "~/.cache/combo/weights").expanduser()
+    except RuntimeError as error:
+        raise ComboError(f"no weights folder ({error}); run: export COMBO_WEIGHTS=FOLDER") from None
 
 
 def entry(name: str) -> Weights:

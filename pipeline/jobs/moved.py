@@ -102,7 +102,7 @@ def move(
         stays = [] if old is None else _what_stays(split, old, new, data)
         if not discard:
             _demand_nothing_lost(split, before, old, stays)
-        target = SplitStore(split.store / split.data_set, split.split, NEXT)
+        target = SplitStore(split.store / split.data_set, split.split, NEXT, str(split))
         if target.read_plan() != new:
             give_up(split)
             target.write_plan(new)

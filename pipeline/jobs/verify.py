@@ -59,12 +59,15 @@ def verify_plan(
     there: the split as the manifest has it, where it is to be mended.
     """
     try:
-        split.plan()
-    except ComboError:
-        again = f"run: {remedies.make(remedies.ALL, split.data_set, split.split)}"
-        lost = [Finding(str(split), f"{split.plan_path} is damaged or missing", again)]
-        return lost, lost if there is not None and rebuild_plan(split, there.plan) else []
-    return [], []
+        if split.read_plan() is not None:
+            return [], []
+    except StoreDamaged:
+        pass
+    except ComboError as error:  # another split's folder: nothing is mended by writing in it
+        return [Finding(str(split), *str(error).split("; ", 1))], []
+    again = f"run: {remedies.make(remedies.ALL, split.data_set, split.split)}"
+    lost = [Finding(str(split), f"{split.plan_path} is damaged or missing", again)]
+    return lost, lost if there is not None and rebuild_plan(split, there.plan) else []
 
 
 def verify_description(

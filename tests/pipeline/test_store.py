@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from combo.pipeline import durable
 from combo.pipeline.errors import ComboError
 from combo.pipeline.identity import fingerprint
+from combo.pipeline.jobs.verify import verify_plan
 from combo.pipeline.store import (
     ArraySpec,
     Plan,
@@ -213,6 +215,27 @@ def test_the_plan_comes_back_and_damage_is_one_line(split: SplitStore) -> None:
     ) as caught:
         split.plan()
     assert "\n" not in str(caught.value)
+
+
+def test_a_folder_under_another_splits_name_is_refused(split: SplitStore) -> None:
+    split.root.rename(split.root.with_name("test"))
+    other = SplitStore(split.store, "mine", "test")
+    with pytest.raises(ComboError, match=r"holds mine/train, .* and not mine/test; give") as caught:
+        other.plan()
+    assert not isinstance(caught.value, StoreDamaged)
+    (finding,), mended = verify_plan(other, None)
+    assert ("holds mine/train" in finding.problem, mended) == (True, [])
+    text = json.loads(other.plan_path.read_bytes())
+    durable.write_json(other.plan_path, {**text, "of": "mine/test"})
+    assert other.plan() == PLAN
+    del text["of"]  # an older combo's
+    durable.write_json(other.plan_path, text)
+    assert other.plan() == PLAN
+
+
+def test_a_path_that_is_no_utf8_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ComboError, match=r"must be UTF-8, .* rename that folder"):
+        SplitStore(Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), "mine", "train")
 
 
 def test_a_split_whose_plan_is_lost_is_found_when_it_is_asked_for(split: SplitStore) -> None:

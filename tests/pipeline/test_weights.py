@@ -628,3 +628,13 @@ def test_what_is_no_combo_checkpoint_is_not_converted(tmp_path: Path, torch):
     with pytest.raises(ComboError, match=r"other\.pth: not a published COMBO checkpoint"):
         weights.convert(path, tmp_path / "ours.pth")
     assert not (tmp_path / "ours.pth").exists()
+
+
+def test_a_user_without_a_home_is_told_which_folder_to_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COMBO_WEIGHTS", "~nobody-of-this-name/weights")
+    with pytest.raises(ComboError, match="run: export COMBO_WEIGHTS=FOLDER"):
+        weights.weights_folder()
+    monkeypatch.setenv("COMBO_WEIGHTS", str(tmp_path))
+    assert weights.weights_folder() == tmp_path
