@@ -64,7 +64,8 @@ def verify_plan(
     except StoreDamaged:
         pass
     except ComboError as error:  # another split's folder: nothing is mended by writing in it
-        return [Finding(str(split), *str(error).split("; ", 1))], []
+        what, mend = str(error).split("; ", 1)
+        return [Finding(str(split), what, mend)], []
     again = f"run: {remedies.make(remedies.ALL, split.data_set, split.split)}"
     lost = [Finding(str(split), f"{split.plan_path} is damaged or missing", again)]
     return lost, lost if there is not None and rebuild_plan(split, there.plan) else []
