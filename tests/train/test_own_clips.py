@@ -124,7 +124,10 @@ def test_clips_without_a_label_are_left_out_of_the_metrics_and_counted(
 def renamed(home: Path, folder: Path, **splits: str) -> Manifest:
     """A copy of the store under other names of splits."""
     for old, new in splits.items():
-        shutil.copytree(home / "store" / "mine" / old, folder / "store" / "mine" / new)
+        split = folder / "store" / "mine" / new
+        shutil.copytree(home / "store" / "mine" / old, split)
+        plan = json.loads((split / "plan.json").read_text())
+        (split / "plan.json").write_text(json.dumps(plan | {"of": f"mine/{new}"}))
     (folder / "data_manifest.yaml").write_text(MANIFEST.replace("clips", str(home / "clips")))
     return load_manifest(folder / "data_manifest.yaml")
 
