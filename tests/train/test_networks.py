@@ -338,7 +338,7 @@ def test_a_run_of_a_network_that_is_not_there_is_one_line(
         "evaluate", tmp_path / "run"
     )
     said = refused("train", "--preset", "film-small-s4", "--manifest", unpainted)
-    assert "no preset 'film-small-s4'; there are combo-r50-s4" in said
+    assert "no preset 'film-small-s4'; did you mean combo-small-s4? There are combo-r50-s4" in said
 
 
 def test_a_network_without_encoders_does_not_start_from_imagenet(
