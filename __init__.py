@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .pipeline.library import Combo, open_store, predict
+    from .pipeline.api import Combo, open_store, predict
 
 __version__ = "0.1.0"
 
@@ -14,6 +14,6 @@ def __getattr__(name: str) -> object:
     """The library, imported when it is first used: `combo --help` needs no PyTorch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .pipeline import library
+    from .pipeline import api
 
-    return getattr(library, name)
+    return getattr(api, name)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 ROWS = 32
 """Output rows a program makes."""
@@ -33,18 +33,30 @@ def _axis(place, length):
 
 
 @triton.jit
-def _forward(
-    value, maps, locations, weights, out, value_stride, rows,
-    HEADS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
-    WIDTH: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr,
+def _rows(
+    rows, value_stride,
+    HEADS: tl.constexpr, WIDTH: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
+    """A program's rows among all, which of them there are, what of [ROWS, CHANNELS] there is, and
+    where each row's head begins in the values, and in the rows.
+    """
     batch = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     channel = tl.arange(0, CHANNELS)
     there = row < rows
     wide = there[:, None] & (channel < WIDTH)[None, :]
-    pixels = value + batch * value_stride + (row % HEADS)[:, None] * WIDTH + channel[None, :]
+    pixels = batch * value_stride + (row % HEADS)[:, None] * WIDTH + channel[None, :]
     row = batch * rows + row
+    return row, there, wide, pixels, row[:, None] * WIDTH + channel[None, :]
+
+
+@triton.jit
+def _forward(
+    value, maps, locations, weights, out, value_stride, rows,
+    HEADS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
+    WIDTH: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    row, there, wide, pixels, places = _rows(rows, value_stride, HEADS, WIDTH, CHANNELS, ROWS)
     exact = locations.dtype.element_ty
     total = tl.zeros((ROWS, CHANNELS), dtype=exact)
     for level in range(LEVELS):
@@ -62,10 +74,10 @@ def _forward(
                     inside = (column >= 0) & (column < width) & (line >= 0) & (line < height)
                     offset = (first + line * width + column).to(tl.int64) * (HEADS * WIDTH)
                     seen = tl.load(
-                        pixels + offset[:, None], mask=wide & inside[:, None], other=0
+                        value + pixels + offset[:, None], mask=wide & inside[:, None], other=0
                     ).to(exact)
                     total += (share * weight)[:, None] * seen
-    tl.store(out + row[:, None] * WIDTH + channel[None, :], total, mask=wide)
+    tl.store(out + places, total, mask=wide)
 
 
 @triton.jit
@@ -75,17 +87,9 @@ def _backward(
     HEADS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr,
     WIDTH: tl.constexpr, CHANNELS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    batch = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    channel = tl.arange(0, CHANNELS)
-    there = row < rows
-    wide = there[:, None] & (channel < WIDTH)[None, :]
-    pixels = batch * value_stride + (row % HEADS)[:, None] * WIDTH + channel[None, :]
-    row = batch * rows + row
+    row, there, wide, pixels, places = _rows(rows, value_stride, HEADS, WIDTH, CHANNELS, ROWS)
     exact = locations.dtype.element_ty
-    given = tl.load(gradient + row[:, None] * WIDTH + channel[None, :], mask=wide, other=0).to(
-        exact
-    )
+    given = tl.load(gradient + places, mask=wide, other=0).to(exact)
     for level in range(LEVELS):
         height, width = tl.load(maps + 3 * level), tl.load(maps + 3 * level + 1)
         first = tl.load(maps + 3 * level + 2)
@@ -141,7 +145,7 @@ def _launch(kernel: Any, arrays: tuple[Tensor, ...], value: Tensor, locations: T
     )
 
 
-@torch.library.custom_op("combo::sample_levels", mutates_args=())
+@library.custom_op("combo::sample_levels", mutates_args=())
 def sample(value: Tensor, maps: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     """`sample_levels` of contiguous tensors: value [N, S, heads, d], N may be 1; maps [levels, 3]
     int32, `Levels.maps`; locations and weights float32 or float64, in which the sums are made.
@@ -160,7 +164,7 @@ def _(value: Tensor, maps: Tensor, locations: Tensor, weights: Tensor) -> Tensor
     return value.new_empty(batch * queries * heads, value.shape[3])
 
 
-@torch.library.custom_op("combo::sample_levels_backward", mutates_args=())
+@library.custom_op("combo::sample_levels_backward", mutates_args=())
 def gradients(
     gradient: Tensor, value: Tensor, maps: Tensor, locations: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

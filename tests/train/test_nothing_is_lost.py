@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from combo.pipeline.train.start import resume, start
 from combo.pipeline.train.trainer import Step, Trainer, learning_rate_factor
 
 from .conftest import OF_PACE, finished_run, small_run
+from .together import Killed, at, die
 
 TINY = (
     "width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "pixel_ffn=16", "decoder_layers=2",
@@ -35,10 +35,6 @@ TINY = (
 )  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("runs_stages")
-
-
-class Killed(Exception):
-    """The end of a process, as far as a run's folder can tell."""
 
 
 def tiny(manifest: Manifest, folder: Path, *changes: str) -> Trainer:
@@ -77,18 +73,6 @@ def same(run: RunFolder, other: RunFolder) -> bool:
     """Whether two runs told the same and ended with the same bits of everything."""
     one, two = (vars(checkpoint.load(each.last)) for each in (run, other))
     return equal(one, two) and log(run) == log(other)
-
-
-def at(iteration: int, do: Callable[[], object]) -> Callable[[Step], None]:
-    def on_step(step: Step) -> None:
-        if step.iteration == iteration:
-            do()
-
-    return on_step
-
-
-def die() -> None:
-    raise Killed
 
 
 def network_of(trainer: Trainer) -> dict[str, Tensor]:
