@@ -135,8 +135,10 @@ def show(
         name = data or where
         if name is None or (data and where):
             raise typer.BadParameter("give STORE CLIP, DATA CLIP, or --data NAME alone")
-        file = out or _picture(name)
-        _contact_sheet(output, load_manifest(manifest), name, split, file)
+        opened = load_manifest(manifest)
+        if name not in opened.data_sets and Path(name).exists():
+            raise typer.BadParameter(f"which clip? give combo show {name} CLIP")
+        _contact_sheet(output, opened, name, split, out or _picture(name))
         return
     assert where is not None  # arguments come in order
     file = out or _picture(clip)
