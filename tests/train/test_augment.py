@@ -190,6 +190,37 @@ def test_every_frame_and_every_maskige_gets_colours_of_its_own() -> None:
     assert len(values.unique(dim=0)) > 5  # brightness and contrast stay for a quarter of them
 
 
+def seen_so(value: float, low: float, high: float) -> tuple[float, float]:
+    """What is drawn, of 0..1, for a change by that value: how much, and that there is one."""
+    return (value - low) / (high - low), 0.25
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_colours_change_in_the_order_of_the_public_code(early: bool) -> None:
+    wanted = (20.0, 1.4, 0.7, 30.0)  # brightness, contrast, saturation, hue
+    ranges = ((-32, 32), (0.5, 1.5), (0.5, 1.5), (-36, 36))
+    drawn = [seen_so(value, *limits) for value, limits in zip(wanted, ranges, strict=True)]
+    picture = [0.25 if early else 0.75, *(much for much, _ in drawn), *(by for _, by in drawn)]
+    batch = shapes(clips=1, frames=1)
+    colour = torch.tensor([200, 90, 40], dtype=torch.uint8)[:, None, None].expand(3, SIZE, SIZE)
+    batch = replace(batch, frames=colour[None, None], maskige=colour[None, None])
+    numbers = torch.tensor([[0.5, 0.5, 0.5, 0.75, *picture, *picture]])
+    got = Augment("colour-flip")(batch, numbers).frames[0, 0, :, 0, 0].tolist()
+
+    def limited(values: list[float]) -> list[float]:
+        return [min(255.0, max(0.0, value)) for value in values]
+
+    brightness, contrast, saturation, hue = wanted
+    values = limited([value + brightness for value in (200, 90, 40)])
+    if early:
+        values = limited([value * contrast for value in values])
+    h, s, v = colorsys.rgb_to_hsv(*(value / 255 for value in values))
+    values = [255 * c for c in colorsys.hsv_to_rgb((h + hue / 360) % 1, min(1, s * saturation), v)]
+    if not early:
+        values = limited([value * contrast for value in values])
+    assert got == pytest.approx(values, abs=0.1)
+
+
 rgb = st.tuples(*[st.integers(0, 255)] * 3)
 
 

@@ -23,6 +23,7 @@ from combo.pipeline.media.labels import LABEL_IGNORED
 from combo.pipeline.media.pictures import fit_frame, read_frames
 from combo.pipeline.source import choose_variants
 from combo.pipeline.store import SplitStore
+from combo.pipeline.train import cache
 from combo.pipeline.train.cache import batches, bytes_of, chosen
 from combo.pipeline.train.loader import StoredBatch, shuffled
 
@@ -247,10 +248,12 @@ def test_clips_may_be_asked_for_in_any_order_and_twice(prepared: Path, clips: li
     assert np.array_equal(split.reader(variant, "frames").ask(clips).result(), stored[clips])
 
 
+@pytest.mark.parametrize("data_set", ["s4", "avss"])
 def test_clips_kept_in_memory_give_the_batches_that_are_read(
-    finished: Manifest, open_split
+    finished: Manifest, open_split, data_set: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader = open_split(finished)
+    monkeypatch.setattr(cache, "AT_ONCE", 2)
+    reader = open_split(finished, data_set)
     order = list(shuffled(len(reader), 3, 0, 0, 2 * len(reader)))
     cpu = torch.device("cpu")
     kept = list(batches(reader, order, "host", cpu))
