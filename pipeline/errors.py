@@ -12,6 +12,12 @@ def readable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def counted(count: int, what: str) -> str:
+    """`1 clip`, `2 clips`, `1,000 clips`, `2 classes`."""
+    several = f"{what}{'es' if what.endswith('s') else 's'}"
+    return f"{count:,} {what if count == 1 else several}"
+
+
 class ComboError(Exception):
     """One line for the user: what is wrong, where, and the command or setting that mends it."""
 

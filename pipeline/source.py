@@ -148,7 +148,7 @@ def choose_variants(
         if not fits:
             raise ComboError(
                 f"no {stage} of {source} with these settings in {source.store} (there: {there}); "
-                f"run: {remake(source, stage, settings)}, "
+                f"{_of_another(variants, settings)}run: {remake(source, stage, settings)}, "
                 f"or choose one with --variant {stage}=NAME"
             )
         raise ComboError(
@@ -156,3 +156,13 @@ def choose_variants(
             f"choose one with --variant {stage}=NAME"
         )
     return Choice(chosen["frames"], chosen["audio"], chosen.get("maskige"))
+
+
+def _of_another(variants: Sequence[Variant], wanted: Mapping[str, Any]) -> str:
+    """The option that takes the only variant there is, where another encoder or generator made it,
+    as words that another command may follow."""
+    for option in ("encoder", "generator"):
+        names = {variant.settings.get(option) for variant in variants}
+        if option in wanted and len(names) == 1 and names != {wanted[option]}:
+            return f"add --{option} {names.pop()}, or "
+    return ""

@@ -103,6 +103,8 @@ class Plan:
     clips_per_unit: int
     seconds_per_frame: Annotated[float, Later(1.0)] = 1.0
     """The distance of frames that are taken from videos."""
+    cut: Annotated[int, Later(0)] = 0
+    """Longer clips are cut into parts of so many frames; 0: they are not."""
 
     @property
     def units(self) -> int:

@@ -208,14 +208,14 @@ def test_a_dry_run_notes_the_weights_that_training_starts_from(
     assert done.exit_code == 0
     assert "to train combo-r50-ms3, combo-pvt-ms3: weights are missing: resnet50 (" in done.stderr
     assert "run: combo weights fetch resnet50 pvt-v2-b5;" in done.stderr
-    assert done.stdout.count("units of 2 clips to do") == 9
+    assert done.stdout.count(" of 2 clips to do (") == 9
 
 
 def test_the_road_on_the_command_line(tmp_path: Path, manifest_file) -> None:
     manifest = str(manifest_file())
     where = ("--data", "s4", "--split", "test", "--manifest", manifest)
     planned = combo("preprocess", "frames", *where, "--dry-run")
-    assert (planned.returncode, planned.stdout.count("units")) == (0, 1)
+    assert (planned.returncode, planned.stdout.count("clips to do (")) == (0, 1)
     assert not (tmp_path / "store").exists()
 
     done = combo("preprocess", "frames", *where, "--json")
@@ -224,7 +224,12 @@ def test_the_road_on_the_command_line(tmp_path: Path, manifest_file) -> None:
     assert (summary["units_computed"], summary["finished"], summary["failed"]) == (2, True, {})
 
     states = json.loads(combo("status", "--manifest", manifest, "--json").stdout)
-    assert [(s["stage"], s["done"], s["to_do"]) for s in states] == [("frames", 3, 0)]
+    assert [(s["split"], s["stage"], s["state"]) for s in states] == [
+        (split, stage, "finished" if (split, stage) == ("test", "frames") else "not begun")
+        for split in ("train", "val", "test")
+        for stage in ("frames", "audio", "maskige")
+    ]
+    assert [(s["done"], s["to_do"]) for s in states if s["variant"]] == [(3, 0)]
     verified = combo("verify", "--manifest", manifest, "--json")
     assert json.loads(verified.stdout) == {"units_good": 2, "findings": [], "repaired": []}
     assert verified.returncode == 0

@@ -35,7 +35,7 @@ Cells = Mapping[tuple[str, str], Sequence["Run"]]
 Results = Mapping[tuple[str, str], "Row"]
 
 
-@command(app)
+@command(app, goes_on=True)
 def ablate(
     name: Annotated[
         str, typer.Argument(metavar="TABLE", help="table3 ... table7 of the paper, or a YAML file.")

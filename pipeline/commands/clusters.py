@@ -10,7 +10,7 @@ import typer
 from ..errors import ComboError
 from . import completion
 from .options import (
-    Begin,
+    BeginRun,
     Computers,
     Discard,
     Force,
@@ -162,7 +162,7 @@ def train(
         ),
     ],
     handing: Handing,
-    begin: Begin,
+    begin: BeginRun,
     printing: Printing,
     gpus: Annotated[
         int | None, typer.Option(min=1, help="GPUs on each node, and as many processes.")
@@ -190,7 +190,7 @@ def train(
 
     batch, manifest, output = schedulers.named(handing.scheduler), begin.open(), printing.output
     cluster = manifest.cluster.with_arguments(handing.scheduler_arg or ())
-    resolve(preset, begin.settings or ()).train.demand_shared_by(nodes * (processes or gpus or 1))
+    resolve(preset, begin.changes).train.demand_shared_by(nodes * (processes or gpus or 1))
     if not handing.print_only:
         batch.check_ready(cluster, arrays=False)
     run = (out or free_folder(Path("runs") / preset)).absolute()

@@ -17,7 +17,7 @@ app = typer.Typer()
 OUT = Path("predictions")
 
 
-@command(app)
+@command(app, goes_on=True)
 def predict(
     run: Annotated[
         Path,

@@ -79,8 +79,9 @@ def _runs_and_stores(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Which are which. Raises ComboError for what is neither."""
     from ..packed import is_packed
     from ..source import sources_in
-    from ..train.run_folder import SETTINGS
+    from ..train.run_folder import SETTINGS, run_of
 
+    paths = [run_of(path) for path in paths]
     runs = [path for path in paths if (path / SETTINGS).exists()]
     stores = [path for path in paths if path not in runs]
     for path in stores:

@@ -17,11 +17,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 
+import numpy as np
+
 from .. import durable, remedies
 from ..clip_checks import clip_checks
 from ..errors import ComboError
 from ..preprocess.stage import Outcome
-from ..store import Plan, SplitStore, Variant
+from ..store import ArraySpec, Plan, SplitStore, Variant
 from . import kept, records
 from .claims import WHOLE, Claims, holders
 from .inputs import DataSet, remember, same
@@ -31,9 +33,9 @@ from .unit import gather
 
 NEXT, OLD, READY = "next", "old", "whole"
 
-CARRIED = ("clips", "subsets", "clips_per_unit")
+CARRIED = ("clips", "subsets", "clips_per_unit", "frames_per_clip")
 """What may change in a plan without changing what a clip's arrays mean; for `classes` see
-`_means_the_same`."""
+`_means_the_same`, for longer and shorter arrays `_with_room`."""
 
 UNITS_AT_HAND = 4
 """Old units held in memory: most lists change so that two are needed at a time."""
@@ -251,6 +253,26 @@ def _demand_nothing_lost(
 # -- putting it together -------------------------------------------------------------------------
 
 
+def _with_room(variant: Variant, old: Plan, new: Plan) -> Variant:
+    """A variant whose clips have room for as many frames as another plan says."""
+    length, count = old.frames_per_clip, new.frames_per_clip
+    arrays = (
+        replace(spec, shape=(count, *spec.shape[1:])) if spec.shape[:1] == (length,) else spec
+        for spec in variant.arrays
+    )
+    return replace(variant, arrays=tuple(arrays))
+
+
+def _fitted(array: np.ndarray, spec: ArraySpec) -> np.ndarray:
+    """A clip's array with more or fewer frames; those that no clip has hold what influences
+    nothing."""
+    if array.shape == spec.shape:
+        return array
+    whole = np.full(spec.shape, spec.fill, spec.dtype)
+    whole[: len(array)] = array[: len(whole)]
+    return whole
+
+
 class _Assembly:
     """Writes the units of one variant under the new plan, from what the old split holds."""
 
@@ -258,13 +280,23 @@ class _Assembly:
         self, split: SplitStore, target: SplitStore, old: Plan, new: Plan, stays: Stays
     ) -> None:
         self._split, self._target, self._old, self._new = split, target, old, new
-        self._variant, self._places = stays.variant, stays.places
-        self._outcomes = lru_cache(UNITS_AT_HAND)(
-            lambda unit: kept.outcomes(split, stays.variant, old, unit)
-        )
+        self._variant_there = stays.variant
+        self._variant, self._places = _with_room(stays.variant, old, new), stays.places
+        self._outcomes = lru_cache(UNITS_AT_HAND)(self._read)
         self._record = lru_cache(UNITS_AT_HAND)(
             lambda unit: records.read_record(split, stays.variant, unit)
         )
+
+    def _read(self, unit: int) -> dict[str, Outcome]:
+        """The outcomes of an old unit, with as much room as clips have now."""
+        there = kept.outcomes(self._split, self._variant_there, self._old, unit)
+        specs = self._variant.arrays
+        return {
+            name: replace(each, arrays={s.name: _fitted(each.arrays[s.name], s) for s in specs})
+            if each.arrays
+            else each
+            for name, each in there.items()
+        }
 
     def run(self, discard: bool) -> None:
         """Raises ComboError for work that cannot be read back, unless it is to be discarded."""
@@ -281,6 +313,7 @@ class _Assembly:
         record = place and self._record(place.unit)
         if (
             record is None
+            or self._variant != self._variant_there
             or self._old.clips_per_unit != self._new.clips_per_unit
             or [clip.name for clip in record.clips] != names
             or not self._places.keys() >= set(names)

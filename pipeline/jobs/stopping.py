@@ -3,12 +3,12 @@
 Schedulers send SIGUSR1 some time before the end, SIGTERM shortly before they kill. The first means:
 finish the units in hand, begin no other. The second: leave them, now; what they had written under
 temporary names is removed on the way out, and they are not done. Training, whose steps are short,
-takes both for the first: it finishes its step and writes a checkpoint.
+takes both for the first, and Ctrl-C too: it finishes its step and writes a checkpoint.
 """
 
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -23,21 +23,31 @@ class Stopped(BaseException):
     """
 
 
+class Interrupted(BaseException):
+    """Ctrl-C. What reads the command line makes a silent exit of KeyboardInterrupt.
+
+    Its text, where there is one, says what was done and what goes on.
+    """
+
+
 class Stop:
     """Whether this process was asked to begin no other unit.
 
-    warned: by SIGUSR1, that its time is nearly over.
+    warned: by SIGUSR1, that its time is nearly over.  interrupted: by Ctrl-C.
     """
 
     def __init__(self) -> None:
         self.asked = False
         self.warned = False
+        self.interrupted = False
 
 
 @contextmanager
-def listening(at_once: bool = True) -> Generator[Stop]:
+def listening(
+    at_once: bool = True, on_interrupt: Callable[[], None] = lambda: None
+) -> Generator[Stop]:
     """Within the block SIGUSR1 sets `asked` and `warned`; SIGTERM raises `Stopped` at once, or with
-    `at_once` False sets `asked`.
+    `at_once` False sets `asked`, and so does the first Ctrl-C, which then is told.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -53,10 +63,17 @@ def listening(at_once: bool = True) -> Generator[Stop]:
         if at_once:
             raise Stopped
 
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before[signal.SIGINT])  # a second one leaves at once
+        stop.asked = stop.interrupted = True
+        on_interrupt()
+
     before = {
         signal.SIGUSR1: signal.signal(signal.SIGUSR1, ask),
         signal.SIGTERM: signal.signal(signal.SIGTERM, leave),
     }
+    if not at_once:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
         yield stop
     finally:
