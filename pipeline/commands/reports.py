@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..console import Output
-from ..errors import ComboError
+from ..errors import ComboError, counted
 from .options import Device, Printing, command
 from .options import Manifest as ManifestFile
 
@@ -250,7 +250,9 @@ def _contact_sheet(
     for line in wrong:
         output.warn(line)
     said = {"file": str(file), "data_set": data_set, "clips": clips, "wrong": wrong}
-    output.answer(said, f"{file}: {clips} clips of {data_set}, frames beside their labels")
+    output.answer(
+        said, f"{file}: {counted(clips, 'clip')} of {data_set}, frames beside their labels"
+    )
     if wrong:
         sys.exit(1)
 

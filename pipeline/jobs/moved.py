@@ -21,7 +21,7 @@ import numpy as np
 
 from .. import durable, remedies
 from ..clip_checks import clip_checks
-from ..errors import ComboError
+from ..errors import ComboError, counted
 from ..preprocess.stage import Outcome
 from ..store import ArraySpec, Plan, SplitStore, Variant
 from . import kept, records
@@ -118,7 +118,7 @@ def move(
         durable.write_bytes(target.root / READY, b"")
         _exchange(split)
         for each in stays:
-            told(f"{split} {each.variant.key}: {len(each.places)} clips taken over")
+            told(f"{split} {each.variant.key}: {counted(len(each.places), 'clip')} taken over")
 
 
 def difference(present: Plan, wanted: Plan) -> str:
@@ -128,7 +128,7 @@ def difference(present: Plan, wanted: Plan) -> str:
         gone = len(set(present.clips) - set(wanted.clips))
         moved = "" if new or gone else ", in another order"
         return (
-            f"{len(present.clips)} clips, the data set has {len(wanted.clips)}: "
+            f"{counted(len(present.clips), 'clip')}, the data set has {len(wanted.clips)}: "
             f"{new} new, {gone} gone{moved}"
         )
     for each in fields(Plan):
@@ -229,7 +229,7 @@ def _demand_nothing_lost(
     split: SplitStore, before: str, old: Plan | None, stays: Sequence[Stays]
 ) -> None:
     lost = [
-        f"{len(names)} clips of {each.variant.key} that {why} (first: {names[0]})"
+        f"{counted(len(names), 'clip')} of {each.variant.key} that {why} (first: {names[0]})"
         for each in stays
         for why, names in each.lost.items()
     ]

@@ -102,22 +102,26 @@ def not_begun(
     """The stages that nothing is done of: of splits of the store, and of the other splits of the
     manifest's data sets that are in it, or asked for. Their clips are 0 where nothing is planned.
     """
-    begun = {(each.data_set, each.split, each.stage) for each in there}
-    clips = {(each.data_set, each.split): each.clips for each in there}
+    store = manifest.store_path
+    if is_packed(store):
+        return []
     asked = dict.fromkeys([*data_sets, *(each.data_set for each in there)])
-    known = {name: list[str]() for name in asked}
-    for data_set, split in clips:
-        known[data_set].append(split)
-    for name in () if is_packed(manifest.store_path) else asked:
+    clips: dict[tuple[str, str], int | None] = {}
+    for split in splits_in(store, list(asked)):
+        try:
+            clips[split.data_set, split.split] = len(split.plan().clips)
+        except (ComboError, OSError):
+            clips[split.data_set, split.split] = None  # of which `stage_statuses` tells
+    for name in asked.keys() & manifest.data_sets.keys():
         with contextlib.suppress(ComboError):  # what is wrong with its folder, `combo doctor` says
-            known[name] += splits_of(manifest, name) if name in manifest.data_sets else ()
+            clips = {(name, split): 0 for split in splits_of(manifest, name)} | clips
+    begun = {(each.data_set, each.split, each.stage) for each in there}
     return [
-        _nothing(data_set, split, stage, clips.get((data_set, split), 0))
-        for data_set, found in known.items()
-        for split in dict.fromkeys(found)
-        if (not splits or split in splits) and not is_packed(manifest.store_path)
+        _nothing(*split, stage, count)
+        for split, count in clips.items()
+        if count is not None and (not splits or split[1] in splits)
         for stage in STAGES
-        if (data_set, split, stage) not in begun
+        if (*split, stage) not in begun
     ]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, overload
 
-from ..errors import ComboError
+from ..errors import ComboError, counted
 from ..media.labels import LabelRule
 from ..media.pictures import Fit, FrameSource
 
@@ -89,7 +89,7 @@ class Listing(Sequence[Clip]):
     def named_unread(self, shown: int = 5) -> str:
         """What lies in or beside clips' folders and is not read, or ""."""
         most = sorted(self.unread.items(), key=lambda each: -each[1])
-        found = [f"{name} in {count} clips" for name, count in most]
+        found = [f"{name} in {counted(count, 'clip')}" for name, count in most]
         found += self.beside
         named = found[:shown]
         more = len(found) - len(named)
