@@ -201,6 +201,12 @@ class Bar(AbstractContextManager["Bar"]):
             count = f"{self._done}/{self._total}"
             self._output.note(f"{self._title}: {', '.join(filter(None, [count, self.said()]))}")
 
+    def add(self, count: int) -> None:
+        """There is more to do than was known."""
+        self._total += count
+        if self._progress:
+            self._progress.update(self._progress.task_ids[0], total=self._total)
+
     def said(self) -> str:
         """Rate, time left and the note, in words."""
         if self._ended is not None:
@@ -332,6 +338,7 @@ def wrapped(text: str, width: int) -> str:
             if now and cell_len(longer) > width:
                 lines.append(now)
                 longer = f"{indent}  {word}"
+                longer = longer if cell_len(longer) <= width else word  # to have the room it can
             now = longer
         lines.append(now)
     return "\n".join(lines)

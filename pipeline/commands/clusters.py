@@ -238,7 +238,7 @@ def finalise(stage: Stage, selection: Selection, printing: Printing) -> None:
             state = (
                 f"finished{failed}"
                 if s.finished
-                else f"{s.todo} of {s.units} units are missing; submit again, or run: combo "
+                else f"{s.todo} of {counted(s.units, 'unit')} missing; submit again, or run: combo "
                 f"preprocess {s.variant.stage} --data {s.split.data_set} --split {s.split.split}"
             )
             output.result(f"{s.split} {s.variant.key}: {state}")

@@ -95,6 +95,7 @@ def _lines(states: "Sequence[StageStatus]") -> "Iterator[tuple[str, str, str]]":
 def _counts(of_split: "Sequence[StageStatus]") -> str:
     clips = max(each.clips for each in of_split)
     annotated = next((each.annotated for each in of_split if each.annotated), None)
+    annotated = annotated if annotated and annotated[1] else None
     labels = ", {:,} of {:,} frames annotated".format(*annotated) if annotated else ""
     return f"{counted(clips, 'clip')}{labels}" if clips else "not begun"
 

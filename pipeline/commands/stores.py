@@ -89,40 +89,52 @@ def _verify_store(
         for finding in wrong:
             (repaired if finding in mended else findings).append(finding)
 
-    for split in found:
-        # A store may hold variants that this manifest does not make: those are only read.
-        there = _planned(output, manifest, split) if inputs or repair else None
-        wrong, mended = verify_plan(split, there if repair else None)
-        sort(wrong, mended)
-        if wrong != mended:
-            continue
-        findings += count_findings(split) if full else ()
-        for key in work_in(split):
-            wrong, mended = verify_description(split, key, there, repair=repair)
+    splits = list(found)
+    with output.bar("verifying", sum(map(_units, splits))) as bar:
+        for split in splits:
+            # A store may hold variants that this manifest does not make: those are only read.
+            there = _planned(output, manifest, split) if inputs or repair else None
+            wrong, mended = verify_plan(split, there if repair else None)
             sort(wrong, mended)
-            variant = split.read_variant(key) if wrong == mended else None
-            if variant is None:
+            if wrong != mended:
                 continue
-            wrong = list[Finding]()
-            job = there and _job(output, there, variant)
-            with output.bar(f"{split} {variant.stage}", split.plan().units) as bar:
+            findings += count_findings(split) if full else ()
+            for key in work_in(split):
+                wrong, mended = verify_description(split, key, there, repair=repair)
+                sort(wrong, mended)
+                variant = split.read_variant(key) if wrong == mended else None
+                if variant is None:
+                    continue
+                wrong = list[Finding]()
+                job = there and _job(output, there, variant)
                 for each in verify_variant(split, variant, job if inputs else None):
                     if isinstance(each, Finding):
                         wrong.append(each)
                     else:
                         good += 1
-                        bar.advance()
-            mended = list[Finding]()
-            if repair and job and wrong:
-                title = f"{split} {variant.stage} again"
-                with listening() as stop, output.bar(title, len(wrong)) as bar:
-                    mended = repair_variant(job, wrong, stop, lambda _, bar=bar: bar.advance())
-            sort(wrong, mended)
-            if repair and (added := add_checks(split, variant)):
-                output.note(
-                    f"{split} {variant.key}: checks of each clip added to {counted(added, 'unit')}"
-                )
+                        bar.advance(1, title=f"{split} {variant.stage}")
+                mended = list[Finding]()
+                if repair and job and wrong:
+                    bar.add(len(wrong))
+                    bar.advance(0, title=f"{split} {variant.stage} again")
+                    with listening() as stop:
+                        mended = repair_variant(job, wrong, stop, lambda _: bar.advance())
+                sort(wrong, mended)
+                if repair and (added := add_checks(split, variant)):
+                    units = counted(added, "unit")
+                    output.note(f"{split} {variant.key}: checks of each clip added to {units}")
+        bar.advance(0, title="verifying")
     return good, findings, repaired
+
+
+def _units(split: "SplitStore") -> int:
+    """Units that a split's variants have together; 0 where its plan is lost or damaged."""
+    from ..jobs.repair import work_in
+
+    try:
+        return split.plan().units * len(work_in(split))
+    except (ComboError, OSError):
+        return 0
 
 
 def _planned(output: Output, manifest: "Manifest", split: "SplitStore") -> "PlannedSplit | None":

@@ -1,0 +1,209 @@
+"""What people meet who type combo into a terminal of 80 columns: three roads, and 39 usual slips.
+
+What is shown is held against texts in tests/data/terminal, which are to be read. COMBO_GOLDEN=write
+writes them anew. Times, rates and sizes are no part of them.
+"""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from numbered_clips import film
+
+from combo.pipeline.sample import write_sample
+
+from .screen import COLUMNS, Shown, Terminal
+
+GOLDEN = Path(__file__).parent.parent / "data" / "terminal"
+MANIFEST = """\
+data_sets:
+  s4: {layout: avsbench-s4, root: AVSBench/AVSBench_object/Single-source}
+  ms3: {layout: avsbench-ms3, root: AVSBench/AVSBench_object/Multi-sources}
+stages:
+  frames: {size: 32}
+  audio: {encoder: mel-stats}
+  maskige: {generator: felzenszwalb, at: stored}
+"""
+SETTINGS = """\
+preset: combo-small-ms3
+width: 32
+heads: 2
+fusion_heads: 2
+pixel_layers: 1
+pixel_ffn: 16
+decoder_layers: 1
+decoder_ffn: 16
+audio_hidden: 16
+query_count: 4
+mask_points: 64
+iterations: 4
+batch_size: 2
+evaluate_every: 2
+log_every: 4
+threads: 1
+device: cpu
+"""
+
+STUDENT = """\
+combo doctor
+combo preprocess all --data ms3 --dry-run
+combo preprocess all --data ms3
+combo status --data ms3
+combo train --config tiny.yaml --out run
+combo evaluate run --split test --sound right,silent
+"""
+OWNER = """\
+combo init clips --manifest own.yaml
+combo preprocess all --manifest own.yaml
+combo status --manifest own.yaml
+combo predict run clips/talk.mp4 --out talk
+"""
+ADMIN = """\
+combo verify --data ms3
+combo pack store --to ms3.h5 --data ms3
+combo preprocess frames --data s4 --split train --part 2/2
+combo finalise frames --data s4 --split train
+combo preprocess frames --data s4 --split train
+combo status --data s4
+"""
+SLIPS = """\
+combo preproces all
+combo preprocess
+combo preprocess frame
+combo preprocess all --data s5
+combo preprocess all --data MS3
+combo preprocess all --data ms3 --split tset
+combo preprocess audio --data ms3 --encoder vgish
+combo preprocess audio --data ms3 --encoder vggish
+combo preprocess maskige --data ms3 --generator sam
+combo preprocess all --worker 4
+combo preprocess all --workers four
+combo preprocess all --workers 0
+combo preprocess frames --part 4/3
+combo preprocess all --manifest mainfest.yaml
+combo preprocess all --manifest clips
+combo init nowhere
+combo init clips --manifest own.yaml
+combo status --data ms4
+combo status --watch --json
+combo train
+combo train --preset combo-r50
+combo train --preset combo-small-ms3 --set lr=1e-4
+combo train --preset combo-small-ms3 --set batch_size=many
+combo train --preset combo-small-ms3 --set batch_size
+combo train --preset combo-small-ms3 --data s4 --set data=ms3
+combo train --preset combo-small-s4
+combo train --preset combo-small-ms3 --encoder vggish
+combo train --preset combo-small-ms3 --store nowhere
+combo train --resume runs/none
+combo train --resume run/best.pt
+combo train --resume run --encoder vggish --out other
+combo train --resume run --set learning_rate=1
+combo evaluate
+combo evaluate run --split dev
+combo evaluate run --sound swaped
+combo evaluate clips
+combo predict run holday.mp4
+combo predict clips/talk.mp4 run
+combo weights fetch vgish
+"""
+
+
+@pytest.fixture(scope="module")
+def terminal() -> Iterator[Terminal]:
+    """A home whose path is always as long, for lines that end where they end."""
+    home = Path(tempfile.mkdtemp(prefix="c-", dir="/tmp"))
+    assert len(str(home)) == len("/tmp/c-XXXXXXXX")
+    write_sample(home / "AVSBench", (2, 1, 1), (4, 2, 2), (0, 0, 0))
+    (home / "data_manifest.yaml").write_text(MANIFEST)
+    (home / "tiny.yaml").write_text(SETTINGS)
+    (home / "clips").mkdir()
+    film(home / "clips" / "talk.mp4", 2, Fraction(5))
+    (home / "clips" / "broken.mp4").write_bytes(b"no video")
+    terminal = Terminal(home, COMBO_WEIGHTS=str(home / "weights"), CUDA_VISIBLE_DEVICES="")
+    yield terminal
+    terminal.close()
+    shutil.rmtree(home)
+
+
+@pytest.fixture(scope="module")
+def roads(terminal: Terminal) -> dict[str, list[tuple[str, Shown]]]:
+    """Each road, walked to its end: what was typed, and what was shown."""
+    roads = {"student": STUDENT, "owner": OWNER, "admin": ADMIN}
+    return {
+        name: [(line, terminal.types(line)) for line in road.splitlines()]
+        for name, road in roads.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def slips(terminal: Terminal, roads: object) -> list[tuple[str, Shown]]:
+    del roads  # what they leave is what the slips are made in
+    return [(line, terminal.types(line)) for line in SLIPS.splitlines()]
+
+
+VARYING = (
+    (r"/tmp/c-\w{8}", "/tmp/c-XXXXXXXX"),
+    (r"\d+:\d\d:\d\d", "H:MM:SS"),
+    (r"\d+ min \d+ s|\d+ s\b", "N s"),
+    (r"\d+\.\d+/s|\d+\.\d+ s each", "N/s"),
+    (r"\d+(\.\d+)? (bytes|[kMGT]B)\b", "N MB"),
+    (r"\d+\.\d+(?= clips/s)", "N"),
+    (r"\b0\.\d{4}\b", "0.NNNN"),
+    (r"-[0-9a-f]{8}\b", "-01234567"),
+    (r"loss \d+\.\d+", "loss N"),
+    (r"no GPU; \d+ CPU cores?; torch \S+", "no GPU; N CPU cores; torch N"),
+    (r" +$", ""),
+)
+
+
+def told(steps: list[tuple[str, Shown]], home: Path) -> str:
+    """What was typed and shown, as it is kept."""
+    lines: list[str] = []
+    for typed, shown in steps:
+        text = shown.text.replace(str(home), "/tmp/c-XXXXXXXX")
+        if "evaluate" in typed:
+            text = re.sub(r"^[┏┃┡│└].*\n?", "", text, flags=re.MULTILINE)  # numbers of this machine
+        for pattern, word in VARYING:
+            text = re.sub(pattern, word, text, flags=re.MULTILINE)
+        lines += [f"$ {typed}", *text.splitlines(), f"[{shown.code}]", ""]
+    return "\n".join(lines)
+
+
+def hold(name: str, found: str) -> None:
+    file = GOLDEN / f"{name}.txt"
+    if os.environ.get("COMBO_GOLDEN") == "write":
+        file.write_text(found)
+    assert found == file.read_text()
+
+
+@pytest.mark.parametrize("name", ["student", "owner", "admin"])
+def test_a_road_is_walked_to_its_end(
+    name: str, roads: dict[str, list[tuple[str, Shown]]], terminal: Terminal
+) -> None:
+    hold(name, told(roads[name], terminal.home))
+
+
+def test_39_slips_each_end_in_the_right_advice(
+    slips: list[tuple[str, Shown]], terminal: Terminal
+) -> None:
+    assert len(slips) == 39
+    hold("slips", told(slips, terminal.home))
+    assert all(shown.code in (1, 2) for _, shown in slips)
+    for typed, shown in slips:
+        assert "Traceback" not in shown.text, typed
+
+
+def test_no_word_is_broken_at_the_edge_of_the_terminal(
+    roads: dict[str, list[tuple[str, Shown]]], slips: list[tuple[str, Shown]]
+) -> None:
+    for typed, shown in [*slips, *(step for road in roads.values() for step in road)]:
+        for line, after in zip(shown.lines, shown.lines[1:], strict=False):
+            longest = max(map(len, line.split()), default=0)
+            if len(line) == COLUMNS and not line.endswith(("┓", "┃", "┩", "│", "┘", "…")):
+                assert after.startswith(" ") or longest > COLUMNS // 2, (typed, line, after)
