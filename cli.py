@@ -5,6 +5,7 @@ SIGUSR1) before the end, 130 interrupted (Ctrl-C). Everything heavy is imported 
 needs it, so that `combo --help` is there at once.
 """
 
+import re
 import sys
 from typing import Annotated, Any, cast
 
@@ -90,10 +91,15 @@ _USAGE = cast("type[Exception]", typer.BadParameter.__mro__[1])
 def _tell_usage(error: Any) -> None:
     """One line, as for other errors; the help, where nothing was asked for."""
     from .pipeline.console import Output
+    from .pipeline.errors import nearest
 
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()
         return
     said = " ".join(error.format_message().split()).rstrip(".")
+    said = said.removeprefix("Invalid value: ").replace("Value error, ", "")
+    if choice := re.search(r"'([^']*)' is not one of (.*)", said):
+        near = nearest(choice[1], re.findall(r"'(.*?)'", choice[2]))
+        said += f"; did you mean {near}?" if near else ""
     path = error.ctx.command_path if error.ctx else "combo"
-    Output().warn(f"combo: {said}; see: {path} --help")
+    Output().warn(f"combo: {said}{' See' if said.endswith('?') else '; see'}: {path} --help")

@@ -49,7 +49,7 @@ STYLES = {
 }
 """Colours of states, where there is a terminal."""
 
-_WORDS = re.compile(r"(?<=: )combo [a-z][^;,()`]*[^;,()`\s][;,)]*|\S+")
+_WORDS = re.compile(r"(?<=: )combo [a-z-][^;,()`]*[^;,()`\s][;,)]*|\S+")
 """A word, or a command that is to be copied."""
 
 
@@ -182,8 +182,12 @@ class Bar(AbstractContextManager["Bar"]):
 
     def __enter__(self) -> "Bar":
         if self._progress:
-            self._progress.start()
             self._progress.add_task(self._title, total=self._total)
+            try:
+                self._progress.start()
+            except BaseException:  # Ctrl-C: what comes next is to begin on a line of its own
+                self._progress.stop()
+                raise
         return self
 
     def advance(self, by: int = 1, note: str | None = None, title: str | None = None) -> None:

@@ -43,7 +43,8 @@ def unknown(
     listed = f"{has} {', '.join(names) or 'none'}"
     if near is None:
         return UnknownName(readable(f"{said}; {listed}"))
-    told = f" {listed[0].upper()}{listed[1:]}" if every else ""
+    first = listed if "." in listed.split()[0] else f"{listed[0].upper()}{listed[1:]}"
+    told = f" {first}" if every else ""
     return UnknownName(readable(f"{said}; did you mean {near}?{told}"))
 
 

@@ -353,7 +353,15 @@ def _read(file: Path) -> dict[str, Any]:
         finally:
             loader.dispose()
     except FileNotFoundError:
-        raise ComboError(f"no manifest at {file}; give one with --manifest FILE") from None
+        raise ComboError(
+            f"no manifest at {file}; give one with --manifest FILE, or make one of a folder of "
+            "clips: combo init FOLDER"
+        ) from None
+    except IsADirectoryError:
+        raise ComboError(
+            f"{file} is a folder, no manifest; give a file with --manifest FILE, or make one of "
+            f"the clips in it: combo init {file}"
+        ) from None
     except RecursionError:
         raise ComboError(f"{file}: lists or mappings in each other too deep") from None
     except (yaml.YAMLError, ValueError, OSError) as error:

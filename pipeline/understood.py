@@ -59,6 +59,10 @@ class FoundData:
 def understand(folder: Path) -> list[FoundData]:
     """The data sets of a folder: AVSBench's, where it holds their tables, else the user's own
     clips. Raises ComboError for a folder with neither."""
+    if not folder.is_dir():
+        there = f"is a file; give its folder: combo init {folder.parent}"
+        nothing = "no such folder; give the one that holds your clips"
+        raise ComboError(f"{folder}: {there if folder.exists() else nothing}")
     published = [rules for rules in LAYOUTS if rules.name != Folders.name and _is(rules, folder)]
     if published:
         return [_found(rules.name.split("-")[-1], rules, folder) for rules in published]

@@ -1,11 +1,16 @@
 """The `combo` command as a user meets it: help, exit codes, errors of one line."""
 
+import ast
+import dataclasses
+import inspect
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
+import typing
 from pathlib import Path
 
 import click
@@ -179,6 +184,84 @@ def test_what_a_user_does_wrong_is_one_line_with_a_way_out(
     assert says in str(result.exception)
     assert "\n" not in str(result.exception)
     assert not (tmp_path / "store").exists(), "an error before the work leaves nothing behind"
+
+
+OF_OLD = {"slurm"}
+"""Of `combo submit`: names the only scheduler there is, and had to be given until 0.1."""
+
+
+def options(path: str) -> dict[str, click.Parameter]:
+    """The options of a command, by their longest name."""
+    return {
+        max(each.opts, key=len): each
+        for each in dict(commands())[path].params
+        if each.param_type_name == "option"
+    }
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands()])
+def test_every_option_of_a_command_is_read_by_it(path: str) -> None:
+    """What a command is given is passed on whole, or each of its parts is looked at."""
+    command = dict(commands())[path].callback
+    function = inspect.unwrap(command).__closure__  # what `command` of options.py wraps
+    (own,) = [
+        cell.cell_contents for cell in function or () if inspect.isfunction(cell.cell_contents)
+        and cell.cell_contents.__module__.startswith("combo.pipeline.commands")
+        and cell.cell_contents.__name__ != "same_command"
+    ]  # fmt: skip
+    tree = ast.parse(textwrap.dedent(inspect.getsource(own)))
+    hints = typing.get_type_hints(own)
+    for name in inspect.signature(own).parameters:
+        attributes, whole = read_of(tree, name)
+        record = hints[name]
+        if not dataclasses.is_dataclass(record):
+            assert whole or attributes, (path, name)
+        elif not whole:
+            reached = reached_from(record, attributes)
+            unread = {field.name for field in dataclasses.fields(record)} - reached - OF_OLD
+            assert not unread, (path, name, unread)
+
+
+def read_of(tree: ast.AST, name: str) -> tuple[set[str], bool]:
+    """The attributes read of a variable, and whether it is also used as a whole."""
+    bases = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    mine = [n for n in bases if isinstance(n.value, ast.Name) and n.value.id == name]
+    loads = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load)
+    ]
+    return {node.attr for node in mine}, len(loads) > len(mine)
+
+
+def reached_from(record: type, attributes: set[str]) -> set[str]:
+    """The fields that these attributes of a record are made of."""
+    reached, waiting = set[str](), list(attributes)
+    while waiting:
+        if (name := waiting.pop()) in reached:
+            continue
+        reached.add(name)
+        for kind in record.__mro__:
+            made = vars(kind).get(name)
+            made = getattr(made, "fget", None) or getattr(made, "func", None) or made
+            if inspect.isfunction(made):
+                source = inspect.unwrap(made)
+                tree = ast.parse(textwrap.dedent(inspect.getsource(source)))
+                waiting += read_of(tree, "self")[0]
+    return reached
+
+
+USED_ON_RESUME = {
+    "--resume", "--store", "--set", "--device", "--requeue", "--print-settings", "--json",
+    "--quiet", "--help",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", sorted({*options("train")} - USED_ON_RESUME))
+def test_what_a_resumed_run_cannot_use_is_refused(option: str) -> None:
+    done = CliRunner().invoke(app, ["train", "--resume", "run", option, "x"])
+    assert done.exit_code == 2
+    assert f"{option} with --resume" in done.output
 
 
 def test_a_name_that_nothing_has_is_wrong_usage(tmp_path: Path) -> None:

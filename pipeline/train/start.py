@@ -47,6 +47,11 @@ def start(
     data_set = settings.train.data
     manifest.choose([data_set])
     store = manifest.store_path
+    if not store.exists():
+        raise ComboError(
+            f"the store {store} is not there; give another with --store, or "
+            f"run: combo preprocess all --data {data_set}"
+        )
     sources = {each.split: each for each in sources_in(store, [data_set])}
     if "train" not in sources:
         _refuse_undivided(manifest, data_set, list(sources))

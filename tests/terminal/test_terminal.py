@@ -199,6 +199,42 @@ def test_39_slips_each_end_in_the_right_advice(
         assert "Traceback" not in shown.text, typed
 
 
+def test_states_have_their_colours(terminal: Terminal, roads: object) -> None:
+    del roads
+    colours = terminal.types("combo status").colours
+    assert colours["finished"] == "green"
+    assert {colours["not"], colours["begun"]} == {"brown"}, "as this terminal calls its yellow"
+
+
+def test_ctrl_c_says_what_was_done_and_the_command_that_goes_on(
+    terminal: Terminal, roads: object
+) -> None:
+    del roads
+    begun = "combo preprocess all --data ms3 --overwrite"
+    stopped = terminal.types(begun, until="ms3/train ")
+    assert stopped.code == 130
+    assert re.search(r"^ms3/\w+ \w+: \d of 1 unit done$", stopped.text, re.MULTILINE)
+    assert re.search(r"^not begun: .*ms3/test maskige", stopped.text, re.MULTILINE | re.DOTALL)
+    assert stopped.lines[-1] == "combo: stopped; go on with: combo preprocess all --data ms3"
+    assert terminal.types(stopped.lines[-1].partition("go on with: ")[2]).code == 0
+
+    begun = (
+        "combo train --config tiny.yaml --set iterations=3000 --set evaluate_every=3000 --out long"
+    )
+    stopped = terminal.types(begun, until="1/3000")
+    assert stopped.code == 130
+    assert "stopping after this iteration; Ctrl-C again leaves at once" in stopped.text
+    said = " ".join(stopped.text.partition("combo: stopped;")[2].split())
+    done = re.match(r"(\d+) of 3,000 iterations done; go on with: combo train --resume long$", said)
+    assert done
+    settings = terminal.types("combo train --resume long --print-settings").text
+    assert "iterations: 3000" in settings
+    more = f"combo train --resume long --set iterations={int(done[1]) + 1}"
+    went_on = terminal.types(more)
+    assert went_on.code == 0
+    assert "training ━━━━━━━━━━ 1/1" in went_on.text, "what was done when it was stopped is kept"
+
+
 def test_no_word_is_broken_at_the_edge_of_the_terminal(
     roads: dict[str, list[tuple[str, Shown]]], slips: list[tuple[str, Shown]]
 ) -> None:
