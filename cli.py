@@ -5,6 +5,7 @@ SIGUSR1) before the end, 130 interrupted (Ctrl-C). Everything heavy is imported 
 needs it, so that `combo --help` is there at once.
 """
 
+import os
 import re
 import sys
 from typing import Annotated, Any, cast
@@ -62,6 +63,13 @@ def _main(
     del version
 
 
+def _demand_utf8() -> None:
+    """Names of files are UTF-8, whatever the locale is. Where Python takes them for something else,
+    this process begins once more with Python's switch for that; those that it starts inherit it."""
+    if sys.getfilesystemencoding() != "utf-8" and sys.executable:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def main() -> None:
     """Run the command line."""
     from .pipeline.commands.options import same_command
@@ -69,6 +77,7 @@ def main() -> None:
     from .pipeline.errors import ComboError
     from .pipeline.jobs.stopping import EXIT_CODE, Interrupted, Stopped
 
+    _demand_utf8()
     try:
         with streams():
             code = app(prog_name="combo", standalone_mode=False)

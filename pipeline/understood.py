@@ -74,11 +74,14 @@ def manifest_of(found: Sequence[FoundData], folder: Path, home: Path) -> str:
     own = all(each.own for each in found)
     absolute, here = folder.resolve(), home.resolve()
     root = absolute.relative_to(here) if absolute.is_relative_to(here) else absolute
+    store = Path("store")
+    if (here / store).is_relative_to(absolute):  # there it would be taken for a clip
+        store = absolute.parent / f"{absolute.name}-store"
     lines = [
         f"# Written by `combo init {folder}`. What may stand here: docs/data.md, `combo settings`.",
         "",
         "# Where frames, sound and Maskiges go; $COMBO_STORE goes before it. Paths begin here.",
-        "store: ${COMBO_STORE:-store}",
+        f"store: ${{COMBO_STORE:-{store}}}",
         "",
         "data_sets:",
     ]

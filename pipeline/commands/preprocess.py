@@ -176,11 +176,11 @@ def _foretell(
 ) -> None:
     """What would be done: of each job, and of all of them."""
     from ..jobs.estimate import Estimate, estimate
-    from ..jobs.run import units_to_do
+    from ..jobs.run import units_foreseen
 
     foretold: list[tuple[Job, Estimate]] = []
     for job in jobs:
-        todo = len(units_to_do(job, options))
+        todo = len(units_foreseen(job, options))
         foretold.append((job, estimate(job, todo, computers.processes(job, todo))))
     needed = [each for _, each in foretold]
     known = [each.seconds for each in needed if each.seconds is not None]

@@ -219,6 +219,17 @@ def test_init_writes_a_manifest_that_the_next_command_takes(
     assert combo("preprocess", "frames", "--quiet").exit_code == 1, "one of them is broken"
 
 
+def test_init_in_the_folder_of_the_clips_puts_the_store_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shoot(tmp_path / "clips" / "a.mp4", 1)
+    monkeypatch.chdir(tmp_path / "clips")
+    monkeypatch.delenv("COMBO_STORE", raising=False)
+    assert combo("init", ".").exit_code == 0
+    assert load_manifest().store_path == tmp_path / "clips-store"
+    assert combo("preprocess", "frames", "--dry-run").exit_code == 0
+
+
 def test_init_knows_avsbench_and_says_where_nothing_can_be_learned(
     sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
