@@ -260,8 +260,6 @@ def _progress(output: Output, bar: Bar) -> "Progress":
     from rich.table import Column
 
     class Said(ProgressColumn):
-        max_refresh = 0.5
-
         def render(self, task: Task) -> Text:
             del task
             return Text(bar.said())
