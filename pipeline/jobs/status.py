@@ -109,6 +109,7 @@ def not_begun(
     clips: dict[tuple[str, str], int | None] = {}
     for split in splits_in(store, list(asked)):
         try:
+            split.variants()
             clips[split.data_set, split.split] = len(split.plan().clips)
         except (ComboError, OSError):
             clips[split.data_set, split.split] = None  # of which `stage_statuses` tells
