@@ -4,7 +4,7 @@ frames, Maskiges -> siam encoder -> pixel decoder -> bilateral fusion with the s
 decoder -> classes and masks. Everything is tensors; sound comes as VGGish or other features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,10 @@ from .presets import preset
 from .settings import ComboSettings
 from .siam_encoder import SiamEncoder
 from .transfers import send
+
+MASKS_AT_ONCE = 1 << 28
+"""Bytes of masks at full size that are made together on a GPU. A CPU makes those of one frame,
+which are more than its caches hold."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,13 @@ class ComboOutput:
     def mask_logits(self) -> Tensor:
         """[B, T, Q, ceil(H / 4), ceil(W / 4)] of the last layer."""
         return self.layers[-1].mask_logits
+
+    def clip(self, number: int) -> "ComboOutput":
+        """One clip's, as a batch of one."""
+        one = slice(number, number + 1)
+        layers = [Prediction(p.class_logits[one], p.mask_logits[one]) for p in self.layers]
+        valid = None if self.valid is None else self.valid[one]
+        return ComboOutput(layers, self.padded_masks[one], self.image_size, valid)
 
 
 class Combo(Network):
@@ -135,12 +146,15 @@ class Combo(Network):
         maskige: Tensor | None,
         sound: Tensor,
         valid: Tensor | ClipLayout | None = None,
+        *,
+        apart: bool = False,
     ) -> ComboOutput:
         """frames, maskige: [B, T, 3, H, W] RGB 0..255; sound: [B, T, D].
 
         maskige: may be None where the setting `sem` is off, which does not look at it.
         valid: [B, T] bool for clips of different length; the other frames influence nothing. What
         is made of it beforehand, a `ClipLayout`, leaves a forward that compiles into one graph.
+        apart: no clip's queries hear another one, as they do where the public code mixes them.
         Raises ValueError for arrays that do not fit together.
         """
         _check(frames, maskige, sound, self.settings)
@@ -160,28 +174,43 @@ class Combo(Network):
         pixels, audio = self.bilateral_fusion(pixels, of_finest, layout.pack(sound), layout)
         queries = None
         if self.audio_mlp is not None:
-            queries = self.spread(self.audio_mlp(audio), self.settings.query_count)
+            heard = self.audio_mlp(audio).split(layout.counts if apart else len(audio))
+            queries = torch.cat([self.spread(each, self.settings.query_count) for each in heard])
         predictions = self.mask_decoder(maps, positions, pixels, shapes[-1], queries)
         return _output(predictions, layout, (frames.shape[3], frames.shape[4]))
 
-    def scores(self, out: ComboOutput) -> Tensor:
+    def clip_scores(
+        self, frames: Tensor, maskige: Tensor | None, sound: Tensor, valid: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """As `Network.clip_scores`: all clips in one forward, then clip after clip at full size."""
+        out = self(frames, maskige, sound, valid, apart=True)
+        for number in range(len(frames)):
+            yield self.scores(out.clip(number))[0]
+
+    def scores(self, out: ComboOutput, at_once: int | None = None) -> Tensor:
         """Semantic inference (section 3.4): the sum over queries of class times mask.
 
-        Returns [B, T, K, H, W] float32, 0..Q; zeros for frames that are not valid. One frame at a
-        time, since the masks at full size are a hundred times the result.
+        at_once: frames whose masks at full size, a hundred times the result, are made together; by
+        default as many as `MASKS_AT_ONCE` holds.
+        Returns [B, T, K, H, W] float32, 0..Q; zeros for frames that are not valid.
         """
         h, w = out.image_size
         with torch.autocast(out.padded_masks.device.type, enabled=False):
             probability = out.class_logits.float().softmax(dim=-1)[..., :-1].flatten(0, 1)
             masks = out.padded_masks.flatten(0, 1)
+            size = (masks.shape[2] * 4, masks.shape[3] * 4)
+            if at_once is None:
+                of_frame = 4 * masks.shape[1] * size[0] * size[1]
+                at_once = 1 if masks.device.type == "cpu" else max(1, MASKS_AT_ONCE // of_frame)
             scores = []
-            for of_queries, mask in zip(probability, masks, strict=True):
-                size = (mask.shape[1] * 4, mask.shape[2] * 4)
-                full = F.interpolate(
-                    mask[None].float(), size=size, mode="bilinear", align_corners=False
-                )[0, :, :h, :w]
-                scores.append(torch.einsum("qk,qhw->khw", of_queries, full.sigmoid_()))
-            whole = torch.stack(scores).unflatten(0, out.class_logits.shape[:2])
+            for of_queries, some in zip(
+                probability.split(at_once), masks.split(at_once), strict=True
+            ):
+                full = F.interpolate(some.float(), size=size, mode="bilinear", align_corners=False)[
+                    :, :, :h, :w
+                ]
+                scores.append(torch.einsum("fqk,fqhw->fkhw", of_queries, full.sigmoid_()))
+            whole = torch.cat(scores).unflatten(0, out.class_logits.shape[:2])
         if out.valid is not None:
             whole = whole * send(out.valid, whole.device)[:, :, None, None, None]
         return whole

@@ -95,7 +95,7 @@ def evaluate(
             def seen(_sound: str, clip: "StoredBatch", scores: "Tensor") -> None:
                 if predictions is not None:
                     frames = clip.present[0].nonzero()[:, 0].tolist()
-                    write_clip(predictions, clip.clips[0], scores, frames)
+                    write_clip(predictions, clip.clips[0], scores.cpu(), frames)
                 bar.advance()
 
             network = each.network(on)

@@ -5,6 +5,7 @@ data.json       data set, store, variants and their fingerprints, clips used and
 versions.json   combo, Python, torch, ... and the machine
 metrics.jsonl   one line a log entry, also in tensorboard/
 last.pt, previous.pt, best.pt  checkpoints; each is whole or not there
+profile/        where `combo train --profile` was asked for
 skipped/        batches whose loss or gradient was no number, with the state before their step
 jobs/           script and log, where a cluster trains the run
 lock            who trains; the system drops the lock when that process ends
@@ -78,7 +79,7 @@ class RunFolder:
         self.best = root / "best.pt"
         self.metrics = root / "metrics.jsonl"
         self.tensorboard = root / "tensorboard"
-        self.skipped = root / "skipped"
+        self.skipped, self.profile = root / "skipped", root / "profile"
 
     @classmethod
     def create(cls, root: Path, settings: RunSettings, data: RunData) -> "RunFolder":

@@ -12,7 +12,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -32,33 +31,13 @@ from .evaluate import PRECISION, measure
 from .health import MOST_IN_A_ROW, Health, several, tell
 from .journal import Journal
 from .loader import ClipReader, StoredBatch, shuffled
-from .pace import Pace
-from .presets import RunSettings, TrainSettings
+from .optimisation import learning_rate_factor, optimiser_of, set_learning_rate
+from .pace import Pace, Step
+from .panels import Panels
+from .presets import RunSettings
 from .processes import ALONE, Agreement, Processes
+from .profiling import Profile
 from .run_folder import RunFolder
-
-
-@dataclass(frozen=True)
-class Step:
-    """What the trainer tells after a step. seconds_left: at the speed of the last steps.
-    skipped: steps of the run that were not taken, since a loss or gradient was no number.
-    """
-
-    iteration: int
-    iterations: int
-    loss: float
-    seconds_left: float
-    skipped: int
-
-
-def learning_rate_factor(settings: TrainSettings, iteration: int) -> float:
-    """Polynomial decay to 0, after a linear warm-up (the public code has none).
-
-    Iterations are batches seen, as in the public code: a step that is skipped is one, too. So the
-    rate ends at 0 with the last batch, and asks nothing of the device.
-    """
-    factor = (1 - iteration / settings.iterations) ** settings.power
-    return factor * min(1.0, (iteration + 1) / max(1, settings.warmup))
 
 
 class Trainer:
@@ -86,19 +65,8 @@ class Trainer:
             torch.set_num_threads(self.settings.threads)
         self.network = network.to(self.device)
         self.criterion = settings.criterion().to(self.device)
-        self.optimiser = torch.optim.AdamW(
-            network.parameter_groups(
-                self.settings.learning_rate,
-                self.settings.weight_decay,
-                self.settings.backbone_lr_factor,
-            ),
-            fused=True,
-        )
-        for group in self.optimiser.param_groups:
-            group["initial_lr"] = group["lr"]
-        self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[
-            self.settings.precision
-        ]
+        self.optimiser = optimiser_of(network, self.settings)
+        self.dtype = self.settings.dtype
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.settings.precision == "fp16"
         )
@@ -140,15 +108,19 @@ class Trainer:
         on_step: Callable[[Step], None] = lambda _: None,
         stop: Stop | None = None,
         on_problem: Callable[[str], None] = lambda _: None,
+        profile: Profile | None = None,
     ) -> None:
         """Train to the end.
 
         stop: when asked, the step in hand is finished and a checkpoint written.
         on_problem: gets a line for each step that was not taken since something was no number,
         but for what half precision skips as a matter of course.
+        profile: of some steps, is written by the first process.
         Raises Stopped; ComboError when several steps in a row could not be taken, the run's folder
         cannot be written, another run trains there, or a process of this one is gone.
         """
+        if profile is not None:
+            profile.demand_steps(self.settings.iterations - self.iteration)
         stop = stop or Stop()
         go_on = f"go on with: {remedies.resume(self.run.root)}"
         with self.run.claimed() if self.together.first else contextlib.nullcontext():
@@ -159,14 +131,14 @@ class Trainer:
                 if self.iteration == 0:
                     self._write()  # from here on the run can be resumed
                 self.journal = Journal(self.run, self.iteration)
-                self._note_changes()
+                self.journal.note_changes(self._all_settings)
             try:
                 if len({*self.together.gather(self.iteration)}) > 1:
                     raise ComboError(f"the processes do not see the same {self.run.last}; {go_on}")
                 if self.settings.compile:
                     self.network.compile_parts()
                 self._spread = self.together.spread(self.network)
-                self._go(on_step, stop)
+                self._go(on_step, stop, profile if self.together.first else None)
                 if self._saved != (self.iteration, self.evaluated):
                     self._save()
             except Stopped:
@@ -183,15 +155,7 @@ class Trainer:
                     )
                 ) from error
 
-    def _note_changes(self) -> None:
-        """Settings that the run goes on with otherwise than before."""
-        before = dataclasses.asdict(self.run.settings().train)
-        changed = {k: v for k, v in dataclasses.asdict(self.settings).items() if v != before[k]}
-        if changed:
-            self.run.write_settings(self._all_settings)
-            self.journal.write(self.iteration, "settings", changed)
-
-    def _go(self, on_step: Callable[[Step], None], stop: Stop) -> None:
+    def _go(self, on_step: Callable[[Step], None], stop: Stop, profile: Profile | None) -> None:
         settings, reader = self.settings, self.readers["train"]
         self._evaluate(stop)  # where the run was stopped before or in it
         order = shuffled(
@@ -201,7 +165,10 @@ class Trainer:
         mine = map(self.together.share, order)
         read = batches(reader, mine, settings.cache, self.device)
         pace = Pace(self.device, settings.batch_size)
-        for batch in pace.over(read):
+        steps = pace.over(read)
+        if profile is not None:
+            steps = profile.over(steps, self.run, self.iteration)
+        for batch in steps:
             losses = pace.counted(partial(self._step, batch, stop))
             self.iteration += 1
             last = self.iteration == settings.iterations
@@ -222,9 +189,7 @@ class Trainer:
         batch: this process's share.  stop: what it tells the others with it.
         """
         settings = self.settings
-        factor = learning_rate_factor(settings, self.iteration)
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+        set_learning_rate(self.optimiser, settings, self.iteration)
         values = batch.held()  # before the device has them alone, which would be waited for
         whole = batch.to(self.device)
         whole = self.augment(
@@ -315,18 +280,21 @@ class Trainer:
         return Step(self.iteration, self.settings.iterations, values["total"], left, skipped)
 
     def _evaluate(self, stop: Stop) -> bool:
-        """Evaluate where it is time. Raises Stopped after a clip; it then begins again."""
+        """Evaluate where it is time. Raises Stopped after some clips; it then begins again."""
         settings, val = self.settings, self.readers.get("val")
         due = self.iteration % settings.evaluate_every == 0 or self.iteration == settings.iterations
         if not due or self.evaluated == self.iteration or val is None or not val.labelled:
             return False
         self._look_back()
         network = self.network if self.average is None else self.average.network
+        panels = Panels(val, self.together)
         how: dict[str, Any] = {"stop": stop, "together": self.together}
-        result = measure(network, val, self.device, **how)
+        result = measure(network, val, self.device, on_clip=panels.seen, **how)
         self.network.train()
         self.evaluated = self.iteration
         self._note("val", {"M_J": result.m_j, "M_F": result.m_f, "precision": PRECISION})
+        if self.together.first:
+            self.journal.show(self.iteration, panels.pictures())
         if result.m_j > self.best:
             self.best = result.m_j
             if self.together.first:
