@@ -4,7 +4,7 @@ frames, Maskiges -> siam encoder -> pixel decoder -> bilateral fusion with the s
 decoder -> classes and masks. Everything is tensors; sound comes as VGGish or other features.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -41,33 +41,49 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ComboOutput:
-    """Predictions of one batch of clips; zeros for frames that are not valid."""
+    """Predictions of one batch of clips; zeros for frames that are not valid.
 
-    layers: list[Prediction]
-    """Before the first decoder layer and after each one, first to last."""
-    padded_masks: Tensor
-    """The last mask logits with the padding of the image, [B, T, Q, ., .]."""
+    L prediction sets: before the first decoder layer and after each one, first to last.
+    """
+
+    class_sets: Tensor
+    """[B, T, L, Q, K + 1], "no object" last."""
+    mask_sets: Tensor
+    """Logits with the padding of the image, [B, T, L, Q, ., .]."""
     image_size: tuple[int, int]
     """(H, W) of the frames, pixels."""
     valid: Tensor | None
     """[B, T] bool, or None where every frame exists."""
 
     @property
+    def masks(self) -> Tensor:
+        """Logits of all sets, [B, T, L, Q, ceil(H / 4), ceil(W / 4)]."""
+        rows, columns = (-(-side // 4) for side in self.image_size)
+        if self.mask_sets.shape[-2:] == (rows, columns):
+            return self.mask_sets  # the gradient of a cut would be another array of their size
+        return self.mask_sets[..., :rows, :columns]
+
+    @property
+    def layers(self) -> list[Prediction]:
+        """Set after set."""
+        both = zip(self.class_sets.unbind(2), self.masks.unbind(2), strict=True)
+        return [Prediction(*each) for each in both]
+
+    @property
     def class_logits(self) -> Tensor:
         """[B, T, Q, K + 1] of the last layer."""
-        return self.layers[-1].class_logits
+        return self.class_sets[:, :, -1]
 
     @property
     def mask_logits(self) -> Tensor:
         """[B, T, Q, ceil(H / 4), ceil(W / 4)] of the last layer."""
-        return self.layers[-1].mask_logits
+        return self.masks[:, :, -1]
 
     def clip(self, number: int) -> "ComboOutput":
         """One clip's, as a batch of one."""
         one = slice(number, number + 1)
-        layers = [Prediction(p.class_logits[one], p.mask_logits[one]) for p in self.layers]
         valid = None if self.valid is None else self.valid[one]
-        return ComboOutput(layers, self.padded_masks[one], self.image_size, valid)
+        return ComboOutput(self.class_sets[one], self.mask_sets[one], self.image_size, valid)
 
 
 class Combo(Network):
@@ -154,7 +170,8 @@ class Combo(Network):
         maskige: may be None where the setting `sem` is off, which does not look at it.
         valid: [B, T] bool for clips of different length; the other frames influence nothing. What
         is made of it beforehand, a `ClipLayout`, leaves a forward that compiles into one graph.
-        apart: no clip's queries hear another one, as they do where the public code mixes them.
+        apart: every clip as if it were alone, whose queries hear another one where the public code
+        mixes them; of the last layer alone.
         Raises ValueError for arrays that do not fit together.
         """
         _check(frames, maskige, sound, self.settings)
@@ -176,8 +193,9 @@ class Combo(Network):
         if self.audio_mlp is not None:
             heard = self.audio_mlp(audio).split(layout.counts if apart else len(audio))
             queries = torch.cat([self.spread(each, self.settings.query_count) for each in heard])
-        predictions = self.mask_decoder(maps, positions, pixels, shapes[-1], queries)
-        return _output(predictions, layout, (frames.shape[3], frames.shape[4]))
+        sets = self.mask_decoder(maps, positions, pixels, shapes[-1], queries, every=not apart)
+        classes, masks = (layout.unpack(each) for each in sets)
+        return ComboOutput(classes, masks, (frames.shape[3], frames.shape[4]), layout.valid)
 
     def clip_scores(
         self, frames: Tensor, maskige: Tensor | None, sound: Tensor, valid: Tensor | None = None
@@ -195,9 +213,10 @@ class Combo(Network):
         Returns [B, T, K, H, W] float32, 0..Q; zeros for frames that are not valid.
         """
         h, w = out.image_size
-        with torch.autocast(out.padded_masks.device.type, enabled=False):
+        last = out.mask_sets[:, :, -1]
+        with torch.autocast(last.device.type, enabled=False):
             probability = out.class_logits.float().softmax(dim=-1)[..., :-1].flatten(0, 1)
-            masks = out.padded_masks.flatten(0, 1)
+            masks = last.flatten(0, 1)
             size = (masks.shape[2] * 4, masks.shape[3] * 4)
             if at_once is None:
                 of_frame = 4 * masks.shape[1] * size[0] * size[1]
@@ -227,21 +246,4 @@ def _check(frames: Tensor, maskige: Tensor | None, sound: Tensor, settings: Comb
         raise ValueError(f"sound is {tuple(sound.shape)}, not {expected}")
 
 
-def _output(
-    predictions: Sequence[tuple[Tensor, Tensor]], layout: ClipLayout, size: tuple[int, int]
-) -> ComboOutput:
-    rows, columns = -(-size[0] // 4), -(-size[1] // 4)
-    padded = [layout.unpack(masks) for _, masks in predictions]
-    cut = padded
-    if padded[-1].shape[-2:] != (rows, columns):
-        # Not for nothing: the gradient of a cut is another array of the masks' size.
-        cut = [masks[..., :rows, :columns] for masks in padded]
-    layers = [
-        Prediction(layout.unpack(classes), masks)
-        for (classes, _), masks in zip(predictions, cut, strict=True)
-    ]
-    return ComboOutput(layers, padded[-1], size, layout.valid)
-
-
-torch.export.register_dataclass(Prediction)
 torch.export.register_dataclass(ComboOutput)

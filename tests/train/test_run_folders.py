@@ -309,7 +309,7 @@ def test_tensorboard_shows_clips_with_truth_and_prediction_at_each_evaluation(
         assert picture.shape == expected.shape == (3 * 64, 5 * 64, 3)
         for row in range(3):  # JPEG
             part = slice(64 * row, 64 * (row + 1))
-            assert np.abs(picture[part].astype(float) - expected[part]).mean() < 2.5
+            assert np.abs(picture[part].astype(float) - expected[part]).mean() < 4
     assert np.abs(expected[64:128].astype(float) - expected[:64]).mean() > 5
 
 
