@@ -57,7 +57,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, place: Tensor, key: Tensor, value: Tensor, open_to: Tensor
     ) -> Tensor:
-        """x: [F, Q, C]; place: [Q, C]; key, value: [F, K, C]; open_to: [F, Q, K] bool."""
+        """x, place: [F, Q, C]; key, value: [F, K, C]; open_to: [F, Q, K] bool."""
         x = self.cross_norm(x + self.cross_attention(x + place, key, value, open_to))
         placed = x + place
         x = self.self_norm(x + self.self_attention(placed, placed, x, None))
@@ -144,7 +144,8 @@ class MaskDecoder(nn.Module):
         else:
             learned = self.query_feat.weight.expand(pixels.shape[0], -1, -1)
             x = learned if sound is None else learned + sound
-        place = self.query_embed.weight
+        # As large as what it is added to: its gradient is then summed over frames once.
+        place = self.query_embed.weight.expand(pixels.shape[0], -1, -1)
 
         if torch.is_autocast_enabled(pixels.device.type):
             # Once, not in each product.
