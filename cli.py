@@ -5,6 +5,7 @@ SIGUSR1) before the end, 130 interrupted. Everything heavy is imported by the co
 so that `combo --help` is there at once.
 """
 
+import os
 import sys
 from typing import Annotated
 
@@ -59,12 +60,20 @@ def _main(
     del version
 
 
+def _demand_utf8() -> None:
+    """Names of files are UTF-8, whatever the locale is. Where Python takes them for something else,
+    this process begins once more with Python's switch for that; those that it starts inherit it."""
+    if sys.getfilesystemencoding() != "utf-8" and sys.executable:
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 def main() -> None:
     """Run the command line."""
     from .pipeline.console import Output, streams
     from .pipeline.errors import ComboError
     from .pipeline.jobs.stopping import EXIT_CODE, Stopped
 
+    _demand_utf8()
     try:
         with streams():
             app()

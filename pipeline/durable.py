@@ -35,7 +35,7 @@ def replacing(path: Path, lasting: bool = True, keep: Path | None = None) -> Gen
 
     lasting: False for what need not outlive a crash of the machine; nothing is flushed then.
     keep: where the file that was `path` goes; there is one at `path` all the time.
-    Raises OSError. Whatever is raised in the block, no temporary file is left.
+    Raises OSError that names `path`. Whatever is raised in the block, no temporary file is left.
     """
     name = f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}{PARTIAL}"
     temporary = path.with_name(name)
@@ -48,7 +48,10 @@ def replacing(path: Path, lasting: bool = True, keep: Path | None = None) -> Gen
         if keep is not None and path.exists():
             _also(path, keep)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        nameless = isinstance(error, OSError) and error.filename in (None, str(temporary))
+        if nameless and error.errno is not None:
+            error.filename = str(path)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
@@ -87,25 +90,32 @@ def write_json(path: Path, value: Any, lasting: bool = True) -> None:
     write_bytes(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode(), lasting)
 
 
-@contextlib.contextmanager
-def writing(where: Path, again: str, elsewhere: str) -> Generator[None]:
-    """What the system says about writing to `where` becomes one line with a way out.
+def unwritten(where: str | Path, error: OSError, again: str, elsewhere: str) -> ComboError | None:
+    """What the system says about writing to `where`, in one line with a way out; None where it says
+    nothing that a disk, its limits or its owner are the reason of.
 
     again: what to do when there is room.  elsewhere: what to do when it may not be written.
     """
+    mends = {
+        errno.ENOSPC: f"the disk is full; free space there and {again}",
+        errno.EDQUOT: f"the quota is used up; free space there and {again}",
+        errno.EFBIG: f"a file may not grow that large; raise the limit (ulimit -f) and {again}",
+        errno.EROFS: f"the file system is read-only; {elsewhere}",
+        errno.EACCES: f"no permission to write; {elsewhere}",
+        errno.EPERM: f"no permission to write; {elsewhere}",
+    }
+    mend = mends.get(error.errno or 0)
+    return None if mend is None else ComboError(f"cannot write {where}: {mend}")
+
+
+@contextlib.contextmanager
+def writing(where: Path, again: str, elsewhere: str) -> Generator[None]:
+    """Whatever the system says about writing to `where` becomes one line; see `unwritten`."""
     try:
         yield
     except OSError as error:
-        mends = {
-            errno.ENOSPC: f"the disk is full; free space there and {again}",
-            errno.EDQUOT: f"the quota is used up; free space there and {again}",
-            errno.EFBIG: f"a file may not grow that large; raise the limit (ulimit -f) and {again}",
-            errno.EROFS: f"the file system is read-only; {elsewhere}",
-            errno.EACCES: f"no permission to write; {elsewhere}",
-            errno.EPERM: f"no permission to write; {elsewhere}",
-        }
-        mend = mends.get(error.errno or 0, f"{error.strerror or error}; {again}")
-        raise ComboError(f"cannot write {where}: {mend}") from error
+        other = ComboError(f"cannot write {where}: {error.strerror or error}; {again}")
+        raise unwritten(where, error, again, elsewhere) or other from error
 
 
 def remove(path: Path) -> None:

@@ -10,6 +10,7 @@ are 0 and 1, others probabilities in 255ths, or in 65,535ths in 16-bit files; nu
 are probabilities. Class maps: the number is the class.
 """
 
+import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +35,8 @@ IMAGES = frozenset({".png", ".bmp", ".tif", ".tiff", ".gif", ".pgm", ".webp", ".
 ARRAYS = frozenset({".npy"})
 LOWEST_TOP = 128
 """A tree with no value of 255 that high has nothing above a half: class numbers, no masks."""
+
+EMPTY = "give a folder that is empty"
 
 Values = NDArray[np.generic]
 
@@ -138,31 +141,34 @@ class SavedMasks:
 def demand_empty(root: Path) -> None:
     """Raises ComboError for a folder that holds something: nothing is written over."""
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise ComboError(f"{root} is not empty; give another folder")
+        raise ComboError(f"{root} is not empty; {EMPTY}")
 
 
 def write_clip(root: Path, clip: str, scores: "Tensor", frames: Iterable[int]) -> None:
     """Save what a network says of a clip, so that it scores as it would have unsaved.
 
     scores: [T,K,H,W] of classes; of two, the probability of the object is saved.  frames: which.
+    Raises ComboError where that cannot be written.
     """
     from ..model.metrics import foreground
 
-    (root / clip).mkdir(parents=True, exist_ok=True)
-    for n in frames:
-        path = root / clip / str(n)
-        if scores.shape[1] == 2:
-            _write_probability(path, foreground(scores[n]).numpy())
-        else:
-            _write_image(path, scores[n].argmax(0).numpy().astype(np.uint8))
+    with durable.writing(root, f"{EMPTY}, this one or another", EMPTY):
+        (root / clip).mkdir(parents=True, exist_ok=True)
+        for n in frames:
+            path = root / clip / str(n)
+            if scores.shape[1] == 2:
+                _write_probability(path, foreground(scores[n]).numpy())
+            else:
+                _write_image(path, scores[n].argmax(0).numpy().astype(np.uint8))
 
 
 def _write_probability(path: Path, probability: NDArray[np.float32]) -> None:
     """8 bits hold on which side of each threshold of the metrics a pixel lies; where one is 0.5 to
     the last bit, which no 255th is, the numbers themselves are saved."""
     if bool((probability == 0.5).any()):
-        with durable.replacing(path.with_name(path.name + ".npy")) as file:
-            np.save(file, probability)
+        data = io.BytesIO()  # the libraries' own words for a full disk say nothing of it
+        np.save(data, probability)
+        durable.write_bytes(path.with_name(path.name + ".npy"), data.getvalue())
         return
     step = _steps(probability)
     _write_image(path, np.where(step == 0, 0, step + 1).astype(np.uint8))
@@ -179,8 +185,9 @@ def _steps(probability: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def _write_image(path: Path, values: NDArray[np.uint8]) -> None:
-    with durable.replacing(path.with_name(path.name + ".png")) as file:
-        Image.fromarray(values).save(file, "PNG")
+    data = io.BytesIO()
+    Image.fromarray(values).save(data, "PNG")
+    durable.write_bytes(path.with_name(path.name + ".png"), data.getvalue())
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -261,7 +261,7 @@ def _plan(
     """
     from ..jobs import kept, records
     from ..jobs.estimate import check, estimate
-    from ..jobs.run import settle_plan, units_to_do
+    from ..jobs.run import settle_plan, units_foreseen, units_to_do
     from ..jobs.unit import storing
 
     most = planned = 0
@@ -270,7 +270,7 @@ def _plan(
             settle_plan(job, options, output.warn)
             with storing(job.split):
                 job.split.create(job.variant, job.plan)
-        units = units_to_do(job, options)
+        units = (units_foreseen if print_only else units_to_do)(job, options)
         there = records.listing(job.split, job.variant)
         todo, new = len(units), sum(unit not in there for unit in units)
         needed = estimate(job, todo, at_work, new)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from ..durable import unwritten
 from ..errors import ComboError
 from . import completion
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from ..jobs.local import LocalRunner
     from ..jobs.run import Options, Runner
     from ..jobs.unit import Job
+
+
+AGAIN, ELSEWHERE = "give the same command again", "give another file or folder"
 
 
 class StageName(StrEnum):
@@ -321,6 +325,11 @@ def command(
                     f"{error.filename or 'a file'}: no permission to read or write it; ask its "
                     f"owner, or name another store, run or folder"
                 ) from error
+            except OSError as error:
+                said = error.filename and unwritten(error.filename, error, AGAIN, ELSEWHERE)
+                if not said:  # what cannot be printed names no file: see `console.streams`
+                    raise
+                raise said from error
 
         run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
         run.__annotations__ = {each.name: each.annotation for each in parameters}

@@ -130,9 +130,9 @@ def needs(estimate: "Estimate") -> str:
 
 def _foretell(output: Output, job: "Job", options: "Options", computers: Computers) -> None:
     from ..jobs.estimate import estimate
-    from ..jobs.run import units_to_do
+    from ..jobs.run import units_foreseen
 
-    todo = len(units_to_do(job, options))
+    todo = len(units_foreseen(job, options))
     output.result(
         f"{job.split} {job.variant.stage}: {todo} units of {job.plan.clips_per_unit} clips to do "
         f"({len(job.plan.clips)} clips, {job.variant.key}); "

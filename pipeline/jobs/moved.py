@@ -175,6 +175,30 @@ def _nobody_at_work(split: SplitStore) -> Generator[None]:
         yield
 
 
+@lru_cache(1)  # which the stages of a split ask for one after the other
+def _foreseen(split: SplitStore, old: Plan, new: Plan, data: DataSet) -> list[Stays]:
+    return _what_stays(split, old, new, data)
+
+
+def foreseen(
+    split: SplitStore, old: Plan, new: Plan, data: DataSet, key: str, discard: bool
+) -> dict[int, bool]:
+    """The units of a variant that `move` would leave done, and whether with failed clips.
+
+    Reads the clips' files, and writes nothing. Raises ComboError as `move`.
+    """
+    stays = _foreseen(split, old, new, data)
+    if not discard:
+        _demand_nothing_lost(split, difference(old, new), old, stays)
+    places = next((each.places for each in stays if each.variant.key == key), {})
+    found: dict[int, bool] = {}
+    for unit in range(new.units if any(not place.failed for place in places.values()) else 0):
+        there = [places.get(new.clips[index]) for index in new.members(unit)]
+        if all(there):
+            found[unit] = any(place.failed for place in there if place)
+    return found
+
+
 # -- what stays ----------------------------------------------------------------------------------
 
 

@@ -5,7 +5,6 @@ The digest of all units stands in the packed manifest of each variant, so that a
 checked from end to end without the store.
 """
 
-import errno
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -61,15 +60,12 @@ def pack(
         )
     _check_space(target, entries)
     units = [{v.stage: _checked(split, v, on_unit) for v in c.variants} for split, c in splits]
-    try:
+    elsewhere = "give another --to"
+    with durable.writing(target, f"run the same command again, or {elsewhere}", elsewhere):
         for path in durable.leftovers(target.parent, of=target.name):
             durable.remove(path)
         with durable.replacing(target) as temporary:
             write(temporary, version, list(zip(entries, units, strict=True)))
-    except OSError as error:
-        raise ComboError(
-            f"cannot write {target}: {_reason(error)}; free space there or give another --to"
-        ) from error
     return True
 
 
@@ -93,11 +89,6 @@ def verify_packed(path: Path, on_unit: OnUnit = lambda: None) -> Iterator[Findin
                 good = False
             if not good:
                 yield Finding(f"{split}/{variant.key}", "is not what was finished", mend)
-
-
-def _reason(error: OSError) -> str:
-    known = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
-    return known.get(error.errno or 0) or error.strerror or str(error)
 
 
 def _entry(split: SplitStore, choice: Choice) -> Entry:

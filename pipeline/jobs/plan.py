@@ -220,6 +220,8 @@ def planned(manifest: Manifest, data_set: str, split: str) -> PlannedSplit:
     manifest.choose([data_set])
     refuse_packed(manifest.store_path, "preprocessing")
     rules, root = layout_of(manifest, data_set), manifest.root(data_set)
+    if isinstance(rules, Folders):
+        _demand_apart(manifest, data_set, root)
     clips = rules.clips(root, split)
     where = SplitStore(manifest.store_path, data_set, split)
     if not clips:
@@ -234,6 +236,18 @@ def planned(manifest: Manifest, data_set: str, split: str) -> PlannedSplit:
         seconds_per_frame=rules.seconds_per_frame,
     )
     return PlannedSplit(manifest, where, rules, plan, DataSet(root, clips))
+
+
+def _demand_apart(manifest: Manifest, data_set: str, root: Path) -> None:
+    """Raise ComboError where a store and a data set that is whatever folders there are overlap."""
+    store, own = manifest.store_path.resolve(), root.resolve()
+    inside = store.is_relative_to(own)
+    if inside or own.is_relative_to(store):
+        said = "lies inside" if inside else "holds"
+        raise ComboError(
+            f"the store {manifest.store_path} {said} the folder of data set {data_set!r}, {root}, "
+            f"whose folders are its clips; give another store in {manifest.file} or COMBO_STORE"
+        )
 
 
 def make_job(manifest: Manifest, data_set: str, split: str, stage: str) -> Job:

@@ -1,7 +1,7 @@
 """plan -> run -> finalise, for any stage."""
 
 import random
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -126,12 +126,27 @@ def units_of_part(plan: Plan, part: tuple[int, int]) -> list[int]:
 def units_to_do(job: Job, options: Options) -> list[int]:
     """The units of this part that a run would compute. Opens the records of this part alone."""
     mine = units_of_part(job.plan, options.part)
-    if options.overwrite:
-        return mine
-    done = {r.unit: r for r in records.done_units(job.split, job.variant, job.plan, mine)}
-    return [
-        unit for unit in mine if unit not in done or (options.retry_failed and done[unit].failed)
-    ]
+    there = () if options.overwrite else mine
+    done = records.done_units(job.split, job.variant, job.plan, there)
+    return _not_in(mine, {record.unit: bool(record.failed) for record in done}, options)
+
+
+def units_foreseen(job: Job, options: Options) -> list[int]:
+    """As `units_to_do`, for a job whose plan is not settled: what its clips keep is not to do.
+
+    Raises ComboError as `settle_plan`, where the list of clips has changed.
+    """
+    old = _plan_there(job.split)
+    if old is None or old == job.plan:
+        return units_to_do(job, options)
+    done = moved.foreseen(job.split, old, job.plan, job.data, job.variant.key, options.discard)
+    mine = units_of_part(job.plan, options.part)
+    return _not_in(mine, {} if options.overwrite else done, options)
+
+
+def _not_in(units: list[int], done: Mapping[int, bool], options: Options) -> list[int]:
+    """Those that are to be done. done: unit -> whether with failed clips."""
+    return [unit for unit in units if unit not in done or (options.retry_failed and done[unit])]
 
 
 def run_job(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import durable
 from ..errors import ComboError
+from .run_folder import DATA, RunFolder
 
 Value = TypeVar("Value")
 
@@ -22,7 +23,8 @@ class Checkpoint:
     best: highest M_J on the val split so far.
     evaluated: iteration of the last evaluation, -1 where it is not known.  skipped: steps that were
     not taken, and how many of them in a row just now.  averaged: the mean of the networks so far,
-    where the run has one.  No state of a random generator: see `draws`.
+    where the run has one.  run: which it is of (`RunFolder.identity`), "" in older ones.
+    No state of a random generator: see `draws`.
     """
 
     network: dict[str, Tensor]
@@ -34,6 +36,7 @@ class Checkpoint:
     skipped: int = 0
     in_a_row: int = 0
     averaged: dict[str, Tensor] = field(default_factory=dict)
+    run: str = ""
 
 
 def save(path: Path, value: Checkpoint | dict[str, Any], keep: Path | None = None) -> None:
@@ -51,23 +54,26 @@ def save(path: Path, value: Checkpoint | dict[str, Any], keep: Path | None = Non
         raise
 
 
-def save_network(path: Path, network: dict[str, Tensor], iteration: int, best: float) -> None:
+def save_network(
+    path: Path, network: dict[str, Tensor], iteration: int, best: float, run: str
+) -> None:
     """Write a network alone, and the same beside it as `.safetensors`. Raises OSError.
 
-    iteration, best: as in a `Checkpoint`.
+    iteration, best, run: as in a `Checkpoint`.
     """
     from safetensors.torch import save as as_bytes
 
-    told = {"iteration": str(iteration), "M_J": str(best)}
+    told = {"iteration": str(iteration), "M_J": str(best), "run": run}
     plain = {name: value.contiguous() for name, value in network.items()}
     durable.write_bytes(path.with_suffix(".safetensors"), as_bytes(plain, told))
-    save(path, {"network": network, "iteration": iteration, "best": best})
+    save(path, {"network": network, "iteration": iteration, "best": best, "run": run})
 
 
 def load(path: Path) -> Checkpoint:
     """Read a checkpoint to the CPU.
 
-    Raises ComboError for a file that is missing or not one; it names the run's other checkpoint.
+    Raises ComboError for a file that is missing, not one, or of another run than the folder it lies
+    in; it names the run's other checkpoint.
     """
     return _told(path, _read)
 
@@ -77,7 +83,7 @@ def network_of(path: Path) -> dict[str, Tensor]:
     many where there is one. Raises ComboError as `load`."""
 
     def read(path: Path) -> dict[str, Tensor]:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        value = _opened(path)
         return value.get("averaged") or value["network"]
 
     return _told(path, read)
@@ -88,15 +94,18 @@ def _told(path: Path, read: Callable[[Path], Value]) -> Value:
         return read(path)
     except PermissionError as error:
         raise ComboError(f"{path} cannot be read ({error.strerror})") from None
+    except FileNotFoundError as error:
+        raise ComboError(f"no checkpoint {path}; {_mend(path)}") from error
+    except _OfAnotherRun as error:
+        raise ComboError(
+            f"{path} is of another run than {path.with_name(DATA)}; put back the run's own, "
+            f"or {_mend(path)}"
+        ) from error
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        missing = isinstance(error, FileNotFoundError)
-        what = (
-            f"no checkpoint {path}"
-            if missing
-            else f"{path} is cut short or no checkpoint ({reason})"
-        )
-        raise ComboError(f"{what}; {_mend(path)}") from error
+        raise ComboError(
+            f"{path} is cut short or no checkpoint ({reason}); {_mend(path)}"
+        ) from error
 
 
 def load_network(path: Path, network: nn.Module) -> None:
@@ -116,8 +125,20 @@ def misfit(path: Path, error: Exception) -> ComboError:
     )
 
 
-def _read(path: Path) -> Checkpoint:
+class _OfAnotherRun(Exception):
+    pass
+
+
+def _opened(path: Path) -> dict[str, Any]:
+    """What a file holds. One that names no run is of an older combo, and is taken as it is."""
     value = torch.load(path, map_location="cpu", weights_only=True)
+    if (of := value.get("run")) and RunFolder(path.parent).identity not in (None, of):
+        raise _OfAnotherRun
+    return value
+
+
+def _read(path: Path) -> Checkpoint:
+    value = _opened(path)
     if "optimiser" not in value:
         raise TypeError("a network alone")
     value.pop("random", None)  # of older runs

@@ -70,5 +70,5 @@ def make_run(
     }
     run = RunFolder.create(folder, settings, data)
     with run.claimed(), run.writing():
-        checkpoint.save_network(run.best, network, 0, -math.inf)
+        checkpoint.save_network(run.best, network, 0, -math.inf, run.identity or "")
     return run, settings

@@ -10,6 +10,10 @@ skipped/        batches whose loss or gradient was no number, with the state bef
 jobs/           script and log, where a cluster trains the run
 lock            who trains; the system drops the lock when that process ends
 
+A run has a name of its own, drawn when it began, which settings.json, data.json and its checkpoints
+hold: a file of another run is told from its own, wherever the folder is moved. Runs of an older
+combo have none.
+
 A folder whose first checkpoint was not finished holds nothing of worth: the run begins again there.
 """
 
@@ -19,9 +23,11 @@ import fcntl
 import json
 import os
 import platform
+import secrets
 import socket
 import sys
 from collections.abc import Generator
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NotRequired
@@ -57,9 +63,10 @@ class SplitData(TypedDict):
 
 class RunData(TypedDict):
     """data.json. settings: split -> stage -> settings.  weights: stage -> digests.
-    manifest: names the weights to begin with.  frames_per_clip, classes: of the data set; older
-    runs do not say these three."""
+    manifest: names the weights to begin with.  frames_per_clip, classes: of the data set.  run: its
+    identity.  Older runs do not say these four."""
 
+    run: NotRequired[str]
     data_set: str
     store: str
     manifest: NotRequired[str]
@@ -91,7 +98,7 @@ class RunFolder:
                 f"or give another folder with --out"
             )
         with run.claimed(), run.writing():
-            durable.write_json(root / DATA, data)
+            durable.write_json(root / DATA, {**data, "run": secrets.token_hex(8)})
             durable.write_json(root / VERSIONS, versions())
             run.write_settings(settings)  # last: now it is a run
         return run
@@ -99,7 +106,16 @@ class RunFolder:
     def write_settings(self, settings: RunSettings) -> None:
         """Raises ComboError when that cannot be done."""
         with self.writing():
-            durable.write_json(self.root / SETTINGS, settings.as_dict())
+            own = {"run": self.identity} if self.identity else {}
+            durable.write_json(self.root / SETTINGS, {**settings.as_dict(), **own})
+
+    @cached_property
+    def identity(self) -> str | None:
+        """Which run this is: "" for one of an older combo, None where data.json does not tell."""
+        try:
+            return self.data().get("run", "")
+        except ComboError:
+            return None
 
     @property
     def begun(self) -> bool:
@@ -160,9 +176,11 @@ class RunFolder:
             yield
 
     def settings(self) -> RunSettings:
-        """Raises ComboError: this is no run folder, or settings.json is damaged."""
+        """Raises ComboError: this is no run folder, or settings.json is damaged or another's."""
         value = self._read(SETTINGS)
         try:
+            if (of := value.get("run")) and RunFolder(self.root).identity not in (None, of):
+                raise self.mixed()
             return restore(value)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._damaged(SETTINGS, error) from None
@@ -194,6 +212,13 @@ class RunFolder:
             raise ComboError(f"{self.root / name}: cannot be read ({reason_of(error)})") from None
         except (ValueError, RecursionError) as error:
             raise self._damaged(name, error) from None
+
+    def mixed(self) -> ComboError:
+        """What is said of a run whose files are not all its own."""
+        return ComboError(
+            f"{self.root / SETTINGS} and {self.root / DATA} are of different runs; "
+            f"put back the run's own, or train again"
+        )
 
     def _damaged(self, name: str, error: Exception) -> ComboError:
         reason = " ".join(str(error).split())[:200] or type(error).__name__

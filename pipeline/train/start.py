@@ -115,6 +115,14 @@ def resume(
                 f"{split} in {split.store} has changed since {folder} was started; "
                 f"begin a new run: combo train --preset {settings.train.preset}"
             )
+    if not readers:
+        raise ComboError(
+            f"{folder} was not trained here; begin a run with it: combo train --preset "
+            f"{settings.train.preset} --set initialisation={folder}"
+        )
+    of_run = settings.train.data == data["data_set"] and "train" in readers
+    if not of_run or _fit_to_data(settings, readers["train"]) != settings:
+        raise run.mixed()
     if not run.begun:
         manifest = load_manifest(Path(data["manifest"]) if "manifest" in data else None)
         return Trainer(run, settings, first_network(settings, manifest), readers, together)

@@ -300,7 +300,9 @@ class Trainer:
             if self.together.first:
                 with self.run.writing():
                     state = network.state_dict()
-                    checkpoint.save_network(self.run.best, state, self.iteration, self.best)
+                    checkpoint.save_network(
+                        self.run.best, state, self.iteration, self.best, self.run.identity or ""
+                    )
         return True
 
     def _note(self, kind: str, values: Mapping[str, Any]) -> None:
@@ -331,4 +333,5 @@ class Trainer:
             skipped=int(self.health.skipped),
             in_a_row=int(self.health.in_a_row),
             averaged=self.average.network.state_dict() if self.average else {},
+            run=self.run.identity or "",
         )

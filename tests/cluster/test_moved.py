@@ -17,7 +17,7 @@ from zarr.core.sync import sync
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs import moved
 from combo.pipeline.jobs.claims import Claims
-from combo.pipeline.jobs.run import Options, run_job, settle_plan
+from combo.pipeline.jobs.run import Options, run_job, settle_plan, units_foreseen
 from combo.pipeline.jobs.unit import Job
 
 from .worlds import Reading, World, finished, whole
@@ -131,8 +131,26 @@ def test_any_list_becomes_any_other_and_only_new_clips_are_computed(
     world = World(tmp_path_factory.mktemp("lists"))
     world.run(before, units[0])
     new = [name for name in after if name not in before]
+    dry = units_foreseen(world.job(after, units[1]), Options(discard=True))
+    assert dry == sorted({after.index(name) // units[1] for name in new})
     assert world.run(after, units[1], discard=True) == new
     assert world.run(before, units[0], discard=True) == [n for n in before if n not in after]
+
+
+def test_a_dry_run_after_a_changed_list_counts_what_would_be_computed(world: World) -> None:
+    (world.home / "sounds").mkdir()
+    (world.home / "sounds" / "b").write_text("broken")
+    world.run("abcdefgh")
+    before = bytes_of(world.home / "store")
+    job = world.job("defabcghij")
+    assert units_foreseen(job, Options()) == [2, 3]
+    assert units_foreseen(job, Options(part=(2, 2))) == [3]
+    assert units_foreseen(job, Options(retry_failed=True)) == [1, 2, 3]
+    assert units_foreseen(job, Options(overwrite=True)) == [0, 1, 2, 3]
+    with pytest.raises(ComboError, match=r"gone from the list .*--discard"):
+        units_foreseen(world.job("abc"), Options())
+    assert bytes_of(world.home / "store") == before
+    assert world.run("defabcghij") == ["i", "j"]
 
 
 def test_what_means_something_else_now_is_not_taken_over(world: World) -> None:

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from combo.pipeline.errors import ComboError, MediaError
+from combo.pipeline.jobs.plan import planned
 from combo.pipeline.layouts import Clip
 from combo.pipeline.layouts.folders import Folders
+from combo.pipeline.manifest import load_manifest
 from combo.pipeline.media.pictures import read_frames
 from combo.pipeline.media.video import VideoFrame
 
@@ -259,6 +261,16 @@ def test_a_division_that_leaves_a_split_empty_names_a_seed_that_does_not(tmp_pat
     assert all(listed(tmp_path, split, split=shares, split_seed=seed) for split in shares)
     with pytest.raises(ComboError, match="give it a larger share"):
         Folders(split={"train": 1 - 1e-9, "val": 1e-9}).splits(tmp_path)
+
+
+@pytest.mark.parametrize("store", ["clips/store", "clips", ".", "link/store"])
+def test_a_store_that_overlaps_with_the_clips_is_refused(tmp_path: Path, store: str):
+    (tmp_path / "clips" / "one").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("clips")
+    file = tmp_path / "m.yaml"
+    file.write_text(f"store: {store}\ndata_sets: {{mine: {{layout: folders, root: clips}}}}\n")
+    with pytest.raises(ComboError, match=r"the store .* the folder of data set 'mine'.*give ano"):
+        planned(load_manifest(file), "mine", "all")
 
 
 def test_a_division_beside_split_folders_is_refused(tmp_path: Path):

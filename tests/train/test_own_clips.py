@@ -1,6 +1,7 @@
 """A user's own clips, labelled in part: what is counted, what is said, what is refused."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,26 @@ def write_clip(folder: Path, frames: int, labels: int, name: str = "labels") -> 
 def combo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "combo", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_names_are_utf_8_whatever_the_locale_says(tmp_path: Path) -> None:
+    folder = tmp_path / "été"
+    write_clip(folder / "clips" / "é", 2, 1)
+    (folder / "data_manifest.yaml").write_text(MANIFEST, encoding="utf-8")
+    says = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = ("preprocess", "frames", "--workers", "2", "--quiet")
+    for environment in (says, {}):  # the second finds nothing changed
+        done = subprocess.run(
+            [sys.executable, "-m", "combo", *words],
+            cwd=folder,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    plan = json.loads((folder / "store" / "mine" / "all" / "plan.json").read_bytes())
+    assert plan["clips"] == ["é"]
 
 
 @pytest.fixture(scope="module")

@@ -248,7 +248,8 @@ def test_a_disk_that_fills_up_before_room_was_reserved_is_one_line(
     before = FILL.format(disk=str(small_disk), opened=[".partial"])
     code, said = pack_val(prepared, finished.store_path, small_disk / "s4.h5", before)
     assert code == 1, said
-    assert "the disk is full; free space there or give another --to" in " ".join(said.split())
+    mend = "the disk is full; free space there and run the same command again, or give another --to"
+    assert mend in " ".join(said.split())
     assert "Traceback" not in said
     assert [path.name for path in small_disk.iterdir()] == ["other"]
 
@@ -271,7 +272,8 @@ def test_a_file_larger_than_allowed_is_one_line(
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, 90_000))"
     code, said = pack_val(prepared, finished.store_path, tmp_path / "small" / "s4.h5", limit)
     assert code == 1, said
-    assert "File too large" in said
+    mend = "raise the limit (ulimit -f) and run the same command again, or give another --to"
+    assert mend in " ".join(said.split())
     assert "Traceback" not in said
     assert list((tmp_path / "small").iterdir()) == []
 

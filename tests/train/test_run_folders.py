@@ -193,6 +193,60 @@ def test_odd_checkpoints_are_one_line_that_names_one_that_is_whole(run: RunFolde
         open_run(run, CPU)
 
 
+def test_a_file_of_another_run_is_told_from_the_runs_own(
+    run: RunFolder, finished: Manifest, tmp_path: Path
+) -> None:
+    other = tiny(finished, tmp_path / "other").run  # of the very same shapes and data
+    for name in ("settings.json", "data.json"):
+        own = (run.root / name).read_bytes()
+        shutil.copy(other.root / name, run.root / name)
+        with pytest.raises(ComboError, match=r"settings.json and .*data.json are of different"):
+            resume(run.root)
+        (run.root / name).write_bytes(own)
+    for own, theirs in ((other.last, run.last), (other.best, run.best)):
+        shutil.copy(theirs, own)
+    with pytest.raises(
+        ComboError, match=r"other/last.pt is of another run .* combo train"
+    ) as caught:
+        resume(other.root)
+    said(caught)
+    with pytest.raises(ComboError, match=r"other/best.pt is of another run than .*data.json"):
+        open_run(other, CPU)
+    torch.save({**vars(checkpoint.load(run.last)), "run": "another"}, run.last)
+    with pytest.raises(ComboError, match=r"last.pt is of another run .*previous\.pt \(iteration"):
+        resume(run.root)
+
+
+def test_a_run_goes_on_under_another_name_and_so_does_one_of_an_older_combo(run: RunFolder) -> None:
+    moved = run.root.rename(run.root.with_name("moved"))
+    assert resume(moved).iteration == 3
+    state = vars(checkpoint.load(moved / "last.pt"))
+    del state["run"]
+    torch.save(state, moved / "last.pt")
+    assert resume(moved).iteration == 3
+    for name in ("settings.json", "data.json"):
+        nameless = json.loads((moved / name).read_text())
+        del nameless["run"]
+        (moved / name).write_text(json.dumps(nameless))
+    resume(moved, changes=["iterations=4"]).train()
+    assert checkpoint.load(moved / "last.pt").iteration == 4
+
+
+def test_data_of_another_run_of_an_older_combo_is_one_line(
+    run: RunFolder, finished: Manifest, tmp_path: Path
+) -> None:
+    other = tiny(finished, tmp_path / "other", "data=avss").run
+    for name, of in (("settings.json", run), ("data.json", other)):
+        nameless = json.loads((of.root / name).read_text())
+        del nameless["run"]
+        (run.root / name).write_text(json.dumps(nameless))
+    with pytest.raises(
+        ComboError, match=r"settings.json and .*data.json are of different"
+    ) as caught:
+        resume(run.root)
+    said(caught)
+
+
 @pytest.mark.parametrize(
     "tail",
     [b'{"iteration": 3, "ki', b"\xff\xfe\n", b"5\n", b"[]\n", b'{"iteration": "x"}\n', b"\n\n"],
@@ -253,6 +307,17 @@ def test_a_limit_of_a_files_size_is_one_line_and_the_run_goes_on_bit_for_bit(
     assert f"go on with: combo train --resume {run.root}" in said(caught)
     resume(run.root).train()
     assert same(run, trained)
+
+
+@pytest.mark.parametrize("option", ["--csv", "--predictions"])
+def test_a_limit_of_what_an_evaluation_writes_is_one_line(
+    trained: RunFolder, tmp_path: Path, option: str
+) -> None:
+    with file_limit() as limit:
+        limit(20)
+        code, _, error = combo("evaluate", trained.root, "--split", "val", option, tmp_path / "x")
+    assert code == 1
+    assert f"cannot write {tmp_path / 'x'}: a file may not grow that large; raise" in error
 
 
 def test_a_full_disk_under_tensorboard_is_one_line_and_the_run_goes_on_bit_for_bit(
