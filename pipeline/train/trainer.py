@@ -28,6 +28,7 @@ from .average import Average
 from .cache import batches
 from .checkpoint import Checkpoint
 from .evaluate import PRECISION, measure
+from .gradients import add_gradients
 from .health import MOST_IN_A_ROW, Health, several, tell
 from .journal import Journal
 from .loader import ClipReader, StoredBatch, shuffled
@@ -66,7 +67,6 @@ class Trainer:
         self.network = network.to(self.device)
         self.criterion = settings.criterion().to(self.device)
         self.optimiser = optimiser_of(network, self.settings)
-        self.dtype = self.settings.dtype
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.settings.precision == "fp16"
         )
@@ -199,25 +199,10 @@ class Trainer:
         divisors = self._agreement.sent_with(divisors, stop.asked, self._late())
         points = self._draws(draws.POINTS, batch)
         draws.seed_layers(settings.seed, self.iteration, self.together.rank)
-        sums = torch.zeros((), device=self.device)
-        names: list[str] = []
-        for first in range(0, len(points), settings.micro_batch):
-            of_part = slice(first, first + settings.micro_batch)
-            part = whole.part(of_part.start, of_part.stop)
-            with processes.parts(self._spread, last=of_part.stop >= len(points)):
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                    out = self._spread(part.frames, part.maskige, part.sound, part.present)
-                losses = self.criterion(
-                    out,
-                    part.labels,
-                    annotated=part.annotated,
-                    values=values[of_part],
-                    divisors=divisors,
-                    draws=points[of_part],
-                )
-                self.scaler.scale(losses.total).backward()
-            names = [*losses, "total"]
-            sums = sums + torch.cat([losses.stacked, losses.total[None]]).detach()
+        names, sums = add_gradients(
+            self._spread, self.criterion, whole, settings, self.scaler,
+            values=values, divisors=divisors, points=points,
+        )  # fmt: skip
         sums = self.together.total(sums)
         self.scaler.unscale_(self.optimiser)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
