@@ -49,8 +49,8 @@ def replacing(path: Path, lasting: bool = True, keep: Path | None = None) -> Gen
             _also(path, keep)
         temporary.replace(path)
     except BaseException as error:
-        nameless = isinstance(error, OSError) and error.filename in (None, str(temporary))
-        if nameless and error.errno is not None:
+        nameless = (None, str(temporary))
+        if isinstance(error, OSError) and error.errno is not None and error.filename in nameless:
             error.filename = str(path)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
