@@ -74,6 +74,7 @@ def equal(left: object, right: object) -> bool:
 def same(run: RunFolder, other: RunFolder) -> bool:
     """Whether two runs told the same and ended with the same bits of everything."""
     one, two = (vars(checkpoint.load(each.last)) for each in (run, other))
+    assert one.pop("run") != two.pop("run") or run.root == other.root
     return equal(one, two) and log(run) == log(other)
 
 

@@ -119,7 +119,7 @@ def test_a_run_leaves_settings_log_and_networks_behind(trained: RunFolder) -> No
     assert [entry["iteration"] for entry in val] == [2, 4]
 
     best = torch.load(trained.best, weights_only=True)
-    assert best.keys() == {"network", "iteration", "best"}
+    assert best.keys() == {"network", "iteration", "best", "run"}
     assert best["best"] == max(entry["M_J"] for entry in val)
     (entry,) = (entry for entry in val if entry["iteration"] == best["iteration"])
     assert entry["M_J"] == best["best"]
