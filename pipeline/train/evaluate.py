@@ -4,10 +4,10 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -217,16 +217,21 @@ class _Alone:
         """
         first = 0
         while first < len(sounds):
-            heard = [*takewhile(_is_there, sounds[first : first + self.at_once])]
+            heard = list[Tensor]()
+            for sound in sounds[first : first + self.at_once]:
+                if sound is None:
+                    break
+                heard.append(sound)
             if not heard:
                 yield None
                 first += 1
                 continue
-            part, sound = clips.part(first, first + len(heard)), torch.cat(heard)
+            part = clips.part(first, first + len(heard))
+            of_all = send(torch.cat(heard), part.frames.device)
             try:
                 with _exactly():
                     for scores in self.network.clip_scores(
-                        part.frames, part.maskige, send(sound, part.frames.device), part.present
+                        part.frames, part.maskige, of_all, part.present
                     ):
                         yield _numbers(scores.float(), clips.clips[first])
                         first += 1
@@ -234,10 +239,6 @@ class _Alone:
                 if len(heard) == 1:
                     raise
                 self.at_once = len(heard) // 2
-
-
-def _is_there(sound: Tensor | None) -> TypeGuard[Tensor]:
-    return sound is not None
 
 
 def _numbers(scores: Tensor, clip: str) -> Tensor:
