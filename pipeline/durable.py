@@ -15,8 +15,10 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Generator, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,8 +51,7 @@ def replacing(path: Path, lasting: bool = True, keep: Path | None = None) -> Gen
             _also(path, keep)
         temporary.replace(path)
     except BaseException as error:
-        nameless = isinstance(error, OSError) and error.filename in (None, str(temporary))
-        if nameless and error.errno is not None:
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
             error.filename = str(path)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -78,6 +79,38 @@ def _new_file(path: Path) -> BinaryIO:
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path.open("wb")
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """A regular file, or a link to one, opened for reading: a pipe waits for ever, and a device has
+    no end. Raises OSError, and ValueError that says what stands there instead."""
+    try:
+        # A pipe that nobody writes to is opened without waiting, and found to be one.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise ValueError("a socket or a device, no regular file") from None
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb")  # noqa: PTH123 - the caller closes it
+    os.close(descriptor)
+    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+    raise ValueError(f"{kind}, no regular file")
+
+
+def read_bytes(path: Path) -> bytes:
+    """A regular file's bytes. Raises as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def read_json(path: Path) -> Any:
+    """What a regular file says in JSON. Raises as `open_regular`, and ValueError for no JSON."""
+    try:
+        return json.loads(read_bytes(path))
+    except RecursionError:
+        raise ValueError("lists or objects in each other too deep") from None
 
 
 def write_bytes(path: Path, data: bytes | memoryview, lasting: bool = True) -> None:
@@ -114,7 +147,8 @@ def writing(where: Path, again: str, elsewhere: str) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        other = ComboError(f"cannot write {where}: {error.strerror or error}; {again}")
+        file = error.filename or where
+        other = ComboError(f"cannot write {file}: {error.strerror or error}; {again}")
         raise unwritten(where, error, again, elsewhere) or other from error
 
 

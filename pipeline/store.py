@@ -18,7 +18,6 @@ training reads.
 """
 
 import hashlib
-import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -172,8 +171,8 @@ class SplitStore:
         Raises StoreDamaged, and ComboError for another split's folder under this one's name.
         """
         try:
-            text = self.plan_path.read_bytes()
-            plan, of = _adapter(Plan).validate_json(text), json.loads(text).get("of", str(self))
+            value = durable.read_json(self.plan_path)
+            plan, of = _adapter(Plan).validate_python(value), value.get("of", str(self))
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -272,7 +271,7 @@ class SplitStore:
         """The variant of a key, or None where there is none. Raises StoreDamaged."""
         head = self.tensors / key / "zarr.json"
         try:
-            found = self._described(json.loads(head.read_bytes()))
+            found = self._described(durable.read_json(head))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, LookupError, TypeError, AttributeError):
@@ -325,7 +324,7 @@ class SplitStore:
     def finished(self, variant: Variant) -> Finished | None:
         """What closed a variant, or None where nothing did, or nothing that can be read."""
         try:
-            return _adapter(Finished).validate_json(self.finished_path(variant).read_bytes())
+            return _adapter(Finished).validate_json(durable.read_bytes(self.finished_path(variant)))
         except (FileNotFoundError, ValueError):
             return None
 

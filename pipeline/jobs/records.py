@@ -70,7 +70,7 @@ def read_record(split: SplitStore, variant: Variant, unit: int) -> UnitRecord | 
     """A unit's record, or None when there is none, or none that can be read."""
     path = _present(split, variant, unit)
     try:
-        return None if path is None else _adapter().validate_json(path.read_bytes())
+        return None if path is None else _adapter().validate_json(durable.read_bytes(path))
     except (FileNotFoundError, ValueError):
         return None
 

@@ -131,6 +131,7 @@ class _OfAnotherRun(Exception):
 
 def _opened(path: Path) -> dict[str, Any]:
     """What a file holds. One that names no run is of an older combo, and is taken as it is."""
+    durable.open_regular(path).close()
     value = torch.load(path, map_location="cpu", weights_only=True)
     if (of := value.get("run")) and RunFolder(path.parent).identity not in (None, of):
         raise _OfAnotherRun

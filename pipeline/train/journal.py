@@ -63,9 +63,12 @@ class Journal:
 
     def _truncate(self, iteration: int) -> None:
         """Drop entries after an iteration, which are written again, and what a kill cut off."""
-        if not self.run.metrics.exists():
+        try:
+            found = durable.read_bytes(self.run.metrics)
+        except FileNotFoundError:
             return
-        found = self.run.metrics.read_bytes()
+        except ValueError as error:
+            raise self.run.damaged(self.run.metrics.name, error) from None
         kept = [line + b"\n" for line in found.splitlines() if _number(line) <= iteration]
         durable.write_bytes(self.run.metrics, b"".join(kept))
 
