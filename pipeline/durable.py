@@ -18,11 +18,14 @@ import socket
 import stat
 import time
 from collections.abc import Generator, Iterator
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter, FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .errors import ComboError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 PARTIAL = ".partial"
 
@@ -37,12 +40,15 @@ def replacing(path: Path, lasting: bool = True, keep: Path | None = None) -> Gen
 
     lasting: False for what need not outlive a crash of the machine; nothing is flushed then.
     keep: where the file that was `path` goes; there is one at `path` all the time.
-    Raises OSError that names `path`. Whatever is raised in the block, no temporary file is left.
+    Whatever is raised in the block, no temporary file is left. A write that failed is raised as the
+    system's OSError, which names `path`, whatever the library that wrote makes of it.
     """
     name = f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}{PARTIAL}"
     temporary = path.with_name(name)
+    written: _Written | None = None
     try:
-        with _new_file(temporary) as file:
+        written = _new_file(temporary)
+        with BufferedWriter(written) as file:
             yield file
             if lasting:
                 file.flush()
@@ -51,11 +57,15 @@ def replacing(path: Path, lasting: bool = True, keep: Path | None = None) -> Gen
             _also(path, keep)
         temporary.replace(path)
     except BaseException as error:
-        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
-            error.filename = str(path)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise
+        unnamed = (None, temporary, str(temporary))
+        failed = error if written is None or written.failed is None else written.failed
+        if isinstance(failed, OSError) and failed.errno and failed.filename in unnamed:
+            failed.filename = str(path)
+        if failed is error:
+            raise
+        raise failed from error
     if lasting:
         _flush_folder(path.parent)
 
@@ -71,14 +81,27 @@ def _also(path: Path, name: Path) -> None:
     temporary.replace(name)
 
 
-def _new_file(path: Path) -> BinaryIO:
+class _Written(FileIO):
+    """A file that remembers which write to it failed."""
+
+    failed: OSError | None = None
+
+    def write(self, data: "Buffer", /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failed = error
+            raise
+
+
+def _new_file(path: Path) -> _Written:
     """A file to write, and its folder where that is missing. On a cluster's file system it costs to
     ask for a folder that is there."""
     try:
-        return path.open("wb")
+        return _Written(path, "wb")
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("wb")
+        return _Written(path, "wb")
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -88,9 +111,10 @@ def open_regular(path: Path) -> BufferedReader:
         # A pipe that nobody writes to is opened without waiting, and found to be one.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
-        if error.errno != errno.ENXIO:
+        if error.errno not in (errno.ENXIO, errno.ELOOP):
             raise
-        raise ValueError("a socket or a device, no regular file") from None
+        kind = "a socket or a device" if error.errno == errno.ENXIO else "a link to itself"
+        raise ValueError(f"{kind}, no regular file") from None
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return open(descriptor, "rb")  # noqa: PTH123 - the caller closes it
@@ -137,6 +161,10 @@ def unwritten(where: str | Path, error: OSError, again: str, elsewhere: str) -> 
         errno.EACCES: f"no permission to write; {elsewhere}",
         errno.EPERM: f"no permission to write; {elsewhere}",
     }
+    in_the_way = {errno.EISDIR: "a folder", errno.ENOTDIR: "a file"}.get(error.errno or 0)
+    if in_the_way:
+        where = error.filename or where
+        mends[error.errno or 0] = f"{in_the_way} is in the way; move it elsewhere and {again}"
     mend = mends.get(error.errno or 0)
     return None if mend is None else ComboError(f"cannot write {where}: {mend}")
 

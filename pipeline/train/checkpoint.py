@@ -44,14 +44,8 @@ def save(path: Path, value: Checkpoint | dict[str, Any], keep: Path | None = Non
 
     keep: where the file that was there goes.
     """
-    try:
-        with durable.replacing(path, keep=keep) as file:
-            torch.save(value if isinstance(value, dict) else vars(value), file)
-    except RuntimeError as error:
-        # What torch makes of a write that failed in the middle.
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
+    with durable.replacing(path, keep=keep) as file:
+        torch.save(value if isinstance(value, dict) else vars(value), file)
 
 
 def save_network(

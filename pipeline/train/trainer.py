@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ...model.interface import Network
 from .. import remedies
+from ..devices import set_threads
 from ..errors import ComboError
 from ..jobs.stopping import Stop, Stopped
 from . import checkpoint, draws, processes
@@ -82,8 +83,7 @@ class Trainer:
         self.together = together
         self.settings.demand_shared_by(together.count)
         self.device = together.device(self.settings.device)
-        if self.settings.threads:
-            torch.set_num_threads(self.settings.threads)
+        set_threads(self.settings.threads)
         self.network = network.to(self.device)
         self.criterion = settings.criterion().to(self.device)
         self.optimiser = torch.optim.AdamW(
