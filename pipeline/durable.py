@@ -224,7 +224,7 @@ def leftovers(folder: Path, of: str | None = None) -> Iterator[Path]:
     for path in found:
         owner, pid, _ = path.name.removesuffix(PARTIAL).rsplit(".", 2)
         if owner.endswith(f".{host}"):
-            dead = pid.isdigit() and not alive(int(pid))
+            dead = pid.isdecimal() and not alive(int(pid))
         else:
             dead = (age(path, now) or 0.0) > ABANDONED
         if dead:

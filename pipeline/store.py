@@ -103,6 +103,10 @@ class Plan:
     seconds_per_frame: Annotated[float, Later(1.0)] = 1.0
     """The distance of frames that are taken from videos."""
 
+    def __post_init__(self) -> None:
+        if min(self.clips_per_unit, self.frames_per_clip) < 1 or not self.seconds_per_frame > 0:
+            raise ValueError("units and clips of a plan are not empty")
+
     @property
     def units(self) -> int:
         return -(-len(self.clips) // self.clips_per_unit)

@@ -111,7 +111,7 @@ def listing(split: SplitStore, variant: Variant) -> dict[int, bool]:
     found: dict[int, bool] = {}
     for name in names:
         number, _, ending = name.partition(".")
-        if number.isdigit() and ending in ("json", "failed.json"):
+        if number.isdecimal() and ending in ("json", "failed.json"):
             found[int(number)] = ending == "failed.json"
     return found
 

@@ -44,6 +44,17 @@ def plant(path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         path.mkdir()
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "NaN", "1e400", f"1{5000 * '0'}"])
+def test_a_plan_with_an_odd_number_is_written_anew(world: World, number: str) -> None:
+    world.run("abcdef")
+    split = world.job("abcdef").split
+    text = split.plan_path.read_text()
+    split.plan_path.write_text(text.replace('"clips_per_unit": 3', f'"clips_per_unit": {number}'))
+    with pytest.raises(StoreDamaged, match=r"plan.json is damaged"):
+        split.read_plan()
+    assert world.run("abcdef") == []
+
+
 KINDS = ("pipe", "socket", "link", "nested", "folder")
 
 
