@@ -2,7 +2,8 @@
 
 Schedulers send SIGUSR1 some time before the end, SIGTERM shortly before they kill. The first means:
 finish the units in hand, begin no other. The second: leave them, now; what they had written under
-temporary names is removed on the way out, and they are not done. Training, whose steps are short,
+temporary names is removed on the way out, and they are not done. A terminal that is closed (SIGHUP)
+means that, too, but for a process that was told to outlive it (`nohup`). Training, whose steps are short,
 takes both for the first: it finishes its step and writes a checkpoint.
 """
 
@@ -34,10 +35,15 @@ class Stop:
         self.warned = False
 
 
+def hears_its_terminal() -> bool:
+    """Whether this process was not told to outlive its terminal."""
+    return signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+
+
 @contextmanager
 def listening(at_once: bool = True) -> Generator[Stop]:
-    """Within the block SIGUSR1 sets `asked` and `warned`; SIGTERM raises `Stopped` at once, or with
-    `at_once` False sets `asked`.
+    """Within the block SIGUSR1 sets `asked` and `warned`; SIGTERM and SIGHUP raise `Stopped` at
+    once, or with `at_once` False set `asked`.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -48,15 +54,15 @@ def listening(at_once: bool = True) -> Generator[Stop]:
         stop.asked = stop.warned = True
 
     def leave(_signal: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break the tidying up
+        for number in leaving:  # a second one must not break the tidying up
+            signal.signal(number, signal.SIG_IGN)
         stop.asked = True
         if at_once:
             raise Stopped
 
-    before = {
-        signal.SIGUSR1: signal.signal(signal.SIGUSR1, ask),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, leave),
-    }
+    leaving = [signal.SIGTERM, *([signal.SIGHUP] if hears_its_terminal() else ())]
+    before = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, ask)}
+    before |= {number: signal.signal(number, leave) for number in leaving}
     try:
         yield stop
     finally:
