@@ -3,8 +3,8 @@
 Schedulers send SIGUSR1 some time before the end, SIGTERM shortly before they kill. The first means:
 finish the units in hand, begin no other. The second: leave them, now; what they had written under
 temporary names is removed on the way out, and they are not done. A terminal that is closed (SIGHUP)
-means that, too, but for a process that was told to outlive it (`nohup`). Training, whose steps are short,
-takes both for the first: it finishes its step and writes a checkpoint.
+means that, too, but for a process that was told to outlive it (`nohup`). Training, whose steps are
+short, takes both for the first: it finishes its step and writes a checkpoint.
 """
 
 import signal
