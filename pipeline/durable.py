@@ -248,6 +248,15 @@ def absolute(path: Path) -> Path:
     return path.resolve() if ".." in path.parts else path.absolute()
 
 
+def here_is_there() -> bool:
+    """Whether the folder that this process works in has not been removed."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def demand_utf8(store: Path) -> None:
     """Raise ComboError for a store's path that is no UTF-8, which tensorstore cannot be given."""
     try:

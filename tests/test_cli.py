@@ -325,6 +325,14 @@ def test_notes_into_a_pipe_that_nobody_reads_end_nothing(monkeypatch: pytest.Mon
         Output().warn("and on")
 
 
+def test_a_folder_that_is_gone_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    done = CliRunner().invoke(app, ["status"])
+    assert "the folder you are in is gone; go to another (cd)" in str(done.exception)
+
+
 def test_paths_are_printed_as_they_are(tmp_path: Path) -> None:
     folder = tmp_path / "a :dog: [red]"
     folder.mkdir()
