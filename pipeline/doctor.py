@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from . import durable, remedies
 from .errors import ComboError
-from .generators import IMPORTED
+from .imports import stages_asked
 from .jobs.plan import layout_of, splits_of, weights_of
 from .jobs.status import stage_statuses
 from .manifest import Manifest
@@ -112,14 +112,7 @@ def _data_set(manifest: Manifest, name: str) -> Iterator[Check]:
         if failed:
             state += f"; failed: {', '.join(f'{n} in {stage}' for stage, n in failed.items())}"
         stage = missing[0] if len(missing) == 1 else remedies.ALL
-        mend = remedies.make(stage, name, split, stage in _imported(manifest))
+        mend = remedies.make(stage, name, split, stage in stages_asked(manifest.stages))
         if is_packed(store):
             mend = remedies.pack(store)
         yield Check(f"{name}/{split}", not missing, state, mend if missing else "")
-
-
-def _imported(manifest: Manifest) -> list[str]:
-    """The stages that the manifest takes from somebody else."""
-    stages = manifest.stages
-    sources = {"frames": stages.frames.source, "maskige": stages.maskige.generator}
-    return [stage for stage, source in sources.items() if source == IMPORTED]

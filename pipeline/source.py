@@ -14,6 +14,7 @@ import numpy as np
 from . import remedies
 from .durable import absolute
 from .errors import ComboError
+from .imports import is_imported
 from .packed import PackedSplit, is_packed, splits_in_packed
 from .store import Finished, Plan, SplitStore, StoreDamaged, Variant, splits_in
 
@@ -97,8 +98,7 @@ def remake(source: Source, stage: str, settings: Mapping[str, Any]) -> str:
     """The command that makes a stage of a split, as it stands in errors."""
     if is_packed(source.store):
         return remedies.pack(source.store)
-    imported = "imported" in (settings.get("generator"), settings.get("source"))
-    return remedies.make(stage, source.data_set, source.split, imported)
+    return remedies.make(stage, source.data_set, source.split, is_imported(settings))
 
 
 @dataclass(frozen=True)

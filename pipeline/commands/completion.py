@@ -19,7 +19,8 @@ def presets() -> list[str]:
 
 
 def generators() -> list[str]:
-    from ..generators import GENERATORS, IMPORTED
+    from ..generators import GENERATORS
+    from ..imports import IMPORTED
 
     return [*GENERATORS, IMPORTED]
 

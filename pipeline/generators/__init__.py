@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import unknown
+from ..imports import IMPORTED
 from .felzenszwalb import FELZENSZWALB
 from .generator import Generator
 from .sam import SAM
@@ -21,9 +22,6 @@ GENERATORS: Mapping[str, Generator] = {
 
 SECTIONS: Mapping[str, type[Any]] = {each.section: each.settings for each in GENERATORS.values()}
 """Section of `stages.maskige` in the manifest -> the record of its settings."""
-
-IMPORTED = "imported"
-"""Named like a generator where Maskiges are taken that somebody else has made."""
 
 
 def generator(name: str) -> Generator:

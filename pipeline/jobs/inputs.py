@@ -17,7 +17,7 @@ from pathlib import Path
 from .. import durable, remedies
 from ..digests import file_digest
 from ..errors import ComboError, MediaError
-from ..generators import IMPORTED
+from ..imports import is_imported
 from ..layouts import Clip, Listing
 from ..media.pictures import frame_files
 from ..preprocess.stage import combined_digest
@@ -40,7 +40,7 @@ def files_of(variant: Variant, clip: Clip) -> list[Path] | None:
     """The files of a data set that a variant's clip is made of; None for an import's, which lie
     elsewhere."""
     settings = variant.settings
-    if IMPORTED in (settings.get("source"), settings.get("generator")):
+    if is_imported(settings):
         return None
     if variant.stage == "audio":
         file = clip.log_mel if settings.get("source") == "log-mel" else clip.sound

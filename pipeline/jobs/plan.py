@@ -12,7 +12,8 @@ from typing import Any
 from .. import remedies
 from ..encoders import encoder
 from ..errors import ComboError, unknown
-from ..generators import IMPORTED, generator
+from ..generators import generator
+from ..imports import not_computed, stages_asked
 from ..layouts import Layout, Listing, layout
 from ..layouts.folders import Folders
 from ..layouts.published import FRAMES, MASKIGES, Tree, find_tree
@@ -66,12 +67,13 @@ def describe(manifest: Manifest, data_set: str, split: str) -> dict[str, Descrip
     rules, settings = layout_of(manifest, data_set), manifest.stages
     fit, length = fit_of(manifest, data_set, split), rules.frames_per_clip
     size = settings.frames.size
-    anything = ("", "") if settings.frames.source == IMPORTED else None
+    asked = stages_asked(settings)
+    anything = ("", "") if "frames" in asked else None
     described = (
         frames.describe(size, fit, length, imported=anything, reading=rules.reading),
         audio.describe(settings.audio, rules.sound_rule, length, rules.reading),
         imported.describe(size, fit, length)
-        if settings.maskige.generator == IMPORTED
+        if "maskige" in asked
         else maskige.describe(settings.maskige, size, fit, length, rules.reading),
     )
     return {each.stage: each for each in described}
@@ -162,12 +164,9 @@ class PlannedSplit:
 
     def _stage(self, stage: str) -> Stage:
         settings, length = self.manifest.stages, self.plan.frames_per_clip
+        if stage in stages_asked(settings):
+            raise not_computed(stage)
         if stage == "frames":
-            if settings.frames.source == IMPORTED:
-                raise ComboError(
-                    "imported frames are not computed; run: combo import-frames DIR, "
-                    "or leave stages.frames.source out of the manifest"
-                )
             return self._frames()
         if stage == "audio":
             rule = audio.rule_of(settings.audio, self.rules.sound_rule)
@@ -175,11 +174,6 @@ class PlannedSplit:
             weights = self._weights(*names)
             return audio.AudioStage(settings.audio, rule, length, weights, *self._reading)
         if stage == "maskige":
-            if settings.maskige.generator == IMPORTED:
-                raise ComboError(
-                    "imported Maskiges are not computed; run: combo import-maskige DIR, "
-                    "or name another generator with --generator"
-                )
             name = generator(settings.maskige.generator).weights
             weights = self._weights(name) if name else {}
             fitted = (*self._fitted, length)

@@ -13,7 +13,8 @@ from typing import Any
 
 from .. import remedies
 from ..errors import ComboError
-from ..generators import IMPORTED, generator
+from ..generators import generator
+from ..imports import is_imported
 from ..manifest import AudioSettings, MaskigeSettings
 from ..media.pictures import Fit
 from ..preprocess import audio, maskige
@@ -81,7 +82,7 @@ def _maskige(
     fitted: tuple[tuple[int, int], Fit],
     instead: str | None,
 ) -> maskige.MaskigeStage:
-    was_imported = trained["generator"] == IMPORTED
+    was_imported = is_imported(trained)
     if was_imported and instead is None:
         raise ComboError(
             f"{of.name} was trained on imported Maskiges, which say not what made them; "

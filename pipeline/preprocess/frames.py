@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..devices import Place
+from ..imports import IMPORTED, settings_of
 from ..layouts import Clip
 from ..media.labels import LABEL_IGNORED, LabelRule, read_label
 from ..media.limits import USUAL, Limits
@@ -45,8 +46,8 @@ def describe(
     label = f"{height}x{width}-{fit}"
     settings: dict[str, Any] = {"size": list(size), "fit": fit, **read_as(reading)}
     if imported is not None:
-        label += "-imported"
-        settings |= {"source": "imported", "tree": imported[0], "note": imported[1]}
+        label += f"-{IMPORTED}"
+        settings |= settings_of("frames", *imported)
     if label_rule not in (None, "binary" if classes == BINARY else "index"):
         settings["label_rule"] = label_rule  # elsewhere it follows from the classes, in the plan
     return Description(

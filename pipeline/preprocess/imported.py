@@ -13,7 +13,7 @@ import numpy as np
 
 from ..devices import Place
 from ..errors import MediaError
-from ..generators import IMPORTED
+from ..imports import IMPORTED, settings_of
 from ..layouts import Clip
 from ..media.labels import read_painted
 from ..media.limits import USUAL, Limits
@@ -34,7 +34,7 @@ def describe(
         "maskige",
         IMPORTED,
         VERSION,
-        {"generator": IMPORTED, "size": list(size), "fit": fit, "tree": tree, "note": note},
+        {"size": list(size), "fit": fit, **settings_of("maskige", tree, note)},
         (ArraySpec("label_map", (frames_per_clip, *size), "uint8"),),
         {"palette": reference_palette().tolist()},
     )

@@ -42,7 +42,7 @@ stages:
 cluster: {{cores: 1, memory: 1GB, walltime: "00:10:00"}}
 """
 
-CLIPS = 32
+CLIPS = 24
 PHOTO_TOOL = Path(__file__).parents[3] / "shared" / "tools" / "make_photo_clips.py"
 
 MASKIGES = ("maskige", "--data", "s4", "--split", "train")

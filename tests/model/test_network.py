@@ -248,7 +248,7 @@ def test_the_forward_of_mixed_lengths_compiles_with_a_layout_made_before() -> No
 @pytest.mark.parametrize("settings", [{}, {"fidelity": "paper", "backbone": "resnet10t"}])
 def test_training_is_the_same_with_compiled_parts(settings: dict[str, object]) -> None:
     """Each is one graph, for whole clips and for mixed lengths, or this would raise."""
-    net = tiny(mask_points=64, **settings).train()
+    net = tiny(mask_points=64, decoder_layers=1, pixel_layers=1, **settings).train()
     criterion = Criterion(net.settings)
     labels = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
     labels[:, :, 20:50, 10:40] = 1

@@ -11,6 +11,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.stream import Disposition
 from hypothesis import given
 from hypothesis import strategies as st
 from numbered_clips import SIDE, film, number, tones
@@ -362,6 +363,33 @@ def test_the_first_of_two_sounds_is_heard_and_kept(predictor: Predictor, tmp_pat
     assert own.max() > 2  # and not silence
     write_overlay(tmp_path / "overlay.mp4", opened, lambda _: None, None, USUAL)
     assert _second_heard(tmp_path / "overlay.mp4", 1.2) == 1
+
+
+def test_of_two_pictures_the_one_that_players_show_is_seen_and_painted(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    film(tmp_path / "one.mp4", 2.0)
+    two = tmp_path / "two.mp4"
+    with av.open(str(tmp_path / "one.mp4")) as source, av.open(str(two), "w") as out:
+        small = out.add_stream("libx264", rate=25, width=32, height=32)
+        film_of, sound_of = source.streams.video[0], source.streams.audio[0]
+        tracks = {each: out.add_stream_from_template(each) for each in (film_of, sound_of)}
+        small.disposition, tracks[film_of].disposition = Disposition(0), Disposition.default
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = tracks[packet.stream]
+                out.mux(packet)
+        for shown in range(50):
+            grey = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 99, np.uint8), "rgb24")
+            grey.pts, grey.time_base = shown, Fraction(1, 25)
+            out.mux(small.encode(grey))
+        out.mux(small.encode(None))
+    own, alone = predicted(predictor, two), predicted(predictor, tmp_path / "one.mp4")
+    for one, other in zip(own, alone, strict=True):
+        np.testing.assert_array_equal(one.scores, other.scores)
+    write_overlay(tmp_path / "overlay.mp4", open_film(two), lambda _: None, None, USUAL)
+    numbers = [number(image) for _, image in _pictures(tmp_path / "overlay.mp4")]
+    assert numbers == list(range(50))
 
 
 # -- what people point at ----------------------------------------------------------------------

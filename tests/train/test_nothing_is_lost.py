@@ -388,7 +388,13 @@ def test_micro_batches_give_the_losses_and_the_gradient_of_the_batch(
 
 @pytest.mark.slow
 def test_a_compiled_run_trains_alike(finished: Manifest, tmp_path: Path) -> None:
-    changes = ("iterations=2", "evaluate_every=2", "decoder_layers=1", "pixel_layers=1")
+    changes = (
+        "iterations=2",
+        "evaluate_every=2",
+        "decoder_layers=1",
+        "pixel_layers=1",
+        "sem=shared",
+    )
     plain = tiny(finished, tmp_path / "plain", *changes)
     compiled = tiny(finished, tmp_path / "compiled", *changes, "compile=true")
     by_default = compiled.network.compile_parts
