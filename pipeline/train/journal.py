@@ -38,7 +38,10 @@ class Journal:
             run.tensorboard.mkdir(exist_ok=True)
             self._append(_EVENTS.Event(wall_time=time.time(), file_version="brain.Event:2"))
             start = _EVENTS.SessionLog(status=_EVENTS.SessionLog.START)
-            self._append(_EVENTS.Event(wall_time=time.time(), step=iteration, session_log=start))
+            # TensorBoard drops what it has of this step and later ones: the iteration at which a
+            # run is resumed stays.
+            first = iteration + 1
+            self._append(_EVENTS.Event(wall_time=time.time(), step=first, session_log=start))
 
     def write(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
         """Add an entry. What is no number is null, since JSON has no word for it."""

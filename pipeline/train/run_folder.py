@@ -241,6 +241,11 @@ def checkpoint_of(path: Path) -> tuple[RunFolder, Path]:
     return RunFolder(path.parent), path
 
 
+def run_of(path: Path) -> Path:
+    """The folder of a run, where one of its checkpoints is named instead."""
+    return path.parent if path.is_file() and (path.parent / SETTINGS).exists() else path
+
+
 def versions() -> dict[str, Any]:
     """What a run's numbers may depend on beside its settings and data."""
     import torch
