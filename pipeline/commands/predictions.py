@@ -17,7 +17,7 @@ app = typer.Typer()
 OUT = Path("predictions")
 
 
-@command(app)
+@command(app, goes_on=True)
 def predict(
     run: Annotated[
         Path,
@@ -53,11 +53,16 @@ def predict(
 
     Example: combo predict runs/combo-r50-s4 holiday.mp4 --out holiday
     """
-    from ..devices import keep_freed_memory
+    from ..devices import keep_freed_memory, set_threads
+    from ..layouts.folders import VIDEOS
     from ..predict.folder import PredictionFolder
     from ..predict.inputs import found, named, open_film
     from ..predict.predictor import Predictor
 
+    if run.suffix.lower() in VIDEOS:
+        raise typer.BadParameter(
+            f"{run} is a video: first comes the network, then what it is to see"
+        )
     output, failed = printing.output, list[str]()
     films: list[Film] = []
     paths = found(inputs)
@@ -67,6 +72,7 @@ def predict(
         except ComboError as error:
             _tell(output, failed, error, alone=len(paths) == 1)
     keep_freed_memory()
+    set_threads()
     predictor = Predictor(run, device, generator, data, manifest)
     results: list[dict[str, object]] = []
     total = 3 * sum(len(film.clip.times) for film in films)

@@ -152,7 +152,7 @@ def curves(run: RunFolder) -> dict[str, dict[str, Curve]]:
     A line that a kill cut off is dropped, as it is when training goes on.
     """
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    lines = run.metrics.read_bytes().splitlines() if run.metrics.exists() else []
+    lines = run.metrics.read_bytes().splitlines() if run.metrics.is_file() else []
     for line in lines:
         try:
             entry = json.loads(line)

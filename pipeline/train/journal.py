@@ -42,7 +42,10 @@ class Journal:
             run.tensorboard.mkdir(exist_ok=True)
             self._append(_EVENTS.Event(wall_time=time.time(), file_version="brain.Event:2"))
             start = _EVENTS.SessionLog(status=_EVENTS.SessionLog.START)
-            self._append(_EVENTS.Event(wall_time=time.time(), step=iteration, session_log=start))
+            # TensorBoard drops what it has of this step and later ones: the iteration at which a
+            # run is resumed stays.
+            first = iteration + 1
+            self._append(_EVENTS.Event(wall_time=time.time(), step=first, session_log=start))
 
     def write(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
         """Add an entry. What is no number is null, since JSON has no word for it."""
@@ -84,9 +87,12 @@ class Journal:
 
     def _truncate(self, iteration: int) -> None:
         """Drop entries after an iteration, which are written again, and what a kill cut off."""
-        if not self.run.metrics.exists():
+        try:
+            found = durable.read_bytes(self.run.metrics)
+        except FileNotFoundError:
             return
-        found = self.run.metrics.read_bytes()
+        except ValueError as error:
+            raise self.run.damaged(self.run.metrics.name, error) from None
         kept = [line + b"\n" for line in found.splitlines() if _number(line) <= iteration]
         durable.write_bytes(self.run.metrics, b"".join(kept))
 

@@ -62,14 +62,18 @@ class Pace:
         self._flops = counter.get_total_flops()
         return done
 
+    @property
+    def seconds(self) -> float:
+        """Of a step, so far."""
+        return (time.perf_counter() - self._since) / max(1, self._steps)
+
     def told(self) -> tuple[float, dict[str, Any]]:
         """Seconds of a step, and what is logged of them; begins anew.
 
         waited: share of the time in which the next batch was not there.  peak_memory_gb: of the
         GPU, or of this process.  mfu: share of what the device's products could be.
         """
-        passed = time.perf_counter() - self._since
-        seconds = passed / max(1, self._steps)
+        passed, seconds = time.perf_counter() - self._since, self.seconds
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._device)
         else:

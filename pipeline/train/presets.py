@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from .cache import Cache
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Checkpointing = Literal["none", "encoder", "all"]
+
+MOST_THREADS = 4096
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,12 @@ class TrainSettings:
         for name in ("iterations", "batch_size", "evaluate_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ComboError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        for name in ("checkpoint_every", "checkpoint_minutes"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ComboError(f"{name} is {getattr(self, name)}, but must be 0 or more")
         if not 0 <= self.ema < 1:
             raise ComboError(f"ema is {self.ema}, but must be 0 (none), or below 1, such as 0.999")
+        for name, value in vars(self).items():
+            most = MOST_THREADS if name == "threads" else 2**63
+            if isinstance(value, int | float) and not 0 <= value < most:
+                raise ComboError(f"{name} is {value}, but must be 0 or more, and below {most}")
         if self.compile and self.checkpointing != "none":
             raise ComboError(
                 "compile=true and checkpointing exclude each other: what is compiled chooses by "

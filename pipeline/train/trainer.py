@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...model.interface import Network
 from .. import remedies
+from ..devices import set_threads
 from ..errors import ComboError
 from ..jobs.stopping import Stop, Stopped
 from . import checkpoint, draws, processes
@@ -27,6 +28,7 @@ from .augment import Augment
 from .average import Average
 from .cache import batches
 from .checkpoint import Checkpoint
+from .elsewhere import Elsewhere
 from .evaluate import PRECISION, measure
 from .gradients import add_gradients
 from .health import MOST_IN_A_ROW, Health, several, tell
@@ -62,8 +64,7 @@ class Trainer:
         self.together = together
         self.settings.demand_shared_by(together.count)
         self.device = together.device(self.settings.device)
-        if self.settings.threads:
-            torch.set_num_threads(self.settings.threads)
+        set_threads(self.settings.threads)
         self.network = network.to(self.device)
         self.criterion = settings.criterion().to(self.device)
         self.optimiser = optimiser_of(network, self.settings)
@@ -103,11 +104,17 @@ class Trainer:
         self.health = Health(self.device, state.skipped, state.in_a_row)
         self._saved, self._saved_at = (self.iteration, self.evaluated), time.monotonic()
 
+    @property
+    def saved(self) -> int:
+        """The iteration of the run's last checkpoint."""
+        return self._saved[0] if self._saved else 0
+
     def train(
         self,
         on_step: Callable[[Step], None] = lambda _: None,
         stop: Stop | None = None,
         on_problem: Callable[[str], None] = lambda _: None,
+        on_evaluation: Callable[[int, float, float], None] = lambda *_: None,
         profile: Profile | None = None,
     ) -> None:
         """Train to the end.
@@ -115,6 +122,7 @@ class Trainer:
         stop: when asked, the step in hand is finished and a checkpoint written.
         on_problem: gets a line for each step that was not taken since something was no number,
         but for what half precision skips as a matter of course.
+        on_evaluation: gets iteration, M_J on the val split, and the best so far.
         profile: of some steps, is written by the first process.
         Raises Stopped; ComboError when several steps in a row could not be taken, the run's folder
         cannot be written, another run trains there, or a process of this one is gone.
@@ -126,7 +134,7 @@ class Trainer:
         with self.run.claimed() if self.together.first else contextlib.nullcontext():
             if self.together.first and self.run.state() != self._begun_from:
                 raise ComboError(f"another process has trained {self.run.root} meanwhile; {go_on}")
-            self._on_problem = on_problem
+            self._on_problem, self._on_evaluation = on_problem, on_evaluation
             if self.together.first:
                 if self.iteration == 0:
                     self._write()  # from here on the run can be resumed
@@ -168,12 +176,15 @@ class Trainer:
         steps = pace.over(read)
         if profile is not None:
             steps = profile.over(steps, self.run, self.iteration)
+        first = self.iteration + 1  # of which is told at once: hundreds may take hours
         for batch in steps:
             losses = pace.counted(partial(self._step, batch, stop))
             self.iteration += 1
             last = self.iteration == settings.iterations
             if self.iteration % settings.log_every == 0 or last:
                 on_step(self._log(losses, pace))
+            elif self.iteration == first:
+                on_step(self._told(float(losses["total"]), pace.seconds))
             if self._evaluate(stop):
                 pace.restart()
             stopping, saving = self._agreement.reached(stop.asked, self._late())
@@ -261,8 +272,13 @@ class Trainer:
         if self.scaler.is_enabled():
             told["loss_scale"] = self.scaler.get_scale()
         self._note("train", told)
-        left = seconds * (self.settings.iterations - self.iteration)
-        return Step(self.iteration, self.settings.iterations, values["total"], left, skipped)
+        return self._told(values["total"], seconds)
+
+    def _told(self, loss: float, seconds: float) -> Step:
+        """seconds: of a step."""
+        whole = self.settings.iterations
+        left = seconds * (whole - self.iteration)
+        return Step(self.iteration, whole, loss, left, int(self.health.skipped))
 
     def _evaluate(self, stop: Stop) -> bool:
         """Evaluate where it is time. Raises Stopped after some clips; it then begins again."""
@@ -274,7 +290,10 @@ class Trainer:
         network = self.network if self.average is None else self.average.network
         panels = Panels(val, self.together)
         how: dict[str, Any] = {"stop": stop, "together": self.together}
-        result = measure(network, val, self.device, on_clip=panels.seen, **how)
+        length = self.readers["train"].plan.frames_per_clip
+        longer = val.plan.frames_per_clip > length
+        measured = Elsewhere(network, length, None) if longer else network
+        result = measure(measured, val, self.device, on_clip=panels.seen, **how)
         self.network.train()
         self.evaluated = self.iteration
         self._note("val", {"M_J": result.m_j, "M_F": result.m_f, "precision": PRECISION})
@@ -288,6 +307,7 @@ class Trainer:
                     checkpoint.save_network(
                         self.run.best, state, self.iteration, self.best, self.run.identity or ""
                     )
+        self._on_evaluation(self.iteration, result.m_j, self.best)
         return True
 
     def _note(self, kind: str, values: Mapping[str, Any]) -> None:
