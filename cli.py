@@ -1,8 +1,8 @@
 """The `combo` command: its groups put together, and exit codes.
 
 Exit codes: 0 done, 1 done with failures or failed, 2 wrong usage, 75 told to stop (SIGTERM,
-SIGUSR1) before the end, 130 interrupted (Ctrl-C). Everything heavy is imported by the command that
-needs it, so that `combo --help` is there at once.
+SIGHUP, SIGUSR1) before the end, 130 interrupted (Ctrl-C). Everything heavy is imported by the
+command that needs it, so that `combo --help` is there at once.
 """
 
 import os

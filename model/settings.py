@@ -12,6 +12,9 @@ Sem = Literal["separate", "shared", "off"]
 Fusion = Literal["bilateral", "visual", "audio", "none"]
 Queries = Literal["add", "all", "none"]
 
+MAY_BE_NONE = ("pixel_layers",)
+"""Whole numbers that may be 0."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSettings:
@@ -25,6 +28,13 @@ class NetworkSettings:
     """D: numbers of one frame's sound."""
     max_frames: int = 10
     """T at most, for positions that are learned one a frame."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if type(value) is int and value < 1 and name not in MAY_BE_NONE:
+                raise ValueError(f"{name} is {value}, but must be at least 1")
+            if isinstance(value, int | float) and not 0 <= value < 2**31:
+                raise ValueError(f"{name} is {value}, but must be 0 or more, and below 2**31")
 
     @property
     def reads_maskige(self) -> bool:
@@ -116,6 +126,7 @@ class ComboSettings(NetworkSettings):
         return {"fidelity": self.fidelity}
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         known = {
             "fidelity": ("reference", "paper"),
             "sem": ("separate", "shared", "off"),
@@ -125,11 +136,14 @@ class ComboSettings(NetworkSettings):
         for name, choices in known.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, not one of {choices}")
+        for name in ("drop_path", "fusion_dropout", "importance"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but is a share, from 0 to 1")
+        if self.oversample < 1:
+            raise ValueError(f"oversample is {self.oversample}, but must be at least 1")
         if self.width % 4 or self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of 4 and of {self.heads} heads")
         if self.width % self.fusion_heads:
             raise ValueError(f"width {self.width} is not a multiple of fusion_heads")
-        if self.classes < 1 or self.decoder_layers < 1 or self.query_count < 1:
-            raise ValueError("classes, decoder_layers and query_count are at least 1")
         if self.size_divisor % 32:
             raise ValueError(f"size_divisor {self.size_divisor} is not a multiple of 32")

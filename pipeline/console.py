@@ -53,14 +53,21 @@ _WORDS = re.compile(r"(?<=: )combo [a-z-][^;,()`]*[^;,()`\s][;,)]*|\S+")
 """A word, or a command that is to be copied."""
 
 
+class _Console(Console):
+    """One that does not end the process where nobody reads: that is for `Output` and `streams`."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
 class Output:
     """Where a command's words go. quiet: no progress and no notes.  as_json: results as JSON."""
 
     def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
         self.quiet, self.as_json = quiet, as_json
         width = None if sys.stdout.isatty() else PLAIN_WIDTH
-        self.out = Console(soft_wrap=True, highlight=False, markup=False, emoji=False, width=width)
-        self.err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self.out = _Console(soft_wrap=True, highlight=False, markup=False, emoji=False, width=width)
+        self.err = _Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
     def note(self, text: str) -> None:
         """A line for people."""

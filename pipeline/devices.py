@@ -125,6 +125,13 @@ def keep_freed_memory() -> None:
         library.mallopt(mmap_threshold, 32 << 20)
 
 
+def set_threads(wanted: int = 0) -> None:
+    """PyTorch's CPU threads in this process; 0: one a core, or what OMP_NUM_THREADS says below."""
+    import torch
+
+    torch.set_num_threads(wanted or min(torch.get_num_threads(), cores()))
+
+
 def cores() -> int:
     """CPU cores that the system lets this process use."""
     if hasattr(os, "sched_getaffinity"):

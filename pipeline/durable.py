@@ -15,12 +15,17 @@ import os
 import secrets
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Generator, Iterator
+from io import BufferedReader, BufferedWriter, FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .errors import ComboError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 PARTIAL = ".partial"
 
@@ -35,12 +40,15 @@ def replacing(path: Path, lasting: bool = True, keep: Path | None = None) -> Gen
 
     lasting: False for what need not outlive a crash of the machine; nothing is flushed then.
     keep: where the file that was `path` goes; there is one at `path` all the time.
-    Raises OSError that names `path`. Whatever is raised in the block, no temporary file is left.
+    Whatever is raised in the block, no temporary file is left. A write that failed is raised as the
+    system's OSError, which names `path`, whatever the library that wrote makes of it.
     """
     name = f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}{PARTIAL}"
     temporary = path.with_name(name)
+    written: _Written | None = None
     try:
-        with _new_file(temporary) as file:
+        written = _new_file(temporary)
+        with BufferedWriter(written) as file:
             yield file
             if lasting:
                 file.flush()
@@ -49,12 +57,15 @@ def replacing(path: Path, lasting: bool = True, keep: Path | None = None) -> Gen
             _also(path, keep)
         temporary.replace(path)
     except BaseException as error:
-        nameless = (None, str(temporary))
-        if isinstance(error, OSError) and error.errno is not None and error.filename in nameless:
-            error.filename = str(path)
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise
+        unnamed = (None, temporary, str(temporary))
+        failed = error if written is None or written.failed is None else written.failed
+        if isinstance(failed, OSError) and failed.errno and failed.filename in unnamed:
+            failed.filename = str(path)
+        if failed is error:
+            raise
+        raise failed from error
     if lasting:
         _flush_folder(path.parent)
 
@@ -70,14 +81,60 @@ def _also(path: Path, name: Path) -> None:
     temporary.replace(name)
 
 
-def _new_file(path: Path) -> BinaryIO:
+class _Written(FileIO):
+    """A file that remembers which write to it failed."""
+
+    failed: OSError | None = None
+
+    def write(self, data: "Buffer", /) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failed = error
+            raise
+
+
+def _new_file(path: Path) -> _Written:
     """A file to write, and its folder where that is missing. On a cluster's file system it costs to
     ask for a folder that is there."""
     try:
-        return path.open("wb")
+        return _Written(path, "wb")
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("wb")
+        return _Written(path, "wb")
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """A regular file, or a link to one, opened for reading: a pipe waits for ever, and a device has
+    no end. Raises OSError, and ValueError that says what stands there instead."""
+    try:
+        # A pipe that nobody writes to is opened without waiting, and found to be one.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno not in (errno.ENXIO, errno.ELOOP):
+            raise
+        kind = "a socket or a device" if error.errno == errno.ENXIO else "a link to itself"
+        raise ValueError(f"{kind}, no regular file") from None
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return open(descriptor, "rb")  # noqa: PTH123 - the caller closes it
+    os.close(descriptor)
+    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+    raise ValueError(f"{kind}, no regular file")
+
+
+def read_bytes(path: Path) -> bytes:
+    """A regular file's bytes. Raises as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def read_json(path: Path) -> Any:
+    """What a regular file says in JSON. Raises as `open_regular`, and ValueError for no JSON."""
+    try:
+        return json.loads(read_bytes(path))
+    except RecursionError:
+        raise ValueError("lists or objects in each other too deep") from None
 
 
 def write_bytes(path: Path, data: bytes | memoryview, lasting: bool = True) -> None:
@@ -104,6 +161,10 @@ def unwritten(where: str | Path, error: OSError, again: str, elsewhere: str) -> 
         errno.EACCES: f"no permission to write; {elsewhere}",
         errno.EPERM: f"no permission to write; {elsewhere}",
     }
+    in_the_way = {errno.EISDIR: "a folder", errno.ENOTDIR: "a file"}.get(error.errno or 0)
+    if in_the_way:
+        where = error.filename or where
+        mends[error.errno or 0] = f"{in_the_way} is in the way; move it elsewhere and {again}"
     mend = mends.get(error.errno or 0)
     return None if mend is None else ComboError(f"cannot write {where}: {mend}")
 
@@ -114,7 +175,8 @@ def writing(where: Path, again: str, elsewhere: str) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        other = ComboError(f"cannot write {where}: {error.strerror or error}; {again}")
+        file = error.filename or where
+        other = ComboError(f"cannot write {file}: {error.strerror or error}; {again}")
         raise unwritten(where, error, again, elsewhere) or other from error
 
 
@@ -162,7 +224,7 @@ def leftovers(folder: Path, of: str | None = None) -> Iterator[Path]:
     for path in found:
         owner, pid, _ = path.name.removesuffix(PARTIAL).rsplit(".", 2)
         if owner.endswith(f".{host}"):
-            dead = pid.isdigit() and not alive(int(pid))
+            dead = pid.isdecimal() and not alive(int(pid))
         else:
             dead = (age(path, now) or 0.0) > ABANDONED
         if dead:
@@ -184,6 +246,15 @@ def absolute(path: Path) -> Path:
     """A path that stays the same wherever the process goes, and has no `..`, which tensorstore
     does not take. Links are followed only where a `..` has to be."""
     return path.resolve() if ".." in path.parts else path.absolute()
+
+
+def here_is_there() -> bool:
+    """Whether the folder that this process works in has not been removed."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def demand_utf8(store: Path) -> None:

@@ -32,7 +32,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from pydantic import TypeAdapter
 
-from . import remedies
+from . import durable, remedies
 from .errors import ComboError
 from .memory_file import MemoryFile
 from .store import ArraySpec, Finished, Plan, StoreDamaged, Variant
@@ -326,10 +326,10 @@ def damaged(path: Path, what: str, reason: object) -> StoreDamaged:
 
 def _open(path: Path) -> BinaryIO:
     try:
-        return path.open("rb")
-    except OSError as error:
+        return durable.open_regular(path)
+    except (OSError, ValueError) as error:
         raise ComboError(
-            f"{path}: {error.strerror}; pack a store into a file: "
+            f"{path}: {getattr(error, 'strerror', error)}; pack a store into a file: "
             f"{remedies.pack(path, overwrite=False)}"
         ) from None
 

@@ -46,8 +46,13 @@ class Rows:
         """[clips], those that are known to be what was written."""
 
     def ask(self, rows: Sequence[int] | np.ndarray) -> "Asked":
-        """Start reading clips."""
-        return Asked(self, np.asarray(rows), self._whole[rows].read())
+        """Start reading clips. Raises what `damaged` gives."""
+        rows = np.asarray(rows)
+        if self._checked is not None and self._checked.shard is not None:
+            for row in rows[~self.held[rows]].tolist():
+                if self._checked.shard(row // self._checked.per_unit).is_fifo():
+                    raise self._damaged(row, "lies in a pipe, no regular file")  # it would wait
+        return Asked(self, rows, self._whole[rows].read())
 
     def take(self, rows: np.ndarray, reading: Any) -> np.ndarray:
         """What was asked for, [len(rows), ...]. Raises what `damaged` gives."""

@@ -18,7 +18,6 @@ training reads.
 """
 
 import hashlib
-import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -105,6 +104,10 @@ class Plan:
     seconds_per_frame: Annotated[float, Later(1.0)] = 1.0
     cut: Annotated[int, Later(0)] = 0
 
+    def __post_init__(self) -> None:
+        if min(self.clips_per_unit, self.frames_per_clip) < 1 or not self.seconds_per_frame > 0:
+            raise ValueError("units and clips of a plan are not empty")
+
     @property
     def units(self) -> int:
         return -(-len(self.clips) // self.clips_per_unit)
@@ -173,8 +176,8 @@ class SplitStore:
         Raises StoreDamaged, and ComboError for another split's folder under this one's name.
         """
         try:
-            text = self.plan_path.read_bytes()
-            plan, of = _adapter(Plan).validate_json(text), json.loads(text).get("of", str(self))
+            value = durable.read_json(self.plan_path)
+            plan, of = _adapter(Plan).validate_python(value), value.get("of", str(self))
         except FileNotFoundError:
             return None
         except ValueError as error:
@@ -273,7 +276,7 @@ class SplitStore:
         """The variant of a key, or None where there is none. Raises StoreDamaged."""
         head = self.tensors / key / "zarr.json"
         try:
-            found = self._described(json.loads(head.read_bytes()))
+            found = self._described(durable.read_json(head))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, LookupError, TypeError, AttributeError):
@@ -326,7 +329,7 @@ class SplitStore:
     def finished(self, variant: Variant) -> Finished | None:
         """What closed a variant, or None where nothing did, or nothing that can be read."""
         try:
-            return _adapter(Finished).validate_json(self.finished_path(variant).read_bytes())
+            return _adapter(Finished).validate_json(durable.read_bytes(self.finished_path(variant)))
         except (FileNotFoundError, ValueError):
             return None
 
@@ -376,6 +379,8 @@ class SplitStore:
             if array.shape[0] != plan.units * plan.clips_per_unit:
                 raise self._damaged(self.arrays(variant) / spec.name / "zarr.json")
             try:
+                if self.shard(variant, spec, unit).is_fifo():
+                    raise ValueError("a pipe, no regular file")  # which waits for ever
                 found[spec.name] = array[start : start + plan.clips_per_unit].read().result()
             except Exception as error:  # codecs raise whatever their library raises
                 raise StoreDamaged(f"{variant.key}/{spec.name} unit {unit}: {error}") from error

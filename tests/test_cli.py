@@ -19,6 +19,7 @@ import typer
 from typer.testing import CliRunner
 
 from combo.cli import app
+from combo.pipeline.console import Output
 
 ROOT = typer.main.get_command(app)
 
@@ -401,6 +402,23 @@ def test_a_pipe_that_is_closed_early_is_no_traceback() -> None:
     command = f"{shlex.quote(sys.executable)} -m combo weights list --json | head -c 1"
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("[", "")
+
+
+def test_notes_into_a_pipe_that_nobody_reads_end_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        monkeypatch.setattr(sys, "stderr", pipe)
+        Output().note("training: 1/2")
+        Output().warn("and on")
+
+
+def test_a_folder_that_is_gone_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    done = CliRunner().invoke(app, ["status"])
+    assert "the folder you are in is gone; go to another (cd)" in str(done.exception)
 
 
 def test_paths_are_printed_as_they_are(tmp_path: Path) -> None:

@@ -73,13 +73,14 @@ def evaluate(
     if predictions is not None and len(networks) * len(names) > 1:
         raise typer.BadParameter("--predictions takes the masks of one network and one sound")
 
-    from ..devices import choose_device, keep_freed_memory
+    from ..devices import choose_device, keep_freed_memory, set_threads
     from ..ruler import comparison
     from ..ruler.candidates import Where, candidate
     from ..saved_masks import demand_empty, write_clip
     from ..train.evaluate import as_json, groups_as_json, measure_sounds
 
     keep_freed_memory()
+    set_threads()
     if predictions is not None:
         demand_empty(predictions)
     output, on = printing.output, choose_device(device)
@@ -96,7 +97,7 @@ def evaluate(
             def seen(_sound: str, clip: "StoredBatch", scores: "Tensor") -> None:
                 if predictions is not None:
                     frames = clip.present[0].nonzero()[:, 0].tolist()
-                    write_clip(predictions, clip.clips[0], scores, frames)
+                    write_clip(predictions, clip.clips[0], scores.cpu(), frames)
                 bar.advance()
 
             network = each.network(on)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from ..durable import unwritten
+from ..durable import here_is_there, unwritten
 from ..errors import ComboError
 from . import completion
 
@@ -368,6 +368,10 @@ def command(
                     f"{error.filename or 'a file'}: no permission to read or write it; ask its "
                     f"owner, or name another store, run or folder"
                 ) from error
+            except FileNotFoundError as error:
+                if error.filename or here_is_there():
+                    raise
+                raise ComboError("the folder you are in is gone; go to another (cd)") from error
             except OSError as error:
                 said = error.filename and unwritten(error.filename, error, AGAIN, ELSEWHERE)
                 if not said:  # what cannot be printed names no file: see `console.streams`

@@ -53,7 +53,7 @@ def predict(
 
     Example: combo predict runs/combo-r50-s4 holiday.mp4 --out holiday
     """
-    from ..devices import keep_freed_memory
+    from ..devices import keep_freed_memory, set_threads
     from ..layouts.folders import VIDEOS
     from ..predict.folder import PredictionFolder
     from ..predict.inputs import found, named, open_film
@@ -72,6 +72,7 @@ def predict(
         except ComboError as error:
             _tell(output, failed, error, alone=len(paths) == 1)
     keep_freed_memory()
+    set_threads()
     predictor = Predictor(run, device, generator, data, manifest)
     results: list[dict[str, object]] = []
     total = 3 * sum(len(film.clip.times) for film in films)

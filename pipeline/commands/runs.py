@@ -20,8 +20,9 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..train.loader import ClipReader
+    from ..train.pace import Step
     from ..train.processes import Processes
-    from ..train.trainer import Step, Trainer
+    from ..train.trainer import Trainer
 
 app = typer.Typer()
 
@@ -45,6 +46,9 @@ def train(
         Path | None,
         typer.Option(help="YAML file of settings, and of the preset; --set goes before it."),
     ] = None,
+    profile: Annotated[
+        int, typer.Option(min=0, help="Write a PyTorch profile of so many steps.")
+    ] = 0,
     print_settings: Annotated[
         bool,
         typer.Option("--print-settings", help="Print the settings as such a file; train nothing."),
@@ -96,7 +100,7 @@ def train(
     with processes.joined() as together:
         name = preset or ""
         (folder, *_) = together.gather(out or start.free_folder(Path("runs") / name))
-        run_trainer(printing.output, together.alike(lambda: trainer(together)), requeue)
+        run_trainer(printing.output, together.alike(lambda: trainer(together)), requeue, profile)
 
 
 def _settings(preset: str, run: Path | None, changes: list[str]) -> tuple[dict[str, Any], str]:
@@ -155,13 +159,14 @@ def settings(printing: Printing) -> None:
 
 
 def run_trainer(
-    output: Output, trainer: "Trainer", requeue: bool = False, tell: bool = True
+    output: Output, trainer: "Trainer", requeue: bool = False, profile: int = 0, tell: bool = True
 ) -> None:
-    """Train to the end with a progress bar. requeue: as the option of `combo train`.  tell: whether
-    what came of it is a result."""
+    """Train to the end with a progress bar. requeue, profile: as the options of `combo train`.
+    tell: whether what came of it is a result."""
     from ..devices import keep_freed_memory
     from ..jobs import scheduler
     from ..jobs.stopping import Stopped, listening
+    from ..train.profiling import Profile
 
     keep_freed_memory()
     if not trainer.together.first:
@@ -197,7 +202,8 @@ def run_trainer(
             output.note(f"iteration {iteration:,}: M_J on val {score:.4f}, {so_far}")
 
         try:
-            trainer.train(advance, stop, output.warn, tell_score)
+            of_steps = Profile(profile, output.note) if profile else None
+            trainer.train(advance, stop, output.warn, tell_score, of_steps)
         except KeyboardInterrupt:
             raise trainer.together.ended(_interrupted(trainer)) from None
         except Stopped:

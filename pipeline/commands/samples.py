@@ -34,7 +34,7 @@ def sample(
     s4: Counts = "24,6,8",
     ms3: Counts = "24,6,8",
     avss: Counts = "24,6,8",
-    seed: Annotated[int, typer.Option(help="Another seed, other clips.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, other clips.")] = 0,
 ) -> None:
     """Make a small data set in all three AVSBench layouts, so that nothing needs a download.
 
@@ -59,7 +59,7 @@ def sample(
 
 def _counts(name: str, text: str) -> tuple[int, int, int]:
     parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+    if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
         raise ComboError(f"--{name} {text}: write clips in train, val and test, as in 24,6,8")
     train, val, test = map(int, parts)
     return train, val, test

@@ -88,7 +88,7 @@ def holders(folder: Path) -> Iterator[Holder]:
     Not for a process that has claims there itself, which it would lose.
     """
     try:
-        file = os.open(folder / "claims", os.O_RDONLY)
+        file = os.open(folder / "claims", os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return
     try:

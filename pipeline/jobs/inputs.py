@@ -8,7 +8,6 @@ read. Nothing depends on that file; a store without it gets it at the next run.
 
 import contextlib
 import hashlib
-import json
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -167,7 +166,7 @@ def _look(data: DataSet, clip: Clip) -> str:
 
 def _read(split: SplitStore) -> tuple[str, dict[str, str]] | None:
     try:
-        value = json.loads(_path(split).read_bytes())
+        value = durable.read_json(_path(split))
         return str(value["root"]), dict(value["clips"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

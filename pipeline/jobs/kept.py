@@ -44,7 +44,7 @@ def write(split: SplitStore, variant: Variant, kept: Kept) -> None:
 def read(split: SplitStore, variant: Variant, plan: Plan, unit: int) -> tuple[KeptClip, ...]:
     """The clips kept of a unit of this plan: none where there is no such file, or a damaged one."""
     try:
-        text = records.kept_path(split, variant, unit).read_bytes()
+        text = durable.read_bytes(records.kept_path(split, variant, unit))
         kept = _adapter().validate_json(text)
     except (FileNotFoundError, ValueError):
         return ()

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from ..devices import Place, devices
 from ..errors import ComboError
 from .scheduler import cores
-from .stopping import Stop
+from .stopping import Stop, hears_its_terminal
 from .unit import Busy, Done, Job, OpenJob, Patience
 
 ATTEMPTS = 3
@@ -175,6 +175,8 @@ def _work(pipe: Any, job: Job, place: Place, again: bool) -> None:
     # SIGTERM unwinds the stack, so that a half-written temporary file is removed. The terminal's
     # SIGINT and a scheduler's SIGUSR1 are for the parent, which then says what to do.
     signal.signal(signal.SIGTERM, _stop)
+    if hears_its_terminal():
+        signal.signal(signal.SIGHUP, _stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     run: OpenJob | None = None

@@ -147,7 +147,7 @@ def _read(folder: Path, but: int | None = None) -> Iterator[Part]:
         if but is not None and path.name.endswith(f"-of-{but:04d}.json"):
             continue
         try:
-            part = _adapter().validate_json(path.read_bytes())
+            part = _adapter().validate_json(durable.read_bytes(path))
         except (FileNotFoundError, ValueError):
             continue  # just replaced, or damaged: the next sign of life mends it
         if part.state == "running":

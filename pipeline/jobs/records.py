@@ -70,7 +70,7 @@ def read_record(split: SplitStore, variant: Variant, unit: int) -> UnitRecord | 
     """A unit's record, or None when there is none, or none that can be read."""
     path = _present(split, variant, unit)
     try:
-        return None if path is None else _adapter().validate_json(path.read_bytes())
+        return None if path is None else _adapter().validate_json(durable.read_bytes(path))
     except (FileNotFoundError, ValueError):
         return None
 
@@ -111,7 +111,7 @@ def listing(split: SplitStore, variant: Variant) -> dict[int, bool]:
     found: dict[int, bool] = {}
     for name in names:
         number, _, ending = name.partition(".")
-        if number.isdigit() and ending in ("json", "failed.json"):
+        if number.isdecimal() and ending in ("json", "failed.json"):
             found[int(number)] = ending == "failed.json"
     return found
 

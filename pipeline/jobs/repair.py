@@ -7,7 +7,6 @@ description, and what its arrays are from the variant. So no shard and no record
 """
 
 import contextlib
-import json
 import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -39,7 +38,7 @@ def _plan_of(folder: Path) -> str | None:
     found = None
     for path in sorted(folder.glob("[0-9]*.json")):
         try:
-            return str(json.loads(path.read_bytes())["plan"])
+            return str(durable.read_json(path)["plan"])
         except (OSError, ValueError, KeyError, TypeError):
             found = ""
     return found
@@ -133,6 +132,6 @@ def _key(home: Path) -> str:
 
 def _is_group(file: Path) -> bool:
     try:
-        return json.loads(file.read_bytes())["node_type"] == "group"
+        return durable.read_json(file)["node_type"] == "group"
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -69,7 +69,7 @@ class Summary:
 def parse_part(text: str) -> tuple[int, int]:
     """`I/N`, counted from 1, as in `--part 3/8`."""
     left, _, right = text.partition("/")
-    if left.isdigit() and right.isdigit() and 1 <= int(left) <= int(right):
+    if left.isdecimal() and right.isdecimal() and 1 <= int(left) <= int(right):
         return int(left), int(right)
     raise ComboError(f"--part {text}: write I/N with 1 <= I <= N, such as --part 3/8")
 

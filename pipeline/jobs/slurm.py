@@ -142,7 +142,7 @@ def job() -> str:
 def cores() -> int | None:
     """CPU cores that this process's job asked for; None where it does not say."""
     asked = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return int(asked) if asked.isdigit() and int(asked) > 0 else None
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else None
 
 
 def requeue(warned: bool, say: Callable[[str], None]) -> None:

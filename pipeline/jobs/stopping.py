@@ -2,8 +2,9 @@
 
 Schedulers send SIGUSR1 some time before the end, SIGTERM shortly before they kill. The first means:
 finish the units in hand, begin no other. The second: leave them, now; what they had written under
-temporary names is removed on the way out, and they are not done. Training, whose steps are short,
-takes both for the first, and Ctrl-C too: it finishes its step and writes a checkpoint.
+temporary names is removed on the way out, and they are not done. A terminal that is closed (SIGHUP)
+means that, too, but for a process that was told to outlive it (`nohup`). Training, whose steps are
+short, takes them all for the first, and Ctrl-C too: it finishes its step and writes a checkpoint.
 """
 
 import signal
@@ -42,12 +43,17 @@ class Stop:
         self.interrupted = False
 
 
+def hears_its_terminal() -> bool:
+    """Whether this process was not told to outlive its terminal."""
+    return signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+
+
 @contextmanager
 def listening(
     at_once: bool = True, on_interrupt: Callable[[], None] = lambda: None
 ) -> Generator[Stop]:
-    """Within the block SIGUSR1 sets `asked` and `warned`; SIGTERM raises `Stopped` at once, or with
-    `at_once` False sets `asked`, and so does the first Ctrl-C, which then is told.
+    """Within the block SIGUSR1 sets `asked` and `warned`; SIGTERM and SIGHUP raise `Stopped` at
+    once, or with `at_once` False set `asked`, and so does the first Ctrl-C, which then is told.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -58,7 +64,8 @@ def listening(
         stop.asked = stop.warned = True
 
     def leave(_signal: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not break the tidying up
+        for number in leaving:  # a second one must not break the tidying up
+            signal.signal(number, signal.SIG_IGN)
         stop.asked = True
         if at_once:
             raise Stopped
@@ -68,10 +75,9 @@ def listening(
         stop.asked = stop.interrupted = True
         on_interrupt()
 
-    before = {
-        signal.SIGUSR1: signal.signal(signal.SIGUSR1, ask),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, leave),
-    }
+    leaving = [signal.SIGTERM, *([signal.SIGHUP] if hears_its_terminal() else ())]
+    before = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, ask)}
+    before |= {number: signal.signal(number, leave) for number in leaving}
     if not at_once:
         before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:

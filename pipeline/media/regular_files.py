@@ -1,28 +1,23 @@
 """Only regular files are opened: a pipe waits for ever, and a device has no end."""
 
 import os
-import stat
 from io import BufferedReader
 from pathlib import Path
 
+from .. import durable
 from ..errors import MediaError, readable
 
 
 def open_regular(path: Path) -> BufferedReader:
     """A regular file, or a link to one, opened for reading. Raises MediaError for all else."""
     try:
-        # A pipe that nobody writes to is opened without waiting, and found to be one.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        return durable.open_regular(path)
     except FileNotFoundError as error:
         raise MediaError(path, missing(path)) from error
     except OSError as error:
         raise unreadable(path, error) from error
-    mode = os.fstat(descriptor).st_mode
-    if stat.S_ISREG(mode):
-        return open(descriptor, "rb")  # noqa: PTH123 - the caller closes it
-    os.close(descriptor)
-    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-    raise MediaError(path, f"cannot be read ({kind}, no regular file)")
+    except ValueError as error:
+        raise MediaError(path, f"cannot be read ({error})") from error
 
 
 def read_whole(path: Path, limit: int) -> bytes:

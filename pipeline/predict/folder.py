@@ -7,6 +7,7 @@ contact_sheet.png some frames, and what was predicted
 prediction.json   every frame and second in numbers; written last, so that with it all is there
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -59,9 +60,11 @@ class PredictionFolder:
         """
         count = len(self.film.clip.times)
         if self.whole:
-            for what in ("sound", "frames", "painting"):
-                told(what, count)
-            return json.loads((self.root / SUMMARY).read_bytes())
+            with contextlib.suppress(ValueError):  # else it is said again, of what is there
+                said = durable.read_json(self.root / SUMMARY)
+                for what in ("sound", "frames", "painting"):
+                    told(what, count)
+                return said
         heard = self.predictor.hear(self.film, told)
         told("sound", count - len(heard.embeddings))
         with durable.writing(self.root, AGAIN, ELSEWHERE):
@@ -164,7 +167,7 @@ def _claim(root: Path, plan: Mapping[str, Any]) -> None:
         durable.write_json(root / PLAN, plan)
         return
     try:
-        known = json.loads((root / PLAN).read_bytes())
+        known = durable.read_json(root / PLAN)
     except ValueError:
         known = {}
     unlike = [key for key in plan.keys() | known.keys() if plan.get(key) != known.get(key)]

@@ -112,7 +112,7 @@ def look_at_run(
 
     def seen(sound: str, clip: StoredBatch, scores: Tensor) -> None:
         if sound == "right":
-            confusions.add(clip, scores)
+            confusions.add(clip, scores.cpu())
         on_clip()
 
     evaluations = measure_sounds(network, reader, device, sounds_of(reader), {}, seen)
@@ -152,7 +152,7 @@ def curves(run: RunFolder) -> dict[str, dict[str, Curve]]:
     A line that a kill cut off is dropped, as it is when training goes on.
     """
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    lines = run.metrics.read_bytes().splitlines() if run.metrics.exists() else []
+    lines = run.metrics.read_bytes().splitlines() if run.metrics.is_file() else []
     for line in lines:
         try:
             entry = json.loads(line)

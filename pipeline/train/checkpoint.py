@@ -44,14 +44,8 @@ def save(path: Path, value: Checkpoint | dict[str, Any], keep: Path | None = Non
 
     keep: where the file that was there goes.
     """
-    try:
-        with durable.replacing(path, keep=keep) as file:
-            torch.save(value if isinstance(value, dict) else vars(value), file)
-    except RuntimeError as error:
-        # What torch makes of a write that failed in the middle.
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
+    with durable.replacing(path, keep=keep) as file:
+        torch.save(value if isinstance(value, dict) else vars(value), file)
 
 
 def save_network(
@@ -131,6 +125,7 @@ class _OfAnotherRun(Exception):
 
 def _opened(path: Path) -> dict[str, Any]:
     """What a file holds. One that names no run is of an older combo, and is taken as it is."""
+    durable.open_regular(path).close()
     value = torch.load(path, map_location="cpu", weights_only=True)
     if (of := value.get("run")) and RunFolder(path.parent).identity not in (None, of):
         raise _OfAnotherRun

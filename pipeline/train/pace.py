@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,19 @@ PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "4090": 1
 """FLOP/s of dense bf16 products, by a part of the device's name (the vendor's data sheets)."""
 
 Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the trainer tells after a step. seconds_left: at the speed of the last steps.
+    skipped: steps of the run that were not taken, since a loss or gradient was no number.
+    """
+
+    iteration: int
+    iterations: int
+    loss: float
+    seconds_left: float
+    skipped: int
 
 
 class Pace:

@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
-import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import torch
 
 from ...model.interface import Network, NetworkCriterion
 from ...model.networks import NETWORKS
@@ -17,6 +18,8 @@ from .cache import Cache
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Checkpointing = Literal["none", "encoder", "all"]
+
+MOST_THREADS = 4096
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,12 @@ class TrainSettings:
         for name in ("iterations", "batch_size", "evaluate_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ComboError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        for name in ("checkpoint_every", "checkpoint_minutes"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ComboError(f"{name} is {getattr(self, name)}, but must be 0 or more")
         if not 0 <= self.ema < 1:
             raise ComboError(f"ema is {self.ema}, but must be 0 (none), or below 1, such as 0.999")
+        for name, value in vars(self).items():
+            most = MOST_THREADS if name == "threads" else 2**63
+            if isinstance(value, int | float) and not 0 <= value < most:
+                raise ComboError(f"{name} is {value}, but must be 0 or more, and below {most}")
         if self.compile and self.checkpointing != "none":
             raise ComboError(
                 "compile=true and checkpointing exclude each other: what is compiled chooses by "
@@ -98,6 +102,11 @@ class TrainSettings:
                 f"micro_batch {self.micro_batch} must divide batch_size {self.batch_size}; "
                 f"add --set micro_batch={self.batch_size}"
             )
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of autocast; None for none."""
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
     def demand_shared_by(self, processes: int) -> None:
         """Raises ComboError when a batch is not a multiple of so many processes' shares."""

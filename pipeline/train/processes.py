@@ -195,7 +195,7 @@ def _sum(
 
 def _number(name: str, default: int) -> int:
     text = os.environ.get(name, "")
-    return int(text) if text.isdigit() else default
+    return int(text) if text.isdecimal() else default
 
 
 def _reason(error: BaseException) -> str:

@@ -5,6 +5,7 @@ data.json       data set, store, variants and their fingerprints, clips used and
 versions.json   combo, Python, torch, ... and the machine
 metrics.jsonl   one line a log entry, also in tensorboard/
 last.pt, previous.pt, best.pt  checkpoints; each is whole or not there
+profile/        where `combo train --profile` was asked for
 skipped/        batches whose loss or gradient was no number, with the state before their step
 jobs/           script and log, where a cluster trains the run
 lock            who trains; the system drops the lock when that process ends
@@ -19,7 +20,6 @@ A folder whose first checkpoint was not finished holds nothing of worth: the run
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import platform
 import secrets
@@ -85,7 +85,7 @@ class RunFolder:
         self.best = root / "best.pt"
         self.metrics = root / "metrics.jsonl"
         self.tensorboard = root / "tensorboard"
-        self.skipped = root / "skipped"
+        self.skipped, self.profile = root / "skipped", root / "profile"
 
     @classmethod
     def create(cls, root: Path, settings: RunSettings, data: RunData) -> "RunFolder":
@@ -182,7 +182,7 @@ class RunFolder:
                 raise self.mixed()
             return restore(value)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise self._damaged(SETTINGS, error) from None
+            raise self.damaged(SETTINGS, error) from None
 
     def data(self) -> RunData:
         """Raises ComboError: this is no run folder, or data.json is damaged."""
@@ -192,7 +192,7 @@ class RunFolder:
         try:
             TypeAdapter(RunData).validate_python(value)
         except ValueError as error:
-            raise self._damaged(DATA, error) from None
+            raise self.damaged(DATA, error) from None
         return value
 
     def _read(self, name: str) -> Any:
@@ -202,15 +202,15 @@ class RunFolder:
                 f"or begin a run with the file: --set initialisation={self.root}"
             )
         try:
-            return json.loads((self.root / name).read_bytes())
+            return durable.read_json(self.root / name)
         except (FileNotFoundError, NotADirectoryError):
             raise ComboError(
                 f"{self.root} is no run folder: {name} is missing; make one with combo train"
             ) from None
         except OSError as error:
             raise ComboError(f"{self.root / name}: cannot be read ({reason_of(error)})") from None
-        except (ValueError, RecursionError) as error:
-            raise self._damaged(name, error) from None
+        except ValueError as error:
+            raise self.damaged(name, error) from None
 
     def mixed(self) -> ComboError:
         """What is said of a run whose files are not all its own."""
@@ -219,7 +219,8 @@ class RunFolder:
             f"put back the run's own, or train again"
         )
 
-    def _damaged(self, name: str, error: Exception) -> ComboError:
+    def damaged(self, name: str, error: Exception) -> ComboError:
+        """What is said of a file of the run that cannot be read."""
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         return ComboError(
             f"{self.root / name} is damaged ({reason}); put back a copy of it, or train again"

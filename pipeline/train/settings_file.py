@@ -28,7 +28,8 @@ def read_settings(file: Path) -> tuple[str | None, list[str]]:
     """
     try:
         value = yaml.safe_load(file.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        json.dumps(value, default=str)  # an alias may stand in what it stands for
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise ComboError(readable(f"--config {file}: cannot be read ({reason})")) from None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):

@@ -25,7 +25,7 @@ from combo.pipeline.jobs.parts import read_parts
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan, units_to_do
 from combo.pipeline.jobs.status import stage_statuses
-from combo.pipeline.jobs.stopping import Stop, Stopped
+from combo.pipeline.jobs.stopping import Stop, Stopped, listening
 from combo.pipeline.jobs.unit import Job
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.store import SplitStore, Variant
@@ -442,3 +442,19 @@ def test_units_made_again_need_no_more_disk(cheap: ModuleType, tmp_path: Path) -
     told = []
     run_job(job, Options(overwrite=True), on_estimate=told.append)
     assert [(each.units, each.bytes) for each in told] == [(4, 0)]
+
+
+def test_a_closed_terminal_is_an_order_to_stop_but_for_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with pytest.raises(Stopped), listening():
+            signal.raise_signal(signal.SIGHUP)
+        with listening(at_once=False) as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.asked
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with listening() as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert not stop.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
