@@ -18,7 +18,6 @@ from permissions import modes_count
 from typer.testing import CliRunner
 
 from combo.cli import app
-from combo.pipeline import durable
 from combo.pipeline.errors import ComboError
 from combo.pipeline.manifest import Manifest
 from combo.pipeline.train import checkpoint
@@ -302,20 +301,6 @@ def test_a_limit_of_a_files_size_is_one_line_and_the_run_goes_on_bit_for_bit(
     assert f"go on with: combo train --resume {run.root}" in said(caught)
     resume(run.root).train()
     assert same(run, trained)
-
-
-def test_a_write_that_failed_is_told_as_the_system_told_it(tmp_path: Path) -> None:
-    """Whatever a library between makes of it: PyTorch and PyAV have words of their own."""
-    with file_limit() as limit:
-        limit(10)
-        with pytest.raises(OSError, match="File too large") as caught:  # noqa: SIM117
-            with durable.replacing(tmp_path / "film") as file:
-                try:
-                    file.write(bytes(100_000))
-                except OSError as error:
-                    raise RuntimeError("cannot encode") from error
-    assert caught.value.filename == str(tmp_path / "film")
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("option", ["--csv", "--predictions"])
