@@ -1,13 +1,14 @@
 """The `combo` command: its groups put together, and exit codes.
 
 Exit codes: 0 done, 1 done with failures or failed, 2 wrong usage, 75 told to stop (SIGTERM,
-SIGHUP, SIGUSR1) before the end, 130 interrupted. Everything heavy is imported by the command that
-needs it, so that `combo --help` is there at once.
+SIGHUP, SIGUSR1) before the end, 130 interrupted (Ctrl-C). Everything heavy is imported by the
+command that needs it, so that `combo --help` is there at once.
 """
 
 import os
+import re
 import sys
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -18,12 +19,14 @@ from .pipeline.commands import (
     demo,
     evaluations,
     imports,
+    init,
     predictions,
     preprocess,
     reports,
     runs,
     samples,
     scores,
+    status,
     stores,
     weights,
 )
@@ -37,8 +40,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _GROUPS = (
-    preprocess, clusters, imports, stores, runs, evaluations, predictions, scores, ablations,
-    reports, samples, demo,
+    init, preprocess, clusters, imports, status, stores, runs, evaluations, predictions, scores,
+    ablations, reports, samples, demo,
 )  # fmt: skip
 for _group in _GROUPS:
     app.add_typer(_group.app)
@@ -69,18 +72,43 @@ def _demand_utf8() -> None:
 
 def main() -> None:
     """Run the command line."""
+    from .pipeline.commands.options import same_command
     from .pipeline.console import Output, streams
     from .pipeline.errors import ComboError
-    from .pipeline.jobs.stopping import EXIT_CODE, Stopped
+    from .pipeline.jobs.stopping import EXIT_CODE, Interrupted, Stopped
 
     _demand_utf8()
     try:
         with streams():
-            app()
+            code = app(prog_name="combo", standalone_mode=False)
     except ComboError as error:
         Output().warn(f"combo: {error}")
         sys.exit(error.exit_code)
-    except (Stopped, KeyboardInterrupt) as end:
+    except _USAGE as error:
+        _tell_usage(error)
+        sys.exit(2)
+    except (Stopped, Interrupted) as end:
         told, code = ("told to stop", EXIT_CODE) if isinstance(end, Stopped) else ("stopped", 130)
-        Output().warn(f"combo: {told}; {str(end) or 'the same command goes on where this one was'}")
-        sys.exit(code)
+        Output().warn(f"combo: {told}; {str(end) or f'go on with: {same_command()}'}")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+_USAGE = cast("type[Exception]", typer.BadParameter.__mro__[1])
+"""What the library that reads command lines raises for a wrong one."""
+
+
+def _tell_usage(error: Any) -> None:
+    """One line, as for other errors; the help, where nothing was asked for."""
+    from .pipeline.console import Output
+    from .pipeline.errors import nearest
+
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        return
+    said = " ".join(error.format_message().split()).rstrip(".")
+    said = said.removeprefix("Invalid value: ").replace("Value error, ", "")
+    if choice := re.search(r"'([^']*)' is not one of (.*)", said):
+        near = nearest(choice[1], re.findall(r"'(.*?)'", choice[2]))
+        said += f"; did you mean {near}?" if near else ""
+    path = error.ctx.command_path if error.ctx else "combo"
+    Output().warn(f"combo: {said}{' See' if said.endswith('?') else '; see'}: {path} --help")

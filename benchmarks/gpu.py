@@ -34,6 +34,7 @@ from combo.model.deformable_attention import sample_levels
 from combo.model.interface import label_values
 from combo.model.levels import Levels
 from combo.model.vggish import VGGish
+from combo.pipeline.train.evaluate import AT_ONCE
 from combo.pipeline.train.pace import PEAK
 
 HOME = Path(__file__).resolve().parent.parent
@@ -92,13 +93,20 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def a_step(
-    size: Size, name: str, precision: str, *, frames: int = 0, compiled: bool = False
+    size: Size,
+    name: str,
+    precision: str,
+    *,
+    frames: int = 0,
+    compiled: bool = False,
+    layout: torch.memory_format = Combo.memory_format,
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """Forward alone, and a training step, of a batch of S4 or of AVSS."""
     torch.manual_seed(0)
     frames = frames or size.frames
     settings = preset(name, image_size=size.pixels)
     net = Combo(settings).to(size.device).train()
+    net.memory_format = layout
     criterion = Criterion(settings)
     if compiled:
         net.compile_parts()
@@ -152,6 +160,19 @@ def steps(size: Size) -> Iterator[Row]:
                 if part == "step" and peak and not compiled:
                     row["MFU %"] = 100 * flops / seconds / peak
                 yield row
+
+
+def layout(size: Size) -> Iterator[Row]:
+    """A step of S4 with a pixel's channels side by side, as they are, and plane after plane."""
+    ways = {"channels last": torch.channels_last, "channels first": torch.contiguous_format}
+    for precision in ("fp32", "bf16")[: 1 if size.small else None]:
+        found: dict[str, float] = {}
+        for name, way in ways.items():
+            _, step = a_step(size, "combo-r50-s4", precision, layout=way)
+            found[name], memory = timed(step, size)
+            yield {"what": f"R50 step, {precision}, {name}", "ms": found[name] * 1e3, **memory}
+        faster = min(found, key=found.__getitem__)
+        yield {"what": f"faster, {precision}: {faster}", "ms": found[faster] * 1e3}
 
 
 def avss(size: Size) -> Iterator[Row]:
@@ -216,24 +237,26 @@ def kernel(size: Size) -> Iterator[Row]:
 
 
 def evaluation(size: Size) -> Iterator[Row]:
-    """Forward and full-size scores, a clip at a time."""
+    """Forward and full-size scores, a clip at a time and several at once."""
     for name, frames in (("combo-r50-s4", size.frames), ("combo-r50-avss", 2 * size.frames)):
         net = Combo(preset(name, image_size=size.pixels)).to(size.device).eval()
-        shape = (1, frames, 3, size.pixels, size.pixels)
-        pictures = torch.randint(0, 256, shape, dtype=torch.uint8, device=size.device)
-        sound = torch.randn(1, frames, 128, device=size.device)
+        for clips in (1, AT_ONCE["cuda"]):
+            shape = (clips, frames, 3, size.pixels, size.pixels)
+            pictures = torch.randint(0, 256, shape, dtype=torch.uint8, device=size.device)
+            sound = torch.randn(clips, frames, 128, device=size.device)
 
-        @torch.inference_mode()
-        def once(net: Combo = net, pictures: Tensor = pictures, sound: Tensor = sound) -> None:
-            net.scores(net(pictures, pictures, sound))
+            @torch.inference_mode()
+            def once(net: Combo = net, pictures: Tensor = pictures, sound: Tensor = sound) -> None:
+                for _ in net.clip_scores(pictures, pictures, sound):
+                    pass
 
-        seconds, memory = timed(once, size)
-        yield {
-            "what": f"evaluation, {name}",
-            "ms": seconds * 1e3,
-            "clips/s": 1 / seconds,
-            **memory,
-        }
+            seconds, memory = timed(once, size)
+            yield {
+                "what": f"evaluation, {name}, {clips} at once",
+                "ms": seconds * 1e3,
+                "clips/s": clips / seconds,
+                **memory,
+            }
 
 
 def sound(size: Size) -> Iterator[Row]:
@@ -322,7 +345,8 @@ def tests(size: Size) -> Iterator[Row]:
 
 
 PARTS: dict[str, Callable[[Size], Iterator[Row]]] = {
-    part.__name__: part for part in (tests, kernel, steps, avss, evaluation, sound, cache, masks)
+    part.__name__: part
+    for part in (tests, kernel, steps, layout, avss, evaluation, sound, cache, masks)
 }
 
 

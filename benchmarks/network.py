@@ -26,6 +26,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from combo.model import Combo, ComboSettings, Criterion, parameter_groups, preset
+from combo.model.deformable_attention import sample_levels
+from combo.model.levels import Levels
 from combo.model.vggish import VGGish
 from combo.pipeline.devices import keep_freed_memory
 
@@ -81,7 +83,7 @@ def prepare(options: argparse.Namespace, part: str) -> Callable[[], None]:
         @torch.inference_mode()
         def forward() -> None:
             with cast:
-                out = run(frames, frames, sound)
+                out = run(frames, frames, sound, apart=True)
             net.scores(out)
 
         return forward
@@ -129,8 +131,24 @@ def count(options: argparse.Namespace) -> None:
     once()
     with Operators() as operators:
         once()
-    print(f"{operators.counts.total()} operators a step")
+    settings = settings_of(options)
+    layers, total = settings.pixel_layers, operators.counts.total()
+    sampled = layers * of_sampling(settings)
+    print(f"{total} operators a step; {sampled} of them are {layers} layers' sampling, which")
+    print(f"takes {3 * layers} where there are kernels for it: {total - sampled + 3 * layers} then")
     print(", ".join(f"{name} {number}" for name, number in operators.counts.most_common(20)))
+
+
+def of_sampling(settings: ComboSettings) -> int:
+    """Operators of one layer's `sample_levels` in plain PyTorch, forward and backward."""
+    levels = Levels.of([(2, 2), (4, 4), (8, 8)], settings.heads, settings.pixel_points)
+    grid = (1, levels.pixels, settings.heads, 3, settings.pixel_points)
+    value = torch.rand(1, levels.pixels, settings.heads, 8, requires_grad=True)
+    places, weights = torch.rand(*grid, 2, requires_grad=True), torch.rand(grid, requires_grad=True)
+    with Operators() as operators:
+        out = sample_levels(value, levels, places, weights)
+        torch.autograd.grad(out, (value, places, weights), out.detach())
+    return operators.counts.total()
 
 
 def measure(options: argparse.Namespace, part: str) -> None:

@@ -46,6 +46,13 @@ class ClipLayout:
         index = torch.from_numpy(exists.reshape(-1).nonzero()[0])
         return cls(clips, frames, valid, send(index, device))
 
+    @property
+    def counts(self) -> list[int]:
+        """How many frames each clip has."""
+        if self.valid is None:
+            return [self.frames] * self.clips
+        return self.valid.sum(dim=1).tolist()
+
     def pack(self, clips: Tensor) -> Tensor:
         """[B, T, ...] -> [F, ...], valid frames only."""
         flat = clips.flatten(0, 1)

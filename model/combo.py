@@ -4,7 +4,7 @@ frames, Maskiges -> siam encoder -> pixel decoder -> bilateral fusion with the s
 decoder -> classes and masks. Everything is tensors; sound comes as VGGish or other features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,10 @@ from .settings import ComboSettings
 from .siam_encoder import SiamEncoder
 from .transfers import send
 
+MASKS_AT_ONCE = 1 << 28
+"""Bytes of masks at full size that are made together on a GPU. A CPU makes those of one frame,
+which are more than its caches hold."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -37,26 +41,49 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ComboOutput:
-    """Predictions of one batch of clips; zeros for frames that are not valid."""
+    """Predictions of one batch of clips; zeros for frames that are not valid.
 
-    layers: list[Prediction]
-    """Before the first decoder layer and after each one, first to last."""
-    padded_masks: Tensor
-    """The last mask logits with the padding of the image, [B, T, Q, ., .]."""
+    L prediction sets: before the first decoder layer and after each one, first to last.
+    """
+
+    class_sets: Tensor
+    """[B, T, L, Q, K + 1], "no object" last."""
+    mask_sets: Tensor
+    """Logits with the padding of the image, [B, T, L, Q, ., .]."""
     image_size: tuple[int, int]
     """(H, W) of the frames, pixels."""
     valid: Tensor | None
     """[B, T] bool, or None where every frame exists."""
 
     @property
+    def masks(self) -> Tensor:
+        """Logits of all sets, [B, T, L, Q, ceil(H / 4), ceil(W / 4)]."""
+        rows, columns = (-(-side // 4) for side in self.image_size)
+        if self.mask_sets.shape[-2:] == (rows, columns):
+            return self.mask_sets  # the gradient of a cut would be another array of their size
+        return self.mask_sets[..., :rows, :columns]
+
+    @property
+    def layers(self) -> list[Prediction]:
+        """Set after set."""
+        both = zip(self.class_sets.unbind(2), self.masks.unbind(2), strict=True)
+        return [Prediction(*each) for each in both]
+
+    @property
     def class_logits(self) -> Tensor:
         """[B, T, Q, K + 1] of the last layer."""
-        return self.layers[-1].class_logits
+        return self.class_sets[:, :, -1]
 
     @property
     def mask_logits(self) -> Tensor:
         """[B, T, Q, ceil(H / 4), ceil(W / 4)] of the last layer."""
-        return self.layers[-1].mask_logits
+        return self.masks[:, :, -1]
+
+    def clip(self, number: int) -> "ComboOutput":
+        """One clip's, as a batch of one."""
+        one = slice(number, number + 1)
+        valid = None if self.valid is None else self.valid[one]
+        return ComboOutput(self.class_sets[one], self.mask_sets[one], self.image_size, valid)
 
 
 class Combo(Network):
@@ -64,6 +91,10 @@ class Combo(Network):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    memory_format = torch.channels_last
+    """Of pictures: a pixel's channels side by side, which convolutions keep. On a CPU they, pooling
+    and resizing are many times faster so, and a GPU's tensor cores want it so. Weights stay as they
+    are: that gains nothing, and fused AdamW mixes elements where orders differ."""
 
     def __init__(self, settings: ComboSettings, pretrained: bool = False) -> None:
         """pretrained: timm fetches ImageNet weights for the encoders, and raises if it cannot."""
@@ -123,11 +154,7 @@ class Combo(Network):
         divisor = self.settings.size_divisor
         images = (images - self.pixel_mean) / self.pixel_std
         images = F.pad(images, (0, -w % divisor, 0, -h % divisor))
-        if images.device.type == "cpu":
-            # Convolutions keep the layout that they are given; pooling and resizing, too, are many
-            # times faster on a CPU with a pixel's channels side by side.
-            images = images.contiguous(memory_format=torch.channels_last)
-        return images
+        return images.contiguous(memory_format=self.memory_format)
 
     def forward(
         self,
@@ -135,12 +162,16 @@ class Combo(Network):
         maskige: Tensor | None,
         sound: Tensor,
         valid: Tensor | ClipLayout | None = None,
+        *,
+        apart: bool = False,
     ) -> ComboOutput:
         """frames, maskige: [B, T, 3, H, W] RGB 0..255; sound: [B, T, D].
 
         maskige: may be None where the setting `sem` is off, which does not look at it.
         valid: [B, T] bool for clips of different length; the other frames influence nothing. What
         is made of it beforehand, a `ClipLayout`, leaves a forward that compiles into one graph.
+        apart: every clip as if it were alone, whose queries hear another one where the public code
+        mixes them; of the last layer alone.
         Raises ValueError for arrays that do not fit together.
         """
         _check(frames, maskige, sound, self.settings)
@@ -160,28 +191,45 @@ class Combo(Network):
         pixels, audio = self.bilateral_fusion(pixels, of_finest, layout.pack(sound), layout)
         queries = None
         if self.audio_mlp is not None:
-            queries = self.spread(self.audio_mlp(audio), self.settings.query_count)
-        predictions = self.mask_decoder(maps, positions, pixels, shapes[-1], queries)
-        return _output(predictions, layout, (frames.shape[3], frames.shape[4]))
+            heard = self.audio_mlp(audio).split(layout.counts if apart else len(audio))
+            queries = torch.cat([self.spread(each, self.settings.query_count) for each in heard])
+        sets = self.mask_decoder(maps, positions, pixels, shapes[-1], queries, every=not apart)
+        classes, masks = (layout.unpack(each) for each in sets)
+        return ComboOutput(classes, masks, (frames.shape[3], frames.shape[4]), layout.valid)
 
-    def scores(self, out: ComboOutput) -> Tensor:
+    def clip_scores(
+        self, frames: Tensor, maskige: Tensor | None, sound: Tensor, valid: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """As `Network.clip_scores`: all clips in one forward, then clip after clip at full size."""
+        out = self(frames, maskige, sound, valid, apart=True)
+        for number in range(len(frames)):
+            yield self.scores(out.clip(number))[0]
+
+    def scores(self, out: ComboOutput, at_once: int | None = None) -> Tensor:
         """Semantic inference (section 3.4): the sum over queries of class times mask.
 
-        Returns [B, T, K, H, W] float32, 0..Q; zeros for frames that are not valid. One frame at a
-        time, since the masks at full size are a hundred times the result.
+        at_once: frames whose masks at full size, a hundred times the result, are made together; by
+        default as many as `MASKS_AT_ONCE` holds.
+        Returns [B, T, K, H, W] float32, 0..Q; zeros for frames that are not valid.
         """
         h, w = out.image_size
-        with torch.autocast(out.padded_masks.device.type, enabled=False):
+        last = out.mask_sets[:, :, -1]
+        with torch.autocast(last.device.type, enabled=False):
             probability = out.class_logits.float().softmax(dim=-1)[..., :-1].flatten(0, 1)
-            masks = out.padded_masks.flatten(0, 1)
+            masks = last.flatten(0, 1)
+            size = (masks.shape[2] * 4, masks.shape[3] * 4)
+            if at_once is None:
+                of_frame = 4 * masks.shape[1] * size[0] * size[1]
+                at_once = 1 if masks.device.type == "cpu" else max(1, MASKS_AT_ONCE // of_frame)
             scores = []
-            for of_queries, mask in zip(probability, masks, strict=True):
-                size = (mask.shape[1] * 4, mask.shape[2] * 4)
-                full = F.interpolate(
-                    mask[None].float(), size=size, mode="bilinear", align_corners=False
-                )[0, :, :h, :w]
-                scores.append(torch.einsum("qk,qhw->khw", of_queries, full.sigmoid_()))
-            whole = torch.stack(scores).unflatten(0, out.class_logits.shape[:2])
+            for of_queries, some in zip(
+                probability.split(at_once), masks.split(at_once), strict=True
+            ):
+                full = F.interpolate(some.float(), size=size, mode="bilinear", align_corners=False)[
+                    :, :, :h, :w
+                ]
+                scores.append(torch.einsum("fqk,fqhw->fkhw", of_queries, full.sigmoid_()))
+            whole = torch.cat(scores).unflatten(0, out.class_logits.shape[:2])
         if out.valid is not None:
             whole = whole * send(out.valid, whole.device)[:, :, None, None, None]
         return whole
@@ -198,21 +246,4 @@ def _check(frames: Tensor, maskige: Tensor | None, sound: Tensor, settings: Comb
         raise ValueError(f"sound is {tuple(sound.shape)}, not {expected}")
 
 
-def _output(
-    predictions: Sequence[tuple[Tensor, Tensor]], layout: ClipLayout, size: tuple[int, int]
-) -> ComboOutput:
-    rows, columns = -(-size[0] // 4), -(-size[1] // 4)
-    padded = [layout.unpack(masks) for _, masks in predictions]
-    cut = padded
-    if padded[-1].shape[-2:] != (rows, columns):
-        # Not for nothing: the gradient of a cut is another array of the masks' size.
-        cut = [masks[..., :rows, :columns] for masks in padded]
-    layers = [
-        Prediction(layout.unpack(classes), masks)
-        for (classes, _), masks in zip(predictions, cut, strict=True)
-    ]
-    return ComboOutput(layers, padded[-1], size, layout.valid)
-
-
-torch.export.register_dataclass(Prediction)
 torch.export.register_dataclass(ComboOutput)

@@ -1,6 +1,6 @@
 """Adaptive inter-frame consistency: neighbouring frames' masks should look alike (Eq. 6-7)."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -11,24 +11,24 @@ from .transfers import send
 COSINE_EPS = 1e-12
 
 
-def _products(left: Tensor, right: Tensor) -> Tensor:
-    """Of each frame's masks, [B, T, Q, P] -> [B, T] float64.
-
-    Summed query by query: 1 - S of alike frames keeps only the last digits of the sums.
-    """
-    return torch.linalg.vecdot(left, right).double().sum(dim=2)
-
-
-def _neighbour_terms(masks: Iterable[Tensor]) -> Tensor:
+def _neighbour_terms(clips: Iterable[Tensor]) -> Tensor:
     """(1 - S) exp(S - 1) for S the cosine of frames t and t + 1.
 
-    masks: L times [B, T, Q, h, w]. Returns [L, B, T - 1] float32.
+    clips: B times [T, L, Q, h, w]. Returns [L, B, T - 1] float32.
     """
-    flat = [of_layer.float().flatten(3) for of_layer in masks]
-    norm = torch.stack([_products(each, each) for each in flat]) + COSINE_EPS
-    product = torch.stack([_products(each[:, :-1], each[:, 1:]) for each in flat])
+    # A clip's frames with each other, query by query: few products, and no copy of a mask.
+    # Summed in float64: 1 - S of alike frames keeps only the last digits of the sums.
+    products = torch.stack([_products(clip.float().flatten(3)) for clip in clips], dim=1)
+    norm = products.diagonal(dim1=2, dim2=3) + COSINE_EPS
+    product = products.diagonal(1, dim1=2, dim2=3)
     distance = 1 - product / (norm[..., :-1] * norm[..., 1:]).sqrt()
     return (distance * torch.exp(-distance)).float()
+
+
+def _products(frames: Tensor) -> Tensor:
+    """[T, L, Q, P] -> [L, T, T] float64."""
+    rows = frames.flatten(1, 2).transpose(0, 1)
+    return (rows @ rows.mT).unflatten(0, frames.shape[1:3]).double().sum(dim=1)
 
 
 def _pairs(valid: Tensor, group: int | None = None) -> Tensor:
@@ -59,33 +59,33 @@ def paper_divisor(valid: Tensor) -> Tensor:
 
 
 def reference_consistency(
-    mask_logits: Sequence[Tensor], valid: Tensor | None, divisor: Tensor | None = None
+    mask_logits: Tensor, valid: Tensor | None, divisor: Tensor | None = None
 ) -> Tensor:
     """Mean over the neighbours inside groups of five frames, of raw logits (public code).
 
-    mask_logits: L times [B, T, Q, h, w]; valid: [B, T] bool or None.  divisor: of the batch that
+    mask_logits: [B, T, L, Q, h, w]; valid: [B, T] bool or None.  divisor: of the batch that
     these clips are a part of, when they are not all of it.
     Returns [L] float32, zeros where no frame has a neighbour.
     """
-    valid = _every(mask_logits[0]) if valid is None else valid
-    pairs = send(_pairs(valid, GROUP), mask_logits[0].device)
+    valid = _every(mask_logits) if valid is None else valid
+    pairs = send(_pairs(valid, GROUP), mask_logits.device)
     divisor = reference_divisor(valid) if divisor is None else divisor
-    terms = _neighbour_terms(mask_logits) * pairs
+    terms = _neighbour_terms(mask_logits.unbind()) * pairs
     return terms.sum(dim=(1, 2)) / divisor.clamp(min=1)
 
 
 def paper_consistency(
-    mask_logits: Sequence[Tensor], valid: Tensor | None, divisor: Tensor | None = None
+    mask_logits: Tensor, valid: Tensor | None, divisor: Tensor | None = None
 ) -> Tensor:
     """Eq. 7: the sum over all neighbours of a clip, of predicted masks in 0..1; mean over clips.
 
     The text calls O^mask "predicted masks" and shows them as heat maps, hence the sigmoid.
     Shapes as in `reference_consistency`.
     """
-    valid = _every(mask_logits[0]) if valid is None else valid
-    pairs = send(_pairs(valid), mask_logits[0].device)
+    valid = _every(mask_logits) if valid is None else valid
+    pairs = send(_pairs(valid), mask_logits.device)
     divisor = paper_divisor(valid) if divisor is None else divisor
-    terms = _neighbour_terms(of_layer.sigmoid() for of_layer in mask_logits) * pairs
+    terms = _neighbour_terms(of_clip.sigmoid() for of_clip in mask_logits.unbind()) * pairs
     return terms.sum(dim=(1, 2)) / divisor
 
 
@@ -93,7 +93,7 @@ def paper_consistency(
 class Consistency:
     """One reading of L_ada."""
 
-    loss: Callable[[Sequence[Tensor], Tensor | None, Tensor | None], Tensor]
+    loss: Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
     divisor: Callable[[Tensor], Tensor]
     """Of the frames that exist, [B, T] bool: what the loss of these clips is divided by."""
     initial: bool

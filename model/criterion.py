@@ -29,8 +29,8 @@ class LabelledFrames:
 
     class_logits: Tensor
     """[L, n, Q, K + 1] float32."""
-    mask_logits: list[Tensor]
-    """L times [B * T, Q, h, w], all frames: views, since masks are the largest arrays there are."""
+    mask_logits: Tensor
+    """[B * T, L, Q, h, w], all frames: a view, since masks are the largest arrays there are."""
     index: Tensor
     """[n] int64: the annotated frames among B * T."""
     targets: Targets
@@ -116,7 +116,7 @@ class Criterion(NetworkCriterion):
         Raises ValueError for labels of another shape or outside the classes.
         """
         # Sums over ten thousand points and whole masks are no work for half precision.
-        with torch.autocast(out.mask_logits.device.type, enabled=False):
+        with torch.autocast(out.masks.device.type, enabled=False):
             selected = self.select(out, labels, annotated, values)
             arriving = self.costs(selected, points, draws)
             if divisors is None:
@@ -152,21 +152,20 @@ class Criterion(NetworkCriterion):
         values: Tensor | None = None,
     ) -> LabelledFrames:
         """Stacks what the annotated frames' predictions are."""
-        clips, frames, _, h, w = out.mask_logits.shape
+        clips, frames, *_, h, w = out.masks.shape
         if labels.dim() != 4 or labels.shape[0] != clips or labels.shape[1] > frames:
             raise ValueError(f"labels are {tuple(labels.shape)}, for clips {(clips, frames)}")
         if labels.shape[2:] != out.image_size:
             raise ValueError(f"labels are {tuple(labels.shape)}, images {out.image_size}")
         if labels.is_floating_point():
             raise ValueError(f"labels are {labels.dtype}, not integers")
-        device = out.mask_logits.device
+        device = out.masks.device
         if values is None:
             values = label_values(labels).cpu()
         held = _padded(values.numpy(), frames)
         chosen = self._annotated(out, held, annotated)
         index = send(torch.from_numpy(chosen.reshape(-1).nonzero()[0]), device)
-        classes = torch.stack([p.class_logits for p in out.layers]).flatten(1, 2)
-        masks = [p.mask_logits.flatten(0, 1) for p in out.layers]
+        classes = out.class_sets.flatten(0, 1).index_select(0, index).float().transpose(0, 1)
         # Mask logits cover a multiple of four pixels; the rest belongs to no mask.
         below, right = h * 4 - labels.shape[2], w * 4 - labels.shape[3]
         labels = send(labels, device)
@@ -176,7 +175,7 @@ class Criterion(NetworkCriterion):
             held[chosen], self.settings.classes, device,
         )  # fmt: skip
         return LabelledFrames(
-            classes.index_select(1, index).float(), masks, index, targets, torch.from_numpy(chosen)
+            classes, out.masks.flatten(0, 1), index, targets, torch.from_numpy(chosen)
         )
 
     @staticmethod
@@ -205,7 +204,9 @@ class Criterion(NetworkCriterion):
         else:
             points = send(points, device).float()[None]
         weights = (settings.lambda_cls, settings.lambda_mask, settings.lambda_dice)
-        masks = (m.detach().index_select(0, selected.index) for m in selected.mask_logits)
+        masks = selected.mask_logits.detach()
+        if len(masks) > len(selected.index):
+            masks = masks.index_select(0, selected.index)
         return match(selected.class_logits, masks, selected.targets, points, weights)
 
     @staticmethod
@@ -249,14 +250,11 @@ class Criterion(NetworkCriterion):
         Sums over masks, divided by the number of targets.
         """
         layers, count = matched.shape
-        queries = selected.mask_logits[0].shape[1]
-        rows = selected.index[targets.frame] * queries + matched.clamp(min=0)
-        masks = torch.stack(
-            [
-                of_layer.flatten(0, 1).index_select(0, of_targets)
-                for of_layer, of_targets in zip(selected.mask_logits, rows.unbind(), strict=True)
-            ]
-        ).float()
+        queries = selected.mask_logits.shape[2]
+        of_set = torch.arange(0, layers * queries, queries, device=matched.device)[:, None]
+        rows = selected.index[targets.frame] * layers * queries + of_set + matched.clamp(min=0)
+        masks = selected.mask_logits.flatten(0, 2).index_select(0, rows.flatten())
+        masks = masks.unflatten(0, (layers, count)).float()
         found = (matched >= 0).to(masks.dtype)
 
         flat = masks.flatten(0, 1)[:, None]
@@ -305,12 +303,12 @@ class Criterion(NetworkCriterion):
     def consistency_losses(self, out: ComboOutput, divisors: Divisors) -> dict[str, Tensor]:
         """L_ada of the prediction sets before the last, over all valid frames (Eq. 6-7)."""
         first = 0 if self.consistency.initial else 1
-        sets = out.layers[first:-1]
-        if not sets or self.weights["loss_cosine"] == 0:
+        masks = out.masks
+        if masks.shape[2] < first + 2 or self.weights["loss_cosine"] == 0:
             return {}
-        masks = [p.mask_logits for p in sets]
-        loss = self.consistency.loss(masks, out.valid, divisors.consistency)
-        return {f"loss_cosine_{first + i}": value for i, value in enumerate(loss.unbind())}
+        # Of the last set, too: leaving it out would cost another array of the masks' size.
+        loss = self.consistency.loss(masks, out.valid, divisors.consistency).unbind()
+        return {f"loss_cosine_{i}": loss[i] for i in range(first, len(loss) - 1)}
 
 
 def _padded(flags: np.ndarray, frames: int) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What training and evaluation ask of a network, whatever it looks like inside."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -48,6 +48,18 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def scores(self, out: Any) -> Tensor:
         """[B, T, K, H, W] float32, the more the likelier; zeros for frames that are not valid."""
+
+    def clip_scores(
+        self, frames: Tensor, maskige: Tensor | None, sound: Tensor, valid: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """`scores` of one clip after the other, [T, K, H, W], as if each had come alone.
+
+        Here each does; a network that can keep clips apart in one forward has its own way.
+        """
+        for number in range(len(frames)):
+            one = slice(number, number + 1)
+            seen, there = (None if of is None else of[one] for of in (maskige, valid))
+            yield self.scores(self(frames[one], seen, sound[one], there))[0]
 
     @property
     def parts(self) -> Sequence[nn.Module]:

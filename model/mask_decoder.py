@@ -57,7 +57,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, place: Tensor, key: Tensor, value: Tensor, open_to: Tensor
     ) -> Tensor:
-        """x: [F, Q, C]; place: [Q, C]; key, value: [F, K, C]; open_to: [F, Q, K] bool."""
+        """x, place: [F, Q, C]; key, value: [F, K, C]; open_to: [F, Q, K] bool."""
         x = self.cross_norm(x + self.cross_attention(x + place, key, value, open_to))
         placed = x + place
         x = self.self_norm(x + self.self_attention(placed, placed, x, None))
@@ -85,17 +85,19 @@ class OpenKeys(nn.Module):
     A module of its own, so that a hook can see the masks.
     """
 
-    def forward(self, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """mask_logits: [F, Q, h, w]; size: of the keys' map. Returns [F, Q, K] bool, detached."""
-        resized = F.interpolate(
-            mask_logits.detach(), size=size, mode="bilinear", align_corners=False
-        ).flatten(2)
-        within = resized >= 0
+    def forward(self, mask_logits: Tensor) -> Tensor:
+        """mask_logits: [F, Q, K], at the size of the keys' map. Returns the same shape, bool."""
+        within = mask_logits >= 0
         return within | ~within.any(dim=2, keepdim=True)
 
 
 class MaskDecoder(nn.Module):
-    """Learned queries with the sound, refined against three maps in turn, predicting each time."""
+    """Learned queries with the sound, refined against three maps in turn, predicting each time.
+
+    A mask is a product of pixels, and resizing it a mean of them: the masks that close keys are
+    products of pixels that were resized once, and only what is learned from is made at full size,
+    of all layers together.
+    """
 
     def __init__(
         self, width: int, heads: int, ffn: int, layers: int, queries: int, classes: int,
@@ -112,12 +114,6 @@ class MaskDecoder(nn.Module):
         self.class_embed = nn.Linear(width, classes + 1)
         self.mask_embed = MaskEmbedding(width)
 
-    def predict(self, x: Tensor, pixels: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Of queries x [F, Q, C] the class logits [F, Q, K + 1] and mask logits [F, Q, H, W]."""
-        x = self.decoder_norm(x)
-        masks = self.mask_embed(x) @ pixels.transpose(1, 2)
-        return self.class_embed(x), masks.unflatten(2, size)
-
     def forward(
         self,
         maps: Sequence[Tensor],
@@ -125,12 +121,14 @@ class MaskDecoder(nn.Module):
         pixels: Tensor,
         size: tuple[int, int],
         sound: Tensor | None,
-    ) -> list[tuple[Tensor, Tensor]]:
+        every: bool = True,
+    ) -> tuple[Tensor, Tensor]:
         """maps: P_4, P_3, P_2, [F, C, H_i, W_i], coarse to fine; positions: theirs, [H_i * W_i, C].
 
         pixels: the fused P_1 as rows [F, H * W, C], size: its (H, W).
         sound: [F, Q, C], the sound of each query; None without audio queries.
-        Returns class and mask logits before the first layer and after each one.
+        Returns class logits [F, L, Q, K + 1] and mask logits [F, L, Q, H, W], before the first
+        layer and after each one; every: False for those of the last alone.
         """
         values = [
             level.flatten(2).transpose(1, 2) + embedding
@@ -146,15 +144,27 @@ class MaskDecoder(nn.Module):
         else:
             learned = self.query_feat.weight.expand(pixels.shape[0], -1, -1)
             x = learned if sound is None else learned + sound
-        place = self.query_embed.weight
+        # As large as what it is added to: its gradient is then summed over frames once.
+        place = self.query_embed.weight.expand(pixels.shape[0], -1, -1)
 
         if torch.is_autocast_enabled(pixels.device.type):
-            # Once, not in each prediction, which would keep a copy for the backward direction.
+            # Once, not in each product.
             pixels = pixels.to(torch.get_autocast_dtype(pixels.device.type))
-        predictions = [self.predict(x, pixels, size)]
+        columns = pixels.transpose(1, 2)
+        whole = columns.detach().unflatten(2, size)
+        resized = [
+            F.interpolate(whole, size=shape, mode="bilinear", align_corners=False).flatten(2)
+            for shape in shapes
+        ]
+        queries = [x]
         for i, layer in enumerate(self.layers):
             level = i % LEVELS
-            open_to = self.open_keys(predictions[-1][1], shapes[level])
+            # Detached, and not without gradients, in which autocast would keep weights that have
+            # none for what follows.
+            embedded = self.mask_embed(self.decoder_norm(x.detach()))
+            open_to = self.open_keys((embedded @ resized[level]).detach())
             x = layer(x, place, keys[level], values[level], open_to)
-            predictions.append(self.predict(x, pixels, size))
-        return predictions
+            queries.append(x)
+        x = self.decoder_norm(torch.stack(queries if every else queries[-1:], dim=1))
+        masks = self.mask_embed(x).flatten(1, 2) @ columns
+        return self.class_embed(x), masks.unflatten(2, size).unflatten(1, x.shape[1:3])

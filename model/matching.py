@@ -6,7 +6,7 @@ the stored labels; which are left after augmentation only the device knows, and 
 with the costs of the matching: the one thing that a step waits for.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,39 +76,40 @@ class Samples:
     """
 
     index: Tensor
-    """[n * P, 4] int64: rows of the four pixels around a point, of maps with a border."""
+    """[n * P * 4] int64: rows of the four pixels around a point, point after point."""
     shares: Tensor
-    """The same, of each."""
+    """The same, of each; 0 for those outside."""
+    first: Tensor
+    """[n * P] int64: where each point's rows begin."""
 
     @classmethod
     def at(cls, points: Tensor, n: int, h: int, w: int) -> "Samples":
         """points: [n, P, 2] or [1, P, 2] as (x, y) in 0..1."""
-        points = points.expand(n, -1, -1)
-        x = (points[..., 0] * w + 0.5).clamp(0, w + 1)
-        y = (points[..., 1] * h + 0.5).clamp(0, h + 1)
-        left, top = x.floor().clamp(max=w), y.floor().clamp(max=h)
-        right, lower = x - left, y - top
-        frame = torch.arange(0, n * (h + 2) * (w + 2), (h + 2) * (w + 2), device=points.device)
-        corner = frame[:, None] + (top * (w + 2) + left).long()
-        index = torch.stack([corner, corner + 1, corner + w + 2, corner + w + 3], dim=-1)
-        shares = torch.stack(
-            [
-                (1 - lower) * (1 - right),
-                (1 - lower) * right,
-                lower * (1 - right),
-                lower * right,
-            ],
-            dim=-1,
+        device = points.device
+        size = send(torch.tensor([w, h], dtype=points.dtype), device)
+        place = points.expand(n, -1, -1) * size - 0.5
+        low = place.floor()
+        beyond = place - low
+        pixels = torch.stack([low, low + 1])
+        inside = torch.minimum(pixels.clamp(min=0), size - 1)
+        shares = torch.stack([1 - beyond, beyond]) * (pixels == inside)
+        (x, y), (share_x, share_y) = inside.long().unbind(-1), shares.unbind(-1)
+        frame = torch.arange(0, n * h * w, h * w, device=device)
+        index = (y * w + frame[:, None])[:, None] + x
+        return cls(
+            index.movedim((0, 1), (2, 3)).flatten(),
+            (share_y[:, None] * share_x).movedim((0, 1), (2, 3)).flatten(),
+            torch.arange(0, index.numel(), 4, device=device),
         )
-        return cls(index.flatten(0, 1), shares.flatten(0, 1))
 
     def of(self, maps: Tensor) -> Tensor:
         """[n, C, h, w] -> [n, P, C]."""
         n, channels = maps.shape[:2]
         # Of one frame the reshaped rows would be a view with a stride, five times as slow to add.
-        rows = F.pad(maps, (1, 1, 1, 1)).permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
+        rows = maps.permute(0, 2, 3, 1).reshape(-1, channels).contiguous()
+        shares = self.shares.to(rows.dtype)
         sampled = F.embedding_bag(
-            self.index, rows, mode="sum", per_sample_weights=self.shares.to(rows.dtype)
+            self.index, rows, self.first, mode="sum", per_sample_weights=shares
         )
         return sampled.unflatten(0, (n, -1))
 
@@ -121,14 +122,14 @@ def sample_rows(maps: Tensor, points: Tensor) -> Tensor:
 @torch.no_grad()
 def match(
     class_logits: Tensor,
-    mask_logits: Iterable[Tensor],
+    mask_logits: Tensor,
     targets: Targets,
     points: Tensor,
     weights: tuple[float, float, float],
 ) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
     """The query of every target in every prediction set: least cost, no query twice in a frame.
 
-    class_logits: [L, n, Q, K + 1]; mask_logits: L times [n, Q, h, w].
+    class_logits: [L, n, Q, K + 1]; mask_logits: [n, L, Q, h, w].
     points: [n, P, 2] or [1, P, 2], (x, y) in 0..1, where masks are compared.
     weights: of class probability, binary cross entropy and dice in the cost.
     Costs are on their way to the CPU when this returns, in one transfer. What it returns waits for
@@ -151,20 +152,18 @@ def match(
     probability = class_logits.float().softmax(dim=-1).transpose(2, 3)
     chosen = probability.gather(2, label.expand(layers, -1, -1, queries))
 
-    samples = None
-    losses, overlaps, insides = [], [], []
-    for masks in mask_logits:
-        if samples is None:
-            samples = Samples.at(points, n, masks.shape[2], masks.shape[3])
+    samples = Samples.at(points, n, mask_logits.shape[3], mask_logits.shape[4])
+    and_all = torch.cat([truth, torch.ones_like(truth[:, :1])], dim=1)  # whose product is a sum
+    sums, products, insides = [], [], []
+    for masks in mask_logits.unbind(1):  # points are more than masks' pixels: set after set
         x = samples.of(masks.float())
-        inside = x.sigmoid()
-        # The binary cross entropy of logit x and target t is softplus(x) - x t.
-        losses.append(F.softplus(x).sum(dim=1)[:, None] - truth @ x)
-        overlaps.append(truth @ inside)
-        insides.append(inside.sum(dim=1)[:, None])
-    entropy = torch.stack(losses) / truth.shape[2]
-    area = torch.stack(insides) + truth.sum(dim=2)[:, :, None]
-    dice = 1 - (2 * torch.stack(overlaps) + 1) / (area + 1)
+        sums.append(F.softplus(x).sum(dim=1))
+        products.append(truth @ x)
+        insides.append(and_all @ x.sigmoid())
+    # The binary cross entropy of logit x and target t is softplus(x) - x t.
+    entropy = (torch.stack(sums)[:, :, None] - torch.stack(products)) / truth.shape[2]
+    overlap, inside = torch.stack(insides).split([truth.shape[1], 1], dim=2)
+    dice = 1 - (2 * overlap + 1) / (inside + truth.sum(dim=2)[:, :, None] + 1)
     costs = by_mask * entropy - by_class * chosen + by_dice * dice
     present = targets.masks.flatten(1).any(dim=1)
     arriving = fetch(torch.cat([costs.flatten(), present.to(costs.dtype)]))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from . import durable, remedies
-from .errors import ComboError
+from .errors import ComboError, counted
 from .imports import stages_asked
 from .jobs.plan import layout_of, splits_of, weights_of
 from .jobs.status import stage_statuses
@@ -101,7 +101,7 @@ def _data_set(manifest: Manifest, name: str) -> Iterator[Check]:
         states = stage_statuses(store, [name], [split]) if store.exists() else []
         finished = {s.stage: s for s in states if s.finished}
         missing = [stage for stage in STAGES if stage not in finished]
-        state = f"{count:,} clips{published}; " + (
+        state = f"{counted(count, 'clip')}{published}; " + (
             f"to do: {', '.join(missing)}" if missing else "preprocessed"
         )
         if "frames" in finished and (annotated := finished["frames"].annotated):

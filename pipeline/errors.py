@@ -12,6 +12,12 @@ def readable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def counted(count: int, what: str) -> str:
+    """`1 clip`, `2 clips`, `1,000 clips`, `2 classes`."""
+    several = f"{what}{'es' if what.endswith('s') else 's'}"
+    return f"{count:,} {what if count == 1 else several}"
+
+
 class ComboError(Exception):
     """One line for the user: what is wrong, where, and the command or setting that mends it."""
 
@@ -37,7 +43,8 @@ def unknown(
     listed = f"{has} {', '.join(names) or 'none'}"
     if near is None:
         return UnknownName(readable(f"{said}; {listed}"))
-    told = f" {listed[0].upper()}{listed[1:]}" if every else ""
+    first = listed if "." in listed.split()[0] else f"{listed[0].upper()}{listed[1:]}"
+    told = f" {first}" if every else ""
     return UnknownName(readable(f"{said}; did you mean {near}?{told}"))
 
 

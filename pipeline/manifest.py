@@ -83,8 +83,10 @@ class DataSet(Model):
     """Which splits to use; all of the layout's when left out."""
     fit: dict[str, Fit] = Field(default_factory=dict)
     """Per split: `squash` to the size, or short side to the size and `crop` the centre."""
-    frames_per_clip: int = Field(default=10, ge=1, le=1000)
-    """Layout `folders` only: the most frames that a clip may have."""
+    frames_per_clip: int | None = Field(default=None, ge=1, le=100_000)
+    """Layout `folders` only: the most frames that a clip may have; any number when left out."""
+    cut: int | None = Field(default=None, ge=1, le=1000)
+    """Layout `folders` only: clips of more frames are cut into parts of so many: NAME#1, NAME#2."""
     seconds_per_frame: float = Field(default=1.0, ge=0.001, le=1e6)
     """Layout `folders` only: the distance of the frames taken from a video, in seconds."""
     split: Annotated[
@@ -351,7 +353,15 @@ def _read(file: Path) -> dict[str, Any]:
         finally:
             loader.dispose()
     except FileNotFoundError:
-        raise ComboError(f"no manifest at {file}; give one with --manifest FILE") from None
+        raise ComboError(
+            f"no manifest at {file}; give one with --manifest FILE, or make one of a folder of "
+            "clips: combo init FOLDER"
+        ) from None
+    except IsADirectoryError:
+        raise ComboError(
+            f"{file} is a folder, no manifest; give a file with --manifest FILE, or make one of "
+            f"the clips in it: combo init {file}"
+        ) from None
     except RecursionError:
         raise ComboError(f"{file}: lists or mappings in each other too deep") from None
     except (yaml.YAMLError, ValueError, OSError) as error:

@@ -133,6 +133,7 @@ def choose_variants(
     for stage in (named or {}).keys() - wanted.keys():
         raise ComboError(f"no {stage} is read here; leave --variant {stage}=NAME out")
     chosen: dict[str, Variant] = {}
+    nothing = [stage for stage in wanted if not source.variants(stage)]
     for stage, settings in wanted.items():
         variants = source.variants(stage)
         if named and stage in named:
@@ -148,7 +149,8 @@ def choose_variants(
         if not fits:
             raise ComboError(
                 f"no {stage} of {source} with these settings in {source.store} (there: {there}); "
-                f"run: {remake(source, stage, settings)}, "
+                f"{_of_another(variants, settings)}run: "
+                f"{remake(source, stage if len(nothing) < 2 else remedies.ALL, settings)}, "
                 f"or choose one with --variant {stage}=NAME"
             )
         raise ComboError(
@@ -156,3 +158,13 @@ def choose_variants(
             f"choose one with --variant {stage}=NAME"
         )
     return Choice(chosen["frames"], chosen["audio"], chosen.get("maskige"))
+
+
+def _of_another(variants: Sequence[Variant], wanted: Mapping[str, Any]) -> str:
+    """The option that takes the only variant there is, where another encoder or generator made it,
+    as words that another command may follow."""
+    for option in ("encoder", "generator"):
+        names = {variant.settings.get(option) for variant in variants}
+        if option in wanted and len(names) == 1 and names != {wanted[option]}:
+            return f"add --{option} {names.pop()}, or "
+    return ""

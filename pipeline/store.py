@@ -92,7 +92,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the first axis of a split means; written once, before any unit."""
+    """What the first axis of a split means; written once, before any unit. seconds_per_frame: of
+    videos.  cut: longer clips are cut into parts of so many frames; 0: they are not."""
 
     layout: str
     clips: tuple[str, ...]
@@ -101,7 +102,7 @@ class Plan:
     classes: tuple[str, ...]
     clips_per_unit: int
     seconds_per_frame: Annotated[float, Later(1.0)] = 1.0
-    """The distance of frames that are taken from videos."""
+    cut: Annotated[int, Later(0)] = 0
 
     def __post_init__(self) -> None:
         if min(self.clips_per_unit, self.frames_per_clip) < 1 or not self.seconds_per_frame > 0:

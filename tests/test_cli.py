@@ -1,11 +1,16 @@
 """The `combo` command as a user meets it: help, exit codes, errors of one line."""
 
+import ast
+import dataclasses
+import inspect
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
+import typing
 from pathlib import Path
 
 import click
@@ -182,6 +187,84 @@ def test_what_a_user_does_wrong_is_one_line_with_a_way_out(
     assert not (tmp_path / "store").exists(), "an error before the work leaves nothing behind"
 
 
+OF_OLD = {"slurm"}
+"""Of `combo submit`: names the only scheduler there is, and had to be given until 0.1."""
+
+
+def options(path: str) -> dict[str, click.Parameter]:
+    """The options of a command, by their longest name."""
+    return {
+        max(each.opts, key=len): each
+        for each in dict(commands())[path].params
+        if each.param_type_name == "option"
+    }
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands()])
+def test_every_option_of_a_command_is_read_by_it(path: str) -> None:
+    """What a command is given is passed on whole, or each of its parts is looked at."""
+    command = dict(commands())[path].callback
+    function = inspect.unwrap(command).__closure__  # what `command` of options.py wraps
+    (own,) = [
+        cell.cell_contents for cell in function or () if inspect.isfunction(cell.cell_contents)
+        and cell.cell_contents.__module__.startswith("combo.pipeline.commands")
+        and cell.cell_contents.__name__ != "same_command"
+    ]  # fmt: skip
+    tree = ast.parse(textwrap.dedent(inspect.getsource(own)))
+    hints = typing.get_type_hints(own)
+    for name in inspect.signature(own).parameters:
+        attributes, whole = read_of(tree, name)
+        record = hints[name]
+        if not dataclasses.is_dataclass(record):
+            assert whole or attributes, (path, name)
+        elif not whole:
+            reached = reached_from(record, attributes)
+            unread = {field.name for field in dataclasses.fields(record)} - reached - OF_OLD
+            assert not unread, (path, name, unread)
+
+
+def read_of(tree: ast.AST, name: str) -> tuple[set[str], bool]:
+    """The attributes read of a variable, and whether it is also used as a whole."""
+    bases = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    mine = [n for n in bases if isinstance(n.value, ast.Name) and n.value.id == name]
+    loads = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and node.id == name and isinstance(node.ctx, ast.Load)
+    ]
+    return {node.attr for node in mine}, len(loads) > len(mine)
+
+
+def reached_from(record: type, attributes: set[str]) -> set[str]:
+    """The fields that these attributes of a record are made of."""
+    reached, waiting = set[str](), list(attributes)
+    while waiting:
+        if (name := waiting.pop()) in reached:
+            continue
+        reached.add(name)
+        for kind in record.__mro__:
+            made = vars(kind).get(name)
+            made = getattr(made, "fget", None) or getattr(made, "func", None) or made
+            if inspect.isfunction(made):
+                source = inspect.unwrap(made)
+                tree = ast.parse(textwrap.dedent(inspect.getsource(source)))
+                waiting += read_of(tree, "self")[0]
+    return reached
+
+
+USED_ON_RESUME = {
+    "--resume", "--store", "--set", "--device", "--requeue", "--print-settings", "--json",
+    "--quiet", "--help",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", sorted({*options("train")} - USED_ON_RESUME))
+def test_what_a_resumed_run_cannot_use_is_refused(option: str) -> None:
+    done = CliRunner().invoke(app, ["train", "--resume", "run", option, "x"])
+    assert done.exit_code == 2
+    assert f"{option} with --resume" in done.output
+
+
 def test_a_name_that_nothing_has_is_wrong_usage(tmp_path: Path) -> None:
     assert combo("status", "--data", "s5", COMBO_STORE=str(tmp_path)).returncode == 2
 
@@ -209,14 +292,14 @@ def test_a_dry_run_notes_the_weights_that_training_starts_from(
     assert done.exit_code == 0
     assert "to train combo-r50-ms3, combo-pvt-ms3: weights are missing: resnet50 (" in done.stderr
     assert "run: combo weights fetch resnet50 pvt-v2-b5;" in done.stderr
-    assert done.stdout.count("units of 2 clips to do") == 9
+    assert done.stdout.count(" of 2 clips to do (") == 9
 
 
 def test_the_road_on_the_command_line(tmp_path: Path, manifest_file) -> None:
     manifest = str(manifest_file())
     where = ("--data", "s4", "--split", "test", "--manifest", manifest)
     planned = combo("preprocess", "frames", *where, "--dry-run")
-    assert (planned.returncode, planned.stdout.count("units")) == (0, 1)
+    assert (planned.returncode, planned.stdout.count("clips to do (")) == (0, 1)
     assert not (tmp_path / "store").exists()
 
     done = combo("preprocess", "frames", *where, "--json")
@@ -225,7 +308,12 @@ def test_the_road_on_the_command_line(tmp_path: Path, manifest_file) -> None:
     assert (summary["units_computed"], summary["finished"], summary["failed"]) == (2, True, {})
 
     states = json.loads(combo("status", "--manifest", manifest, "--json").stdout)
-    assert [(s["stage"], s["done"], s["to_do"]) for s in states] == [("frames", 3, 0)]
+    assert [(s["split"], s["stage"], s["state"]) for s in states] == [
+        (split, stage, "finished" if (split, stage) == ("test", "frames") else "not begun")
+        for split in ("train", "val", "test")
+        for stage in ("frames", "audio", "maskige")
+    ]
+    assert [(s["done"], s["to_do"]) for s in states if s["variant"]] == [(3, 0)]
     verified = combo("verify", "--manifest", manifest, "--json")
     assert json.loads(verified.stdout) == {"units_good": 2, "findings": [], "repaired": []}
     assert verified.returncode == 0

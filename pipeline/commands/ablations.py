@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..console import Output
+from ..errors import counted
 from .clusters import jobs_folder
 from .options import (
     Begin,
@@ -35,7 +36,7 @@ Cells = Mapping[tuple[str, str], Sequence["Run"]]
 Results = Mapping[tuple[str, str], "Row"]
 
 
-@command(app)
+@command(app, goes_on=True)
 def ablate(
     name: Annotated[
         str, typer.Argument(metavar="TABLE", help="table3 ... table7 of the paper, or a YAML file.")
@@ -110,9 +111,8 @@ def _submit(
         commands=("ablate", "ablate"),
     )
     numbers, closing = schedulers.submit(batch, array)
-    words = (
-        f"array {', '.join(numbers)} of {tasks} runs, then job {closing}, which prints the table"
-    )
+    several = f"array {', '.join(numbers)} of {counted(tasks, 'run')}"
+    words = f"{several}, then job {closing}, which prints the table"
     told = {"arrays": numbers, "table": closing, "tasks": tasks, "folder": str(array.folder)}
     output.answer(told, f"{words}; scripts and logs: {array.folder}")
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import ComboError
+from ..errors import ComboError, counted
 from . import completion
 from .options import (
-    Begin,
+    BeginRun,
     Computers,
     Discard,
     Force,
@@ -119,7 +119,7 @@ def _submit(
         output.answer(nothing, "nothing to do: every unit is done; see combo status")
         return
     if tasks > most:
-        output.note(f"{most} tasks instead of {tasks}: there are no more units")
+        output.note(f"{counted(most, 'task')} instead of {tasks}: there are no more units")
     which = [stage.value, *words(_resolved(selection, manifest))]
     extra = [*words(computers), *(["--force"] if force else []), "--quiet"]
     array = JobArray(
@@ -148,7 +148,7 @@ def _submit(
         output.json({**told, "folder": str(array.folder)})
         return
     arrays = f"array{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
-    output.result(f"job {arrays} of {array.tasks} tasks, then job {closing} to finalise")
+    output.result(f"job {arrays} of {counted(array.tasks, 'task')}, then job {closing} to finalise")
     output.result(f"scripts and logs: {array.folder}")
     output.note(batch.advice(numbers))
 
@@ -162,7 +162,7 @@ def train(
         ),
     ],
     handing: Handing,
-    begin: Begin,
+    begin: BeginRun,
     printing: Printing,
     gpus: Annotated[
         int | None, typer.Option(min=1, help="GPUs on each node, and as many processes.")
@@ -190,7 +190,7 @@ def train(
 
     batch, manifest, output = schedulers.named(handing.scheduler), begin.open(), printing.output
     cluster = manifest.cluster.with_arguments(handing.scheduler_arg or ())
-    resolve(preset, begin.settings or ()).train.demand_shared_by(nodes * (processes or gpus or 1))
+    resolve(preset, begin.changes).train.demand_shared_by(nodes * (processes or gpus or 1))
     if not handing.print_only:
         batch.check_ready(cluster, arrays=False)
     run = (out or free_folder(Path("runs") / preset)).absolute()
@@ -234,11 +234,11 @@ def finalise(stage: Stage, selection: Selection, printing: Printing) -> None:
         output.json([{**as_json(s), "units_missing": s.todo} for s in summaries])
     else:
         for s in summaries:
-            failed = f", {len(s.failed)} clips failed" if s.failed else ""
+            failed = f", {counted(len(s.failed), 'clip')} failed" if s.failed else ""
             state = (
                 f"finished{failed}"
                 if s.finished
-                else f"{s.todo} of {s.units} units are missing; submit again, or run: combo "
+                else f"{s.todo} of {counted(s.units, 'unit')} missing; submit again, or run: combo "
                 f"preprocess {s.variant.stage} --data {s.split.data_set} --split {s.split.split}"
             )
             output.result(f"{s.split} {s.variant.key}: {state}")
@@ -283,7 +283,9 @@ def _plan(
                 begun = set(kept.units(job.split, job.variant)) if options.overwrite else set()
                 for unit in set(units) & (set(there) | begun):
                     records.withdraw(job.split, job.variant, unit)
-        output.note(f"{job.split} {job.variant.stage}: {todo} units to do, {needs(needed)}")
+        output.note(
+            f"{job.split} {job.variant.stage}: {counted(todo, 'unit')} to do, {needs(needed)}"
+        )
         most = max(most, todo and job.plan.units)
     return most
 

@@ -34,7 +34,7 @@ stages:
 """
 
 
-@command(app)
+@command(app, goes_on=True)
 def demo(
     printing: Printing,
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),

@@ -7,6 +7,7 @@ import typer
 
 from .. import durable, protocols
 from ..console import Output
+from ..errors import counted
 from .options import Device, Manifest, Printing, Store, Variants, command, one_variant_each
 from .runs import tell_unchecked
 
@@ -96,7 +97,7 @@ def evaluate(
             def seen(_sound: str, clip: "StoredBatch", scores: "Tensor") -> None:
                 if predictions is not None:
                     frames = clip.present[0].nonzero()[:, 0].tolist()
-                    write_clip(predictions, clip.clips[0], scores, frames)
+                    write_clip(predictions, clip.clips[0], scores.cpu(), frames)
                 bar.advance()
 
             network = each.network(on)
@@ -132,7 +133,7 @@ def _show(output: Output, rows: "list[Row]") -> None:
 
     each, evaluation = rows[0].of[0]
     if len(rows) == 1 and len(rows[0].of) == 1:
-        title = f"{each.reader.split}, {rows[0].sound} sound, {rows[0].clips} clips"
+        title = f"{each.reader.split}, {rows[0].sound} sound, {counted(rows[0].clips, 'clip')}"
         output.table(protocols.HEADER, protocols.rows(evaluation.protocols), title=title)
         return
     splits = dict.fromkeys(str(each.reader.split) for row in rows for each, _ in row.of)
@@ -145,14 +146,18 @@ def _show(output: Output, rows: "list[Row]") -> None:
 def _tell_left_out(output: Output, each: "Candidate", by_sound: "dict[str, Evaluation]") -> None:
     evaluation = next(iter(by_sound.values()))
     if evaluation.without_labels:
-        output.warn(f"{evaluation.without_labels} clips left out: no frame of theirs has a label")
+        output.warn(
+            f"{counted(evaluation.without_labels, 'clip')} left out: no frame of theirs has a label"
+        )
     if evaluation.left_out:
-        output.warn(f"{evaluation.left_out} clips left out: they failed in preprocessing")
+        output.warn(
+            f"{counted(evaluation.left_out, 'clip')} left out: they failed in preprocessing"
+        )
     for sound, one in by_sound.items():
         if one.without_sound:
             output.warn(
-                f"{each.name}, {sound}: {one.without_sound} clips left out: no other clip is "
-                f"of their category"
+                f"{each.name}, {sound}: {counted(one.without_sound, 'clip')} left out: no other "
+                "clip is of their category"
             )
 
 

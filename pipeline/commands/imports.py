@@ -24,7 +24,7 @@ Note = Annotated[
 ]
 
 
-@command(app, "import-frames")
+@command(app, "import-frames", goes_on=True)
 def import_frames(
     folder: Tree,
     splits: Splits,
@@ -42,7 +42,7 @@ def import_frames(
     _take("frames", folder, splits, work, computers, printing, note, "")
 
 
-@command(app, "import-maskige")
+@command(app, "import-maskige", goes_on=True)
 def import_maskige(
     folder: Tree,
     splits: Splits,

@@ -5,6 +5,8 @@ Options that go together are a record. A command names the record as a parameter
 """
 
 import inspect
+import shlex
+import sys
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -89,7 +91,8 @@ Store = Annotated[
         help="The store, or a file packed from it; default: the manifest's, or the run's."
     ),
 ]
-Device = Annotated[str, typer.Option(help="Of networks: auto, cpu, cuda, cuda:1, ...")]
+DEVICES = "Of networks: auto, cpu, cuda, cuda:1, ..."
+Device = Annotated[str, typer.Option(help=DEVICES)]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Do again what is done of this stage.")
 ]
@@ -269,6 +272,34 @@ class Begin:
 
 
 @dataclass(frozen=True)
+class BeginRun(Begin):
+    """What one run begins with."""
+
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            "-d",
+            help="Data set of the manifest; default: the preset's.",
+            autocompletion=completion.data_sets,
+        ),
+    ] = None
+    device: Annotated[str | None, typer.Option(help=DEVICES)] = None
+
+    @property
+    def changes(self) -> list[str]:
+        """What differs from the preset, as `key=value`. Raises typer.BadParameter: given twice."""
+        changes = list(self.settings or ())
+        for key, value in (("data", self.data), ("device", self.device)):
+            if value is None:
+                continue
+            if (twice := next((c for c in changes if c.startswith(f"{key}=")), None)) is not None:
+                raise typer.BadParameter(f"--{key} {value} and --set {twice}: give one of them")
+            changes.append(f"{key}={value}")
+        return changes
+
+
+@dataclass(frozen=True)
 class Work:
     """Which units are to be done, and whether at all."""
 
@@ -287,10 +318,22 @@ class Work:
         return Options(part, self.overwrite, self.retry_failed, self.force, self.discard)
 
 
+def same_command(*more: str) -> str:
+    """The command that was given, as it goes on: `--overwrite` would begin from the start.
+
+    more: words to add.
+    """
+    given = [word for word in sys.argv[1:] if word != "--overwrite" and word not in more]
+    return shlex.join(["combo", *given, *more])
+
+
 def command(
-    app: typer.Typer, name: str | None = None
+    app: typer.Typer, name: str | None = None, goes_on: bool = False
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes a function a command of `app`. A parameter that is a record stands for its fields."""
+    """Makes a function a command of `app`. A parameter that is a record stands for its fields.
+
+    goes_on: whether it goes on where it was, given again after Ctrl-C.
+    """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(function, include_extras=True)
@@ -334,6 +377,11 @@ def command(
                 if not said:  # what cannot be printed names no file: see `console.streams`
                     raise
                 raise said from error
+            except KeyboardInterrupt as end:
+                from ..jobs.stopping import Interrupted
+
+                again = "go on with" if goes_on else "nothing of it is kept; begin again with"
+                raise Interrupted(str(end) or f"{again}: {same_command()}") from end
 
         run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
         run.__annotations__ = {each.name: each.annotation for each in parameters}

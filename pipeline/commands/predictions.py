@@ -17,7 +17,7 @@ app = typer.Typer()
 OUT = Path("predictions")
 
 
-@command(app)
+@command(app, goes_on=True)
 def predict(
     run: Annotated[
         Path,
@@ -54,10 +54,15 @@ def predict(
     Example: combo predict runs/combo-r50-s4 holiday.mp4 --out holiday
     """
     from ..devices import keep_freed_memory, set_threads
+    from ..layouts.folders import VIDEOS
     from ..predict.folder import PredictionFolder
     from ..predict.inputs import found, named, open_film
     from ..predict.predictor import Predictor
 
+    if run.suffix.lower() in VIDEOS:
+        raise typer.BadParameter(
+            f"{run} is a video: first comes the network, then what it is to see"
+        )
     output, failed = printing.output, list[str]()
     films: list[Film] = []
     paths = found(inputs)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..console import Output
-from ..errors import ComboError
+from ..errors import ComboError, counted
 from .options import Device, Printing, command
 from .options import Manifest as ManifestFile
 
@@ -79,8 +79,9 @@ def _runs_and_stores(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Which are which. Raises ComboError for what is neither."""
     from ..packed import is_packed
     from ..source import sources_in
-    from ..train.run_folder import SETTINGS
+    from ..train.run_folder import SETTINGS, run_of
 
+    paths = [run_of(path) for path in paths]
     runs = [path for path in paths if (path / SETTINGS).exists()]
     stores = [path for path in paths if path not in runs]
     for path in stores:
@@ -249,7 +250,9 @@ def _contact_sheet(
     for line in wrong:
         output.warn(line)
     said = {"file": str(file), "data_set": data_set, "clips": clips, "wrong": wrong}
-    output.answer(said, f"{file}: {clips} clips of {data_set}, frames beside their labels")
+    output.answer(
+        said, f"{file}: {counted(clips, 'clip')} of {data_set}, frames beside their labels"
+    )
     if wrong:
         sys.exit(1)
 

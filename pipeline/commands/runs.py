@@ -8,9 +8,10 @@ import typer
 
 from .. import remedies
 from ..console import Output, duration
+from ..errors import counted
 from . import completion
 from .options import (
-    Begin,
+    BeginRun,
     Printing,
     Requeue,
     command,
@@ -19,16 +20,17 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..train.loader import ClipReader
+    from ..train.pace import Step
     from ..train.processes import Processes
-    from ..train.trainer import Step, Trainer
+    from ..train.trainer import Trainer
 
 app = typer.Typer()
 
 
-@command(app)
+@command(app, goes_on=True)
 def train(
     printing: Printing,
-    begin: Begin,
+    begin: BeginRun,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -44,6 +46,9 @@ def train(
         Path | None,
         typer.Option(help="YAML file of settings, and of the preset; --set goes before it."),
     ] = None,
+    profile: Annotated[
+        int, typer.Option(min=0, help="Write a PyTorch profile of so many steps.")
+    ] = 0,
     print_settings: Annotated[
         bool,
         typer.Option("--print-settings", help="Print the settings as such a file; train nothing."),
@@ -55,7 +60,7 @@ def train(
     """
     from ..train import processes, start
 
-    changes = list(begin.settings or ())
+    changes = begin.changes
     if resume is not None:
         given = {
             "--preset": preset,
@@ -65,11 +70,12 @@ def train(
             "--generator": begin.generator,
             "--variant": begin.variant,
             "--manifest": begin.manifest,
+            "--data": begin.data,
         }
         if refused := [option for option, value in given.items() if value]:
             raise typer.BadParameter(
                 f"{', '.join(refused)} with --resume: a run goes on with its own; only --store "
-                "may be given, where the store has moved, and some settings with --set"
+                "may be given, where the store has moved, --device, and some settings with --set"
             )
     elif config is not None:
         from ..train.settings_file import read_settings
@@ -94,18 +100,18 @@ def train(
     with processes.joined() as together:
         name = preset or ""
         (folder, *_) = together.gather(out or start.free_folder(Path("runs") / name))
-        run_trainer(printing.output, together.alike(lambda: trainer(together)), requeue)
+        run_trainer(printing.output, together.alike(lambda: trainer(together)), requeue, profile)
 
 
 def _settings(preset: str, run: Path | None, changes: list[str]) -> tuple[dict[str, Any], str]:
     """What a run would be trained with on this machine, as a dictionary and as YAML."""
     from ..devices import has_bf16
     from ..train.presets import amend, prefer_bf16, resolve
-    from ..train.run_folder import RunFolder
+    from ..train.run_folder import RunFolder, run_of
     from ..train.settings_file import text_of
 
     if run is not None:
-        settings = amend(RunFolder(run).settings(), changes)
+        settings = amend(RunFolder(run_of(run)).settings(), changes)
     else:
         settings = resolve(preset, changes)
         settings = prefer_bf16(settings, changes, has_bf16(settings.train.device))
@@ -153,13 +159,14 @@ def settings(printing: Printing) -> None:
 
 
 def run_trainer(
-    output: Output, trainer: "Trainer", requeue: bool = False, tell: bool = True
+    output: Output, trainer: "Trainer", requeue: bool = False, profile: int = 0, tell: bool = True
 ) -> None:
-    """Train to the end with a progress bar. requeue: as the option of `combo train`.  tell: whether
-    what came of it is a result."""
+    """Train to the end with a progress bar. requeue, profile: as the options of `combo train`.
+    tell: whether what came of it is a result."""
     from ..devices import keep_freed_memory
     from ..jobs import scheduler
     from ..jobs.stopping import Stopped, listening
+    from ..train.profiling import Profile
 
     keep_freed_memory()
     if not trainer.together.first:
@@ -168,30 +175,40 @@ def run_trainer(
         left_out = f", {len(reader.left_out)} left out" if reader.left_out else ""
         without = len(reader) - len(reader.labelled)
         labels = f", {without} of them without a label" if without else ""
-        output.note(f"{split}: {len(reader)} clips{labels}{left_out}")
+        output.note(f"{split}: {counted(len(reader), 'clip')}{labels}{left_out}")
         tell_unchecked(output, reader)
     settings, root = trainer.settings, trainer.run.root
     count = trainer.together.count
     several = f", {count} processes" if count > 1 else ""
     told = f"{trainer.device}{several}, {settings.precision}"
-    output.note(f"{root}: {settings.iterations} iterations on {told}")
+    output.note(f"{root}: {counted(settings.iterations, 'iteration')} on {told}")
     done = trainer.iteration
-    left = settings.iterations - done
-    with listening(at_once=False) as stop, output.bar("training", left) as bar:
+    left, seconds_left = settings.iterations - done, ""
+    asked = "stopping after this iteration; Ctrl-C again leaves at once"
+    with (
+        listening(at_once=False, on_interrupt=lambda: output.warn(asked)) as stop,
+        output.bar("training", left, lambda: seconds_left) as bar,
+    ):
 
         def advance(step: "Step") -> None:
-            nonlocal done
-            skipped = f", {step.skipped} steps skipped" if step.skipped else ""
-            left = duration(step.seconds_left)
-            bar.advance(step.iteration - done, f"loss {step.loss:.3f}{skipped}, {left} left")
+            nonlocal done, seconds_left
+            skipped = f", {counted(step.skipped, 'step')} skipped" if step.skipped else ""
+            seconds_left = f"{duration(step.seconds_left)} left"
+            bar.advance(step.iteration - done, f"loss {step.loss:.3f}{skipped}")
             done = step.iteration
 
+        def tell_score(iteration: int, score: float, best: float) -> None:
+            so_far = "the best so far" if score == best else f"best so far {best:.4f}"
+            output.note(f"iteration {iteration:,}: M_J on val {score:.4f}, {so_far}")
+
         try:
-            trainer.train(advance, stop, output.warn)
+            of_steps = Profile(profile, output.note) if profile else None
+            trainer.train(advance, stop, output.warn, tell_score, of_steps)
         except KeyboardInterrupt:
-            end = KeyboardInterrupt(f"go on with: {remedies.resume(root)}")
-            raise trainer.together.ended(end) from None
+            raise trainer.together.ended(_interrupted(trainer)) from None
         except Stopped:
+            if stop.interrupted:
+                raise trainer.together.ended(_interrupted(trainer)) from None
             if requeue and (here := scheduler.here()):
                 here.requeue(stop.warned, lambda said: output.warn(f"combo: {said}"))
             raise
@@ -200,7 +217,16 @@ def run_trainer(
     best = None if trainer.best < 0 else trainer.best
     words = "" if best is None else f"; best M_J on val {best:.4f}"
     value = {"run": str(root), "iterations": settings.iterations, "best_M_J": best}
-    output.answer(value, f"{root}: trained {settings.iterations} iterations{words}")
+    trained = counted(settings.iterations, "iteration")
+    output.answer(value, f"{root}: trained {trained}{words}")
+
+
+def _interrupted(trainer: "Trainer") -> KeyboardInterrupt:
+    """What was done when Ctrl-C came, and what goes on."""
+    said = f"{trainer.iteration:,} of {counted(trainer.settings.iterations, 'iteration')} done"
+    if trainer.saved != trainer.iteration:
+        said += f", {trainer.saved:,} saved"
+    return KeyboardInterrupt(f"{said}; go on with: {remedies.resume(trainer.run.root)}")
 
 
 def tell_unchecked(output: Output, reader: "ClipReader") -> None:

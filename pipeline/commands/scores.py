@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .. import durable, protocols
+from ..errors import counted
 from .options import Manifest, Printing, command
 
 app = typer.Typer()
@@ -48,11 +49,13 @@ def score(
     if output.as_json:
         output.json({"masks": str(masks), "data_set": data, "split": split, **result.as_json()})
         return
-    title = f"{masks} against {data}/{split}, {len(result.clips)} clips"
+    title = f"{masks} against {data}/{split}, {counted(len(result.clips), 'clip')}"
     output.table(protocols.HEADER, protocols.rows(result.protocols), title=title)
     if result.missing:
         output.warn(f"left out, no mask of {named(result.missing)}")
     if result.without_labels:
-        output.warn(f"{result.without_labels} clips left out: no frame of theirs has a label")
+        output.warn(
+            f"{counted(result.without_labels, 'clip')} left out: no frame of theirs has a label"
+        )
     for name, reason in result.left_out.items():
         output.warn(f"left out: {name}: {reason}")

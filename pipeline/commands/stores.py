@@ -1,4 +1,4 @@
-"""`combo status`, `combo verify`, `combo pack` and `combo doctor`."""
+"""`combo verify`, `combo pack` and `combo doctor`."""
 
 import dataclasses
 import sys
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..console import Output, duration
-from ..errors import ComboError, unknown
+from ..console import Output
+from ..errors import ComboError, counted
 from .options import Manifest as ManifestFile
 from .options import Printing, Splits, command, named_variants
 
@@ -23,83 +23,6 @@ if TYPE_CHECKING:
     from ..store import SplitStore, Variant
 
 app = typer.Typer()
-
-
-@command(app)
-def status(splits: Splits, printing: Printing) -> None:
-    """How far the store is: done, failed, to do, speed and time left of every stage.
-
-    Example: combo status --data s4
-    """
-    from ..jobs.status import stage_statuses
-    from ..source import sources_in
-
-    output, manifest = printing.output, splits.open()
-    store, problems = manifest.store_path, list[str]()
-    if strange := [name for name in splits.data or () if name not in manifest.data_sets]:
-        known = dict.fromkeys([*manifest.data_sets, *(s.data_set for s in sources_in(store))])
-        for name in strange:
-            if name not in known:
-                raise unknown(f"no data set {name!r} in {manifest.file} or {store}", name, known)
-    states = stage_statuses(store, splits.data or None, splits.split or None, problems.append)
-    if not states and not problems and not output.as_json:
-        output.note(f"nothing in {store} yet; run: combo preprocess all")
-        return
-    output.records(
-        [dataclasses.asdict(state) for state in states],
-        {
-            "data set": "data_set",
-            "split": "split",
-            "stage": lambda row: f"{row['stage']}/{row['variant']}",
-            "done": "done",
-            "failed": "failed",
-            "to do": "to_do",
-            "annotated": lambda row: (
-                "{:,} of {:,} frames".format(*row["annotated"] or (0, 0))
-                if row["annotated"]
-                else ""
-            ),
-            "clips/s": "clips_per_second",
-            "left": lambda row: duration(row["seconds_left"]),
-            "state": lambda row: "finished" if row["finished"] else "open",
-        },
-    )
-    at_work = [(state, part) for state in states if not state.finished for part in state.parts]
-    if at_work and not output.as_json:
-        output.table(
-            ("data set", "split", "stage", "part", "units", "done", "clips/s", "host", "job",
-             "state"),
-            (
-                (
-                    state.data_set,
-                    state.split,
-                    state.stage,
-                    f"{part.part} of {part.parts}",
-                    part.units,
-                    part.units_done,
-                    part.clips_per_second,
-                    f"{part.host} {part.pid}",
-                    part.job,
-                    part.state,
-                )
-                for state, part in at_work
-            ),
-            title="parts of what is open",
-        )  # fmt: skip
-    held = [(state, holder) for state in states for holder in state.held]
-    if held and not output.as_json:
-        output.table(
-            ("data set", "split", "stage", "unit", "in the hands of"),
-            (
-                (state.data_set, state.split, state.stage, holder.unit, str(holder))
-                for state, holder in sorted(held, key=lambda each: each[1].since)
-            ),
-            title="units in hand, the longest first",
-        )
-    for problem in problems:
-        output.warn(problem)
-    if problems:
-        sys.exit(1)
 
 
 @command(app)
@@ -166,38 +89,52 @@ def _verify_store(
         for finding in wrong:
             (repaired if finding in mended else findings).append(finding)
 
-    for split in found:
-        # A store may hold variants that this manifest does not make: those are only read.
-        there = _planned(output, manifest, split) if inputs or repair else None
-        wrong, mended = verify_plan(split, there if repair else None)
-        sort(wrong, mended)
-        if wrong != mended:
-            continue
-        findings += count_findings(split) if full else ()
-        for key in work_in(split):
-            wrong, mended = verify_description(split, key, there, repair=repair)
+    splits = list(found)
+    with output.bar("verifying", sum(map(_units, splits))) as bar:
+        for split in splits:
+            # A store may hold variants that this manifest does not make: those are only read.
+            there = _planned(output, manifest, split) if inputs or repair else None
+            wrong, mended = verify_plan(split, there if repair else None)
             sort(wrong, mended)
-            variant = split.read_variant(key) if wrong == mended else None
-            if variant is None:
+            if wrong != mended:
                 continue
-            wrong = list[Finding]()
-            job = there and _job(output, there, variant)
-            with output.bar(f"{split} {variant.stage}", split.plan().units) as bar:
+            findings += count_findings(split) if full else ()
+            for key in work_in(split):
+                wrong, mended = verify_description(split, key, there, repair=repair)
+                sort(wrong, mended)
+                variant = split.read_variant(key) if wrong == mended else None
+                if variant is None:
+                    continue
+                wrong = list[Finding]()
+                job = there and _job(output, there, variant)
                 for each in verify_variant(split, variant, job if inputs else None):
                     if isinstance(each, Finding):
                         wrong.append(each)
                     else:
                         good += 1
-                        bar.advance()
-            mended = list[Finding]()
-            if repair and job and wrong:
-                title = f"{split} {variant.stage} again"
-                with listening() as stop, output.bar(title, len(wrong)) as bar:
-                    mended = repair_variant(job, wrong, stop, lambda _, bar=bar: bar.advance())
-            sort(wrong, mended)
-            if repair and (added := add_checks(split, variant)):
-                output.note(f"{split} {variant.key}: checks of each clip added to {added} units")
+                        bar.advance(1, title=f"{split} {variant.stage}")
+                mended = list[Finding]()
+                if repair and job and wrong:
+                    bar.add(len(wrong))
+                    bar.advance(0, title=f"{split} {variant.stage} again")
+                    with listening() as stop:
+                        mended = repair_variant(job, wrong, stop, lambda _: bar.advance())
+                sort(wrong, mended)
+                if repair and (added := add_checks(split, variant)):
+                    units = counted(added, "unit")
+                    output.note(f"{split} {variant.key}: checks of each clip added to {units}")
+        bar.advance(0, title="verifying")
     return good, findings, repaired
+
+
+def _units(split: "SplitStore") -> int:
+    """Units that a split's variants have together; 0 where its plan is lost or damaged."""
+    from ..jobs.repair import work_in
+
+    try:
+        return split.plan().units * len(work_in(split))
+    except (ComboError, OSError):
+        return 0
 
 
 def _planned(output: Output, manifest: "Manifest", split: "SplitStore") -> "PlannedSplit | None":
@@ -255,7 +192,7 @@ def _tell(
         for finding in findings:
             output.result(f"{finding.where}: {finding.problem}; {finding.mend}")
         again = f", {len(repaired)} repaired" if repaired else ""
-        output.result(f"{good} units good{again}, {len(findings)} findings")
+        output.result(f"{counted(good, 'unit')} good{again}, {counted(len(findings), 'finding')}")
     if findings:
         sys.exit(1)
 
@@ -334,11 +271,11 @@ def pack(
         return
     for split, choice in chosen:
         names = ", ".join(v.key for v in choice.variants)
-        output.result(f"{split}: {len(split.plan().clips)} clips, {names}")
+        output.result(f"{split}: {counted(len(split.plan().clips), 'clip')}, {names}")
     state = "packed" if new else "holds this already"
     output.result(f"{to}: {state}, {to.stat().st_size / 1e9:.3f} GB")
     if new:
-        output.note(f"took {duration(time.monotonic() - started)}")
+        output.took(time.monotonic() - started)
 
 
 def _choose(

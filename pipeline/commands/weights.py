@@ -55,7 +55,7 @@ def show(printing: Printing, manifest: Manifest = None) -> None:
         output.note(f"weights folder: {weights.weights_folder()}")
 
 
-@command(app, "fetch")
+@command(app, "fetch", goes_on=True)
 def fetch(
     names: Annotated[
         list[str],

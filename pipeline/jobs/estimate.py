@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import durable
-from ..errors import ComboError
+from ..errors import ComboError, counted
 from ..store import SplitStore, Variant, splits_in
 from . import records
 from .unit import Job
@@ -64,7 +64,7 @@ def check(job: Job, needed: Estimate, others: int = 0) -> None:
     if needed.measured and needed.bytes + others > needed.free:
         with_others = f", after {size_text(others)} for what comes before," if others else ""
         raise ComboError(
-            f"{job.split} {job.variant.stage}: {needed.units} units need about "
+            f"{job.split} {job.variant.stage}: {counted(needed.units, 'unit')} need about "
             f"{size_text(needed.bytes)}{with_others} but {size_text(needed.free)} are free for "
             f"{job.split.store}; free space, give another store, or go on with --force"
         )

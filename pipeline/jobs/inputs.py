@@ -16,7 +16,7 @@ from pathlib import Path
 
 from .. import durable, remedies
 from ..digests import file_digest
-from ..errors import ComboError, MediaError
+from ..errors import ComboError, MediaError, counted
 from ..imports import is_imported
 from ..layouts import Clip, Listing
 from ..media.pictures import frame_files
@@ -105,12 +105,12 @@ def notice(split: SplitStore, plan: Plan, variant: Variant, data: DataSet) -> st
     if mine:
         repair = remedies.repair(split.data_set, split.split)
         raise ComboError(
-            f"{split} in {split.store}: the files of {len(mine)} clips have changed since "
-            f"{variant.key} was made of them (first: {mine[0]}; root: {root}); give another store, "
-            f"or make these clips again: {repair} --inputs"
+            f"{split} in {split.store}: the files of {counted(len(mine), 'clip')} have changed "
+            f"since {variant.key} was made of them (first: {mine[0]}; root: {root}); give "
+            f"another store, or make these clips again: {repair} --inputs"
         )
     if wrong:
-        of = ", ".join(f"{len(names)} clips of {key}" for key, names in wrong.items())
+        of = ", ".join(f"{counted(len(names), 'clip')} of {key}" for key, names in wrong.items())
         return f"{split}: files have changed since the store was made of them: {of}; root: {root}"
     remember(split, data)
     if before is not None and before[0] != str(data.root):

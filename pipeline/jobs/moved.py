@@ -17,11 +17,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 
+import numpy as np
+
 from .. import durable, remedies
 from ..clip_checks import clip_checks
-from ..errors import ComboError
+from ..errors import ComboError, counted
 from ..preprocess.stage import Outcome
-from ..store import Plan, SplitStore, Variant
+from ..store import ArraySpec, Plan, SplitStore, Variant
 from . import kept, records
 from .claims import WHOLE, Claims, holders
 from .inputs import DataSet, remember, same
@@ -31,9 +33,9 @@ from .unit import gather
 
 NEXT, OLD, READY = "next", "old", "whole"
 
-CARRIED = ("clips", "subsets", "clips_per_unit")
+CARRIED = ("clips", "subsets", "clips_per_unit", "frames_per_clip")
 """What may change in a plan without changing what a clip's arrays mean; for `classes` see
-`_means_the_same`."""
+`_means_the_same`, for longer and shorter arrays `_with_room`."""
 
 UNITS_AT_HAND = 4
 """Old units held in memory: most lists change so that two are needed at a time."""
@@ -116,7 +118,7 @@ def move(
         durable.write_bytes(target.root / READY, b"")
         _exchange(split)
         for each in stays:
-            told(f"{split} {each.variant.key}: {len(each.places)} clips taken over")
+            told(f"{split} {each.variant.key}: {counted(len(each.places), 'clip')} taken over")
 
 
 def difference(present: Plan, wanted: Plan) -> str:
@@ -126,7 +128,7 @@ def difference(present: Plan, wanted: Plan) -> str:
         gone = len(set(present.clips) - set(wanted.clips))
         moved = "" if new or gone else ", in another order"
         return (
-            f"{len(present.clips)} clips, the data set has {len(wanted.clips)}: "
+            f"{counted(len(present.clips), 'clip')}, the data set has {len(wanted.clips)}: "
             f"{new} new, {gone} gone{moved}"
         )
     for each in fields(Plan):
@@ -251,7 +253,7 @@ def _demand_nothing_lost(
     split: SplitStore, before: str, old: Plan | None, stays: Sequence[Stays]
 ) -> None:
     lost = [
-        f"{len(names)} clips of {each.variant.key} that {why} (first: {names[0]})"
+        f"{counted(len(names), 'clip')} of {each.variant.key} that {why} (first: {names[0]})"
         for each in stays
         for why, names in each.lost.items()
     ]
@@ -275,6 +277,26 @@ def _demand_nothing_lost(
 # -- putting it together -------------------------------------------------------------------------
 
 
+def _with_room(variant: Variant, old: Plan, new: Plan) -> Variant:
+    """A variant whose clips have room for as many frames as another plan says."""
+    length, count = old.frames_per_clip, new.frames_per_clip
+    arrays = (
+        replace(spec, shape=(count, *spec.shape[1:])) if spec.shape[:1] == (length,) else spec
+        for spec in variant.arrays
+    )
+    return replace(variant, arrays=tuple(arrays))
+
+
+def _fitted(array: np.ndarray, spec: ArraySpec) -> np.ndarray:
+    """A clip's array with more or fewer frames; those that no clip has hold what influences
+    nothing."""
+    if array.shape == spec.shape:
+        return array
+    whole = np.full(spec.shape, spec.fill, spec.dtype)
+    whole[: len(array)] = array[: len(whole)]
+    return whole
+
+
 class _Assembly:
     """Writes the units of one variant under the new plan, from what the old split holds."""
 
@@ -282,13 +304,23 @@ class _Assembly:
         self, split: SplitStore, target: SplitStore, old: Plan, new: Plan, stays: Stays
     ) -> None:
         self._split, self._target, self._old, self._new = split, target, old, new
-        self._variant, self._places = stays.variant, stays.places
-        self._outcomes = lru_cache(UNITS_AT_HAND)(
-            lambda unit: kept.outcomes(split, stays.variant, old, unit)
-        )
+        self._variant_there = stays.variant
+        self._variant, self._places = _with_room(stays.variant, old, new), stays.places
+        self._outcomes = lru_cache(UNITS_AT_HAND)(self._read)
         self._record = lru_cache(UNITS_AT_HAND)(
             lambda unit: records.read_record(split, stays.variant, unit)
         )
+
+    def _read(self, unit: int) -> dict[str, Outcome]:
+        """The outcomes of an old unit, with as much room as clips have now."""
+        there = kept.outcomes(self._split, self._variant_there, self._old, unit)
+        specs = self._variant.arrays
+        return {
+            name: replace(each, arrays={s.name: _fitted(each.arrays[s.name], s) for s in specs})
+            if each.arrays
+            else each
+            for name, each in there.items()
+        }
 
     def run(self, discard: bool) -> None:
         """Raises ComboError for work that cannot be read back, unless it is to be discarded."""
@@ -305,6 +337,7 @@ class _Assembly:
         record = place and self._record(place.unit)
         if (
             record is None
+            or self._variant != self._variant_there
             or self._old.clips_per_unit != self._new.clips_per_unit
             or [clip.name for clip in record.clips] != names
             or not self._places.keys() >= set(names)

@@ -33,10 +33,11 @@ def layout_of(manifest: Manifest, data_set: str) -> Layout:
     """The layout of a data set, with the manifest's settings where it has any."""
     entry = manifest.data_sets[data_set]
     folders = Folders(
-        entry.frames_per_clip,
+        entry.frames_per_clip or 0,
         entry.seconds_per_frame,
         split=entry.split,
         split_seed=entry.split_seed,
+        cut=entry.cut or 0,
         limits=manifest.limits,
     )
     return layout(entry.layout, folders)
@@ -224,12 +225,22 @@ def planned(manifest: Manifest, data_set: str, split: str) -> PlannedSplit:
         layout=rules.name,
         clips=clips.names,
         subsets=clips.subsets,
-        frames_per_clip=rules.frames_per_clip,
+        frames_per_clip=max(rules.longest(clips), 0 if rules.frames_per_clip else _room(where)),
         classes=tuple(rules.classes(root)),
         clips_per_unit=manifest.clips_per_unit,
         seconds_per_frame=rules.seconds_per_frame,
+        cut=rules.cut,
     )
     return PlannedSplit(manifest, where, rules, plan, DataSet(root, clips))
+
+
+def _room(where: SplitStore) -> int:
+    """Frames that a clip may have in a split of the store: that does not shrink by itself."""
+    try:
+        there = where.read_plan()
+    except ComboError:  # whoever writes there says so
+        return 0
+    return there.frames_per_clip if there else 0
 
 
 def _demand_apart(manifest: Manifest, data_set: str, root: Path) -> None:

@@ -1,17 +1,21 @@
 """How far a store is: read from names of records and signs of life, while others write or after
 they died."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import ComboError, reason_of
+from ..layouts.folders import SPLITS
+from ..manifest import Manifest
 from ..packed import PackedSplit, is_packed, splits_in_packed
 from ..source import Source, annotated_frames, usable
-from ..store import SplitStore, Variant, splits_in
+from ..store import STAGES, SplitStore, Variant, splits_in
 from . import records
 from .claims import Holder, holders
 from .parts import Part, read_parts
+from .plan import splits_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,19 @@ class StageStatus:
     """Who works, or worked, on it."""
     held: tuple[Holder, ...] = ()
     """Units that somebody has in hand, and since when."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.stage}/{self.variant}" if self.variant else self.stage
+
+    @property
+    def state(self) -> str:
+        """`not begun`, `open`, `running`, `finished`, or `all failed` where no clip is good."""
+        if not self.variant:
+            return "not begun"
+        if self.finished:
+            return "finished" if self.done else "all failed"
+        return "running" if any(part.state == "running" for part in self.parts) else "open"
 
 
 def stage_statuses(
@@ -74,6 +91,76 @@ def stage_statuses(
             where = "" if isinstance(error, ComboError) else f"{error.filename}: cannot be read: "
             on_problem(f"{split}: {where}{reason_of(error)}")
     return found
+
+
+def not_begun(
+    manifest: Manifest,
+    there: Sequence[StageStatus],
+    data_sets: Sequence[str] = (),
+    splits: Sequence[str] = (),
+) -> list[StageStatus]:
+    """The stages that nothing is done of: of splits of the store, and of the other splits of the
+    manifest's data sets that are in it, or asked for. Their clips are 0 where nothing is planned.
+    """
+    store = manifest.store_path
+    if is_packed(store):
+        return []
+    asked = dict.fromkeys([*data_sets, *(each.data_set for each in there)])
+    clips: dict[tuple[str, str], int | None] = {}
+    for split in splits_in(store, list(asked)):
+        try:
+            split.variants()
+            clips[split.data_set, split.split] = len(split.plan().clips)
+        except (ComboError, OSError):
+            clips[split.data_set, split.split] = None  # of which `stage_statuses` tells
+    for name in asked.keys() & manifest.data_sets.keys():
+        with contextlib.suppress(ComboError):  # what is wrong with its folder, `combo doctor` says
+            clips = {(name, split): 0 for split in splits_of(manifest, name)} | clips
+    begun = {(each.data_set, each.split, each.stage) for each in there}
+    return [
+        _nothing(*split, stage, count)
+        for split, count in clips.items()
+        if count is not None and (not splits or split[1] in splits)
+        for stage in STAGES
+        if (*split, stage) not in begun
+    ]
+
+
+def in_order(states: Sequence[StageStatus], data_sets: Iterable[str]) -> list[StageStatus]:
+    """By data set as these are, then train, val, test, then by stage."""
+    order = {name: place for place, name in enumerate(data_sets)}
+    first = {name: place for place, name in enumerate(SPLITS)}
+    return sorted(
+        states,
+        key=lambda each: (
+            order.get(each.data_set, len(order)),
+            first.get(each.split, len(first)),
+            each.split,
+            STAGES.index(each.stage),
+            each.variant,
+        ),
+    )
+
+
+def _nothing(data_set: str, split: str, stage: str, clips: int) -> StageStatus:
+    return StageStatus(
+        data_set=data_set,
+        split=split,
+        stage=stage,
+        variant="",
+        clips=clips,
+        done=0,
+        failed=0,
+        to_do=clips,
+        units=0,
+        units_done=0,
+        clips_per_second=None,
+        seconds_left=None,
+        finished=False,
+        failures={},
+        annotated=None,
+        parts=(),
+    )
 
 
 def _packed(split: PackedSplit, variant: Variant) -> StageStatus:

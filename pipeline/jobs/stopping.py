@@ -4,12 +4,12 @@ Schedulers send SIGUSR1 some time before the end, SIGTERM shortly before they ki
 finish the units in hand, begin no other. The second: leave them, now; what they had written under
 temporary names is removed on the way out, and they are not done. A terminal that is closed (SIGHUP)
 means that, too, but for a process that was told to outlive it (`nohup`). Training, whose steps are
-short, takes both for the first: it finishes its step and writes a checkpoint.
+short, takes them all for the first, and Ctrl-C too: it finishes its step and writes a checkpoint.
 """
 
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -24,15 +24,23 @@ class Stopped(BaseException):
     """
 
 
+class Interrupted(BaseException):
+    """Ctrl-C. What reads the command line makes a silent exit of KeyboardInterrupt.
+
+    Its text, where there is one, says what was done and what goes on.
+    """
+
+
 class Stop:
     """Whether this process was asked to begin no other unit.
 
-    warned: by SIGUSR1, that its time is nearly over.
+    warned: by SIGUSR1, that its time is nearly over.  interrupted: by Ctrl-C.
     """
 
     def __init__(self) -> None:
         self.asked = False
         self.warned = False
+        self.interrupted = False
 
 
 def hears_its_terminal() -> bool:
@@ -41,9 +49,11 @@ def hears_its_terminal() -> bool:
 
 
 @contextmanager
-def listening(at_once: bool = True) -> Generator[Stop]:
+def listening(
+    at_once: bool = True, on_interrupt: Callable[[], None] = lambda: None
+) -> Generator[Stop]:
     """Within the block SIGUSR1 sets `asked` and `warned`; SIGTERM and SIGHUP raise `Stopped` at
-    once, or with `at_once` False set `asked`.
+    once, or with `at_once` False set `asked`, and so does the first Ctrl-C, which then is told.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -60,9 +70,16 @@ def listening(at_once: bool = True) -> Generator[Stop]:
         if at_once:
             raise Stopped
 
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before[signal.SIGINT])  # a second one leaves at once
+        stop.asked = stop.interrupted = True
+        on_interrupt()
+
     leaving = [signal.SIGTERM, *([signal.SIGHUP] if hears_its_terminal() else ())]
     before = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, ask)}
     before |= {number: signal.signal(number, leave) for number in leaving}
+    if not at_once:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
         yield stop
     finally:

@@ -1,4 +1,4 @@
-"""The user's own clips: one folder a clip, in whatever state people's folders are.
+"""The user's own clips: a folder or a video each, in whatever state people's folders are.
 
 What lies in a clip's folder and looks like media is used, fails the clip by its name, or is named
 as not read: a frame that is passed over in silence puts every later one beside the sound of another
@@ -10,8 +10,9 @@ import hashlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Literal
@@ -50,27 +51,36 @@ UNREAD = _endings(
 
 _KINDS = IMAGES | VIDEOS | SOUNDS | UNREAD
 
+SPLITS = ("train", "val", "test")
+"""Folders of these names, alone in a root, are splits also where they hold nothing but videos."""
+LABELS = "labels"
+MOST_FRAMES = 10_000_000
+"""Of a clip, whatever its file says."""
+
 
 @dataclass(frozen=True)
 class Folders(Layout):
-    """One folder a clip: ROOT/CLIP/ or ROOT/SPLIT/CLIP/, in natural order (clip2 before clip10).
+    """A folder or a video each: ROOT/CLIP/, ROOT/CLIP.mp4, or the same in ROOT/SPLIT/, in natural
+    order (clip2 before clip10).
 
     A clip's folder holds its frames, as images in natural order or as one video file, of which a
     frame is taken every `seconds_per_frame`: the middle one of each such span, or with
     `anchor="start"` its first. A shorter video gives one frame. It holds one sound file; without
     one, the video's sound track is meant. Label images may lie in `labels/`, named as the frames
     (compared in Unicode's composed form); a video's frames are named 0, 1, 2, ... Frames without
-    one are not annotated. Numbered images must have even numbers.
+    one are not annotated. Numbered images must have even numbers. A video that is a clip by itself
+    has the sound file of its name beside it, where there is one, and its labels in labels/NAME/.
 
     With ROOT/label2idx.json (as AVSS has it) a label's value is the class; without it 255 is the
     object. Splits are the sub-folders that hold clip folders, or "all" when ROOT holds the clips;
     `split` then divides those, split -> share: a clip belongs where SHA-256 of "SEED:NAME" says, so
     that it stays there when others are added or removed.
-    Listing looks at the videos' first and last packets. A clip with more than `frames_per_clip`
-    frames has a problem: nothing is cut off in silence.
+    Listing looks at the videos' first and last packets. Clips have any length; one with more than
+    `frames_per_clip` frames, where that is given, has a problem: nothing is cut off in silence.
+    With `cut` such a clip is several, of so many frames and a shorter last one: NAME#1, NAME#2, ...
     """
 
-    frames_per_clip: int = 10
+    frames_per_clip: int = 0
     seconds_per_frame: float = 1.0
     anchor: Literal["centre", "start"] = "centre"
     sound_rule: SoundRule = "centred"
@@ -78,6 +88,7 @@ class Folders(Layout):
     expected: Mapping[str, int] = field(default_factory=dict, hash=False)
     split: Mapping[str, float] = field(default_factory=dict, hash=False)
     split_seed: int = 0
+    cut: int = 0
     limits: Limits = USUAL
     reading: int = 2
 
@@ -91,29 +102,45 @@ class Folders(Layout):
                 f"{root}: no split {split!r} in it, it has {', '.join(homes)}; correct this data "
                 "set's `splits` in data_manifest.yaml"
             )
-        home = homes[split]
+        home = _Home(homes[split])
+        clips = [part for path in homes[split] for part in self._parts_of(self._clip(path, home))]
+        names = Counter(clip.name for clip in clips)
+        if (twice := next((name for name in names if names[name] > 1), None)) is not None:
+            raise ComboError(f"{home.folder}: two clips are called {twice}; rename one of them")
         beside: set[str] = set()
-        if home[0].parent != root:  # the root has a folder for each split
+        if home.folder != root:  # the root has a folder for each split
             beside = {readable(folder.name) for folder in _Contents.of(root).folders} - set(homes)
-        return Listing.of([self._clip(folder) for folder in home], sorted(beside))
+        lone = [f"{name}/ (no clip in it)" for name in sorted(beside)]
+        return Listing.of(clips, [*lone, *home.unread])
+
+    def longest(self, clips: Listing) -> int:
+        return self.frames_per_clip or max(len(clip.frames) for clip in clips) or 1
 
     def _homes(self, root: Path) -> dict[str, list[Path]]:
         """The clip folders of each split, links to nowhere that may stand for one among them."""
         found = _Contents.of(root)
         clips = [f for f in found.folders if _has_media(f)]
+        if clips and all(map(_is_split_of_films, clips)):
+            clips = []
         inside = {f: _looked_into(f) for f in found.folders if f not in clips}
-        splits = [f for f, c in inside.items() if c.lost or any(map(_has_media, c.folders))]
-        if clips and splits:
+        splits = [
+            folder
+            for folder, there in inside.items()
+            if there.lost or there.films or any(map(_has_media, there.folders))
+        ]
+        if found.films:
+            splits = [folder for folder in splits if folder.name != LABELS]
+        if (clips or found.films) and splits:
             raise ComboError(
-                f"{root}: holds clips ({clips[0].name}) and folders of clips ({splits[0].name}); "
-                "move the clips into a folder of their own, one for each split"
+                f"{root}: holds clips ({[*clips, *found.films][0].name}) and folders of clips "
+                f"({splits[0].name}); move the clips into a folder of their own, one for each split"
             )
         if splits:
             return self._in_folders(root, found, {f: inside[f] for f in splits})
-        if not clips and not found.lost:
+        if not clips and not found.films and not found.lost:
             raise ComboError(
-                f"{root}: no clip in it; put each clip's frames (images or a video) and sound into "
-                "a folder of its own, ROOT/CLIP/ or ROOT/SPLIT/CLIP/"
+                f"{root}: no clip in it; put videos there, or each clip's frames (images or a "
+                "video) and sound into a folder of its own, ROOT/CLIP/ or ROOT/SPLIT/CLIP/"
             )
         return self._divided(root, found.clips) if self.split else {"all": found.clips}
 
@@ -162,16 +189,47 @@ class Folders(Layout):
     def label_rule(self, root: Path) -> LabelRule:
         return "index" if os.path.lexists(root / "label2idx.json") else "binary"
 
-    def _clip(self, folder: Path) -> Clip:
-        name = readable(folder.name)
+    def _clip(self, path: Path, home: "_Home") -> Clip:
+        name = readable(path.name)
         try:
-            if name != folder.name:
-                raise MediaError(folder, "a name that is no UTF-8 (an old archive?), rename it")
-            if not folder.is_dir():
-                raise MediaError(folder, missing(folder))
-            return self.read(folder)
+            if name != path.name:
+                raise MediaError(path, "a name that is no UTF-8 (an old archive?), rename it")
+            if path in home.films:
+                return self._film(path, home)
+            if not path.is_dir():
+                raise MediaError(path, missing(path))
+            return self.read(path)
         except ComboError as error:
             return Clip(name, problem=readable(str(error)))
+
+    def _film(self, video: Path, home: "_Home") -> Clip:
+        """A video that is a clip by itself, with the sound and the labels of its name."""
+        clip, sounds = self.of_video(video), home.sounds.get(video.stem, [])
+        labels = home.folder / LABELS / video.stem
+        found, others = _labels(labels, [str(n) for n in range(len(clip.frames))])
+        if (sounds or any(found)) and home.stems[video.stem] > 1:
+            raise ComboError(f"{video}: another video has its name, but for the ending; rename one")
+        if len(sounds) > 1:
+            names = ", ".join(file.name for file in sounds)
+            raise ComboError(f"{video}: more than one sound file of its name ({names}); leave one")
+        sound = sounds[0] if sounds else video
+        return replace(clip, labels=found, sound=sound, unread=tuple(others))
+
+    def _parts_of(self, clip: Clip) -> Iterator[Clip]:
+        """A clip, or where it is to be cut, its parts: they know their times in the whole."""
+        if not self.cut or len(clip.frames) <= self.cut:
+            yield clip
+            return
+        for number, first in enumerate(range(0, len(clip.frames), self.cut), 1):
+            part = slice(first, first + self.cut)
+            yield replace(
+                clip,
+                name=f"{clip.name}#{number}",
+                frames=clip.frames[part],
+                labels=clip.labels[part],
+                times=clip.times[part],
+                unread=clip.unread if number == 1 else (),
+            )
 
     def of_video(self, video: Path) -> Clip:
         """A video file as a clip: its frames, and its own sound. Raises MediaError, ComboError."""
@@ -199,13 +257,15 @@ class Folders(Layout):
         for kind, found in (("video", videos), ("sound", sounds)):
             if len(found) > 1:
                 names = ", ".join(f.name for f in found)
-                raise ComboError(f"{folder}: more than one {kind} file ({names}); leave one")
+                apart = "" if kind == "sound" else ", or put videos that are clips by themselves "
+                apart += apart and "straight into the root, or its folders train, val and test"
+                raise ComboError(f"{folder}: more than one {kind} file ({names}); leave one{apart}")
         frames: tuple[FrameSource, ...] = tuple(images)
         names = [f.stem for f in images]
         length = len(images) * self.seconds_per_frame
         times = self._moments(len(images), length)
         _demand_even_numbers(images)
-        unread = [f"{f.name}/" for f in contents.folders if f.name != "labels"]
+        unread = [f"{f.name}/" for f in contents.folders if f.name != LABELS]
         if videos and images:
             unread.append(f"pictures of {videos[0].name}")
         span = min(self.seconds_per_frame, length)
@@ -223,7 +283,7 @@ class Folders(Layout):
         self._refuse_too_many(folder, len(frames))
         labels, others = (None,) * len(frames), list[str]()
         if labelled:
-            labels, others = _labels(folder / "labels", names)
+            labels, others = _labels(folder / LABELS, names)
         source = sounds or videos
         return Clip(
             name=folder.name,
@@ -236,10 +296,13 @@ class Folders(Layout):
         )
 
     def _refuse_too_many(self, folder: Path, count: int) -> None:
-        if count > self.frames_per_clip:
+        if count > MOST_FRAMES:
+            raise ComboError(f"{folder}: {count:.3g} frames; raise `seconds_per_frame`")
+        if 0 < self.frames_per_clip < count and not self.cut:
             raise ComboError(
-                f"{folder}: {count} frames, more than {self.frames_per_clip}; raise this "
-                "data set's `frames_per_clip` in data_manifest.yaml or cut the clip"
+                f"{folder}: {count} frames, more than {self.frames_per_clip}; leave this data "
+                "set's `frames_per_clip` out of data_manifest.yaml, for clips of any length, or "
+                "write `cut` instead, for parts of so many frames"
             )
 
     def _moments(self, count: int, length: float) -> tuple[float, ...]:
@@ -286,9 +349,16 @@ class _Contents:
         )
 
     @property
+    def films(self) -> list[Path]:
+        """The videos: clips by themselves, where this is no clip's folder."""
+        return [path for path in self.files if _is(path, VIDEOS)]
+
+    @property
     def clips(self) -> list[Path]:
-        """The folders, and the links that may have stood for one."""
-        return sorted([*self.folders, *self.lost], key=_natural)
+        """The folders, the videos, and the links that may have stood for a folder."""
+        films = self.films
+        folders = [f for f in self.folders if not films or f.name != LABELS]
+        return sorted([*folders, *films, *self.lost], key=_natural)
 
     def of_kind(self, kinds: frozenset[str]) -> list[Path]:
         """The files with these endings. Raises MediaError for a name that no store can hold."""
@@ -297,6 +367,39 @@ class _Contents:
             if readable(path.name) != path.name:
                 raise MediaError(path, "a name that is no UTF-8 (an old archive?), rename it")
         return found
+
+
+class _Home:
+    """The folder that clips lie in, and what lies beside those of them that are videos.
+
+    films, stems: these videos, and how many have one name.  sounds: sound files by their names
+    without the ending.  unread: what looks like media and is no clip's.
+    """
+
+    def __init__(self, clips: Sequence[Path]) -> None:
+        self.folder = clips[0].parent
+        there = _Contents.of(self.folder)
+        self.films = frozenset(there.films)
+        self.stems = Counter(film.stem for film in self.films)
+        self.sounds: dict[str, list[Path]] = {}
+        self.unread: list[str] = []
+        for path in there.files:
+            if _is(path, SOUNDS) and path.stem in self.stems:
+                self.sounds.setdefault(path.stem, []).append(path)
+            elif _is(path, _KINDS - VIDEOS):
+                self.unread.append(readable(path.name))
+        if self.films and (labels := self.folder / LABELS).is_dir():
+            lone = [f for f in _Contents.of(labels).folders if f.name not in self.stems]
+            self.unread += [f"{LABELS}/{readable(f.name)}/ (no video of this name)" for f in lone]
+
+
+def _is_split_of_films(folder: Path) -> bool:
+    there = _looked_into(folder)
+    return (
+        folder.name in SPLITS
+        and bool(there.films)
+        and not any(_is(path, IMAGES) for path in there.files)
+    )
 
 
 def _is(path: Path, kinds: frozenset[str]) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, overload
 
-from ..errors import ComboError
+from ..errors import ComboError, counted
 from ..media.labels import LabelRule
 from ..media.pictures import Fit, FrameSource
 
@@ -55,7 +55,7 @@ class Listing(Sequence[Clip]):
     A million rows are listed in seconds, since nobody asks for a million clips at once.
     names, subsets: of every clip.  make: the clip at a place; can be sent to other processes.
     unread: how many clips have what that is not read.
-    beside: folders beside those of the splits that hold no clip.
+    beside: what lies beside the clips, or the splits' folders, and is not read.
     """
 
     names: tuple[str, ...]
@@ -89,8 +89,8 @@ class Listing(Sequence[Clip]):
     def named_unread(self, shown: int = 5) -> str:
         """What lies in or beside clips' folders and is not read, or ""."""
         most = sorted(self.unread.items(), key=lambda each: -each[1])
-        found = [f"{name} in {count} clips" for name, count in most]
-        found += [f"{name}/ (no clip in it)" for name in self.beside]
+        found = [f"{name} in {counted(count, 'clip')}" for name, count in most]
+        found += self.beside
         named = found[:shown]
         more = len(found) - len(named)
         return ", ".join(named) + (f" and {more} more" if more > 0 else "")
@@ -99,11 +99,12 @@ class Listing(Sequence[Clip]):
 class Layout(ABC):
     """How one kind of data set lies on the disk, and the rules that are published with it.
 
-    frames_per_clip: the most frames that a clip has.
+    frames_per_clip: the most frames that a clip has; 0: as many as the longest.
     sound_rule: which sound belongs to a frame (`combo.model.vggish` has the rules).
     expected: clips a split of the complete published set; empty where there is none.
     reading: raised when the same files of the layout become other frames or other sound; from 2 on
     it is one of the settings of every variant.
+    cut: longer clips are cut into parts of so many frames; 0: they are not.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Layout(ABC):
     expected: Mapping[str, int]
     reading: int = 1
     seconds_per_frame: float = 1.0
+    cut: int = 0
 
     @abstractmethod
     def splits(self, root: Path) -> tuple[str, ...]:
@@ -124,6 +126,11 @@ class Layout(ABC):
     @abstractmethod
     def classes(self, root: Path) -> list[str]:
         """Names of the classes, the background first. Raises ComboError."""
+
+    def longest(self, clips: Listing) -> int:
+        """How many frames a clip of this listing has at most."""
+        del clips
+        return self.frames_per_clip
 
     def label_rule(self, root: Path) -> LabelRule:
         """How a label image's values become classes: see `labels.read_label`."""

@@ -171,8 +171,8 @@ class Predictor:
             maskige = colour(_filled(maps, self.length).to(self.device), palette)
         heard = torch.from_numpy(sound)[None]
         heard = torch.cat([heard, heard.new_zeros(1, self.length - count, heard.shape[2])], 1)
-        out = self.network(frames.to(self.device), maskige, heard.to(self.device), present)
-        scores = self.network.scores(out)[0, :count].float().cpu()
+        given = frames.to(self.device), maskige, heard.to(self.device), present
+        scores = next(self.network.clip_scores(*given))[:count].float().cpu()
         if not bool(torch.isfinite(scores).all()):
             raise ComboError(f"{self.checkpoint}: its scores of {film.name} are not numbers")
         return scores

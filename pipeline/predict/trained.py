@@ -13,6 +13,7 @@ from typing import Any
 from ...model.interface import Network
 from ..errors import ComboError
 from ..jobs.plan import layout_of, stage_settings
+from ..layouts.avsbench import AVSS
 from ..layouts.layout import BINARY_CLASSES
 from ..manifest import Manifest, load_manifest
 from ..ruler.recognised import recognise
@@ -98,4 +99,5 @@ def _alone(
             f"{given} tells {found.settings.classes} classes apart, and {data_set} has "
             f"{len(classes)}; name another data set with --data"
         )
-    return Trained(given, file, found.build, stages, None, rules.frames_per_clip, classes, manifest)
+    length = rules.frames_per_clip or AVSS.frames_per_clip
+    return Trained(given, file, found.build, stages, None, length, classes, manifest)

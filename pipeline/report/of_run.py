@@ -112,7 +112,7 @@ def look_at_run(
 
     def seen(sound: str, clip: StoredBatch, scores: Tensor) -> None:
         if sound == "right":
-            confusions.add(clip, scores)
+            confusions.add(clip, scores.cpu())
         on_clip()
 
     evaluations = measure_sounds(network, reader, device, sounds_of(reader), {}, seen)

@@ -23,8 +23,8 @@ from .files import files_of
 def predict(network: Network, clip: StoredBatch, device: torch.device) -> Pixels:
     """The class of each pixel of a batch of one clip: [T,H,W] uint8."""
     there = clip.to(device)
-    out = network(there.frames, there.maskige, there.sound, there.present)
-    return network.scores(out)[0].argmax(1).to(torch.uint8).cpu().numpy()
+    scores = network.clip_scores(there.frames, there.maskige, there.sound, there.present)
+    return next(scores).argmax(1).to(torch.uint8).cpu().numpy()
 
 
 def with_prediction(

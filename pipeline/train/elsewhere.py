@@ -5,8 +5,9 @@ else) and the other has classes, both are taken for objects. Clips of more frame
 the network was trained with are cut into windows, as `combo predict` cuts films.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -107,22 +108,48 @@ class Elsewhere(Network):
     def forward(
         self, frames: Tensor, maskige: Tensor | None, sound: Tensor, valid: Tensor | None = None
     ) -> Tensor:
-        """Scores [1, T, K, H, W] of one clip, of the data set's classes."""
-        if len(frames) != 1:
-            raise ValueError(f"{len(frames)} clips at once, but only one can be cut into windows")
-        count = frames.shape[1] if valid is None else int(valid.sum())
-        means = RunningMean()
-        for begin, end, _ in Windows(count, self.length).spans():
-            part = slice(begin, min(begin + self.length, frames.shape[1]))
-            there = (torch.arange(part.start, part.stop) < end)[None]
-            seen = None if maskige is None else maskige[:, part]
-            out = self.network(frames[:, part], seen, sound[:, part], there)
-            for place, each in zip(range(begin, end), self.network.scores(out)[0], strict=False):
-                means.add(place, each)
-        found = torch.stack([mean for _, mean in means.take(count)])
-        missing = frames.shape[1] - count
-        found = torch.cat([found, found.new_zeros((missing, *found.shape[1:]))])
-        return self._renamed(found)[None]
+        """Scores [B, T, K, H, W], of the data set's classes."""
+        return torch.stack([*self.clip_scores(frames, maskige, sound, valid)])
+
+    def clip_scores(
+        self, frames: Tensor, maskige: Tensor | None, sound: Tensor, valid: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """As `Network.clip_scores`; as many windows at once as there are clips."""
+        clips, most = frames.shape[:2]
+        counts = [most] * clips if valid is None else valid.sum(dim=1).tolist()
+        windows = [
+            (clip, begin, end)
+            for clip, count in enumerate(counts)
+            for begin, end, _ in Windows(count, self.length).spans()
+        ]
+        scored = self._windows(windows, frames, maskige, sound)
+        for clip, of_clip in groupby(zip(windows, scored, strict=True), lambda each: each[0][0]):
+            means = RunningMean()
+            for (_, begin, end), scores in of_clip:
+                for place, each in zip(range(begin, end), scores, strict=False):
+                    means.add(place, each)
+            found = torch.stack([mean for _, mean in means.take(counts[clip])])
+            missing = found.new_zeros((most - counts[clip], *found.shape[1:]))
+            yield self._renamed(torch.cat([found, missing]))
+
+    def _windows(
+        self,
+        windows: Sequence[tuple[int, int, int]],
+        frames: Tensor,
+        maskige: Tensor | None,
+        sound: Tensor,
+    ) -> Iterator[Tensor]:
+        """The network's scores of each window (clip, begin, end), [length, K, H, W]."""
+        length = min(self.length, frames.shape[1])
+        for first in range(0, len(windows), len(frames)):
+            some = windows[first : first + len(frames)]
+
+            def cut(of: Tensor, some: Sequence[tuple[int, int, int]] = some) -> Tensor:
+                return torch.stack([of[clip, begin : begin + length] for clip, begin, _ in some])
+
+            there = torch.stack([torch.arange(begin, begin + length) < e for _, begin, e in some])
+            seen = None if maskige is None else cut(maskige)
+            yield from self.network.clip_scores(cut(frames), seen, cut(sound), there)
 
     def scores(self, out: Tensor) -> Tensor:
         return out

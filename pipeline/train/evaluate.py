@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...model.interface import Network
 from ...model.metrics import ObjectMetrics, SemanticMetrics, foreground
+from ...model.transfers import send
 from .. import protocols
 from ..errors import ComboError, unknown
 from ..jobs.stopping import Stop, Stopped
@@ -27,6 +28,8 @@ from .sounds import FITTING, Sounds
 SoundCondition = Literal["right", "swapped", "silent", "noise"]
 PRECISION = "fp32"
 """What every evaluation computes in, in training and after it: its numbers can be compared."""
+AT_ONCE = {"cuda": 8}
+"""Clips that go through a network together, by kind of device; on a CPU one alone is as fast."""
 SOUNDS: tuple[SoundCondition, ...] = ("right", "swapped", "silent", "noise")
 
 
@@ -118,10 +121,12 @@ def measure(
     on_clip: Callable[[StoredBatch, Tensor], None] | None = None,
     stop: Stop | None = None,
     together: Processes = ALONE,
+    at_once: int | None = None,
 ) -> Evaluation:
     """As `measure_sounds`, with one sound."""
     seen = on_clip and (lambda _, clip, scores: on_clip(clip, scores))
-    return measure_sounds(network, reader, device, [sound], {}, seen, stop, together)[sound]
+    of_sounds = measure_sounds(network, reader, device, [sound], {}, seen, stop, together, at_once)
+    return of_sounds[sound]
 
 
 @torch.inference_mode()
@@ -134,16 +139,19 @@ def measure_sounds(
     on_clip: Callable[[str, StoredBatch, Tensor], None] | None = None,
     stop: Stop | None = None,
     together: Processes = ALONE,
+    at_once: int | None = None,
 ) -> dict[str, Evaluation]:
-    """Run a network over a split, one clip at a time (results may depend on the batch), with
-    several sounds in one pass over the pictures.
+    """Run a network over a split, each clip as if it were alone, with several sounds in one pass
+    over the pictures.
 
     Clips without a label on any frame say nothing and are left out.
     Computes in float32, without TF32, whatever the network was trained in.
     sounds: names of `sounds.MEANINGS`.  categories: clip -> category, where that is known.
-    on_clip: gets a sound, each clip (on the CPU, with that sound) and its scores [T,K,H,W].
-    stop: when asked, the clip in hand is the last.  together: these share the clips, and all get
-    the scores of all.
+    on_clip: gets a sound, each clip (on the CPU, with that sound), and its scores [T,K,H,W] where
+    the network is.
+    stop: when asked, the clips in hand are the last.  together: these share the clips, and all get
+    the scores of all.  at_once: clips that go through the network together; `AT_ONCE` by default,
+    and fewer where they do not fit.
     Raises ComboError for a split without any label, or without such sounds, and Stopped.
     """
     if not reader.labelled:
@@ -158,24 +166,30 @@ def measure_sounds(
         for sound in sorted(sounds, key=lambda name: name != "right")
     ]
     stop = stop or Stop()
-    mine = range(together.rank, len(reader.labelled), together.count)
-    batches = reader.batches([reader.labelled[number]] for number in mine)
-    for number, clip in zip(mine, batches, strict=True):
-        on_device = clip.to(device)
-        counted = clip.present[0] & clip.annotated[0]
-        labels = on_device.labels[0][counted.to(device)]
-        right: Tensor | None = None
+    alone = _Alone(network, at_once or AT_ONCE.get(device.type, 1))
+    mine = [*range(together.rank, len(reader.labelled), together.count)]
+    turns = [mine[first : first + alone.at_once] for first in range(0, len(mine), alone.at_once)]
+    batches = reader.batches([reader.labelled[number] for number in turn] for turn in turns)
+    for turn, clips in zip(turns, batches, strict=True):
+        on_device, right = clips.to(device), list[Tensor]()
+        counted = [send(each.nonzero()[:, 0], device) for each in clips.present & clips.annotated]
         for tally in tallies:
-            sound = hear.of(tally.sound, number)
-            if sound is None:
-                tally.clips.append(None)
-                continue
-            scores = _scores(network, on_device, sound.to(device))
-            called = tally.add(clip.clips[0], scores[counted.to(device)], labels, right)
-            if tally.sound == "right":
-                right, tally.same = called, tally.pixels
-            if on_clip is not None:
-                on_clip(tally.sound, dataclasses.replace(clip, sound=sound), scores.cpu())
+            heard = [hear.of(tally.sound, number) for number in turn]
+            scored = alone.scores(on_device, heard)
+            for place, (sound, scores) in enumerate(zip(heard, scored, strict=True)):
+                if sound is None or scores is None:
+                    tally.clips.append(None)
+                    continue
+                name, frames = clips.clips[place], counted[place]
+                labels = on_device.labels[place].index_select(0, frames)
+                known = right[place] if right and tally.sound != "right" else None
+                called = tally.add(name, scores.index_select(0, frames), labels, known)
+                if tally.sound == "right":
+                    right.append(called)
+                    tally.same = tally.pixels
+                if on_clip is not None:
+                    one = dataclasses.replace(clips.part(place, place + 1), sound=sound)
+                    on_clip(tally.sound, one, scores)
         if stop.asked:
             break
     told = together.gather((stop.asked, tallies))
@@ -187,14 +201,50 @@ def measure_sounds(
     return {sound: found[sound] for sound in sounds}
 
 
-def _scores(network: Network, clip: Batch, sound: Tensor) -> Tensor:
-    """A clip's scores with a sound, [T,K,H,W]. Raises ComboError where they are no numbers."""
-    with _exactly():
-        out = network(clip.frames, clip.maskige, sound, clip.present)
-    scores = network.scores(out)[0].float()
+class _Alone:
+    """A network that is given several clips and says of each what it says of it alone.
+
+    at_once: how many; fewer from the moment on that so many do not fit into the memory of a GPU.
+    """
+
+    def __init__(self, network: Network, at_once: int) -> None:
+        self.network, self.at_once = network, at_once
+
+    def scores(self, clips: Batch, sounds: Sequence[Tensor | None]) -> Iterator[Tensor | None]:
+        """[T,K,H,W] of each clip with its sound, [1,T,D]; None for one without.
+
+        Raises ComboError where they are no numbers.
+        """
+        first = 0
+        while first < len(sounds):
+            heard = list[Tensor]()
+            for sound in sounds[first : first + self.at_once]:
+                if sound is None:
+                    break
+                heard.append(sound)
+            if not heard:
+                yield None
+                first += 1
+                continue
+            part = clips.part(first, first + len(heard))
+            of_all = send(torch.cat(heard), part.frames.device)
+            try:
+                with _exactly():
+                    for scores in self.network.clip_scores(
+                        part.frames, part.maskige, of_all, part.present
+                    ):
+                        yield _numbers(scores.float(), clips.clips[first])
+                        first += 1
+            except torch.OutOfMemoryError:
+                if len(heard) == 1:
+                    raise
+                self.at_once = len(heard) // 2
+
+
+def _numbers(scores: Tensor, clip: str) -> Tensor:
     if not bool(torch.isfinite(scores).all()):
         raise ComboError(
-            f"the network's scores of clip {clip.clips[0]} are not numbers; "
+            f"the network's scores of clip {clip} are not numbers; "
             f"half precision may be too narrow for it: train with --set precision=bf16 or fp32"
         )
     return scores

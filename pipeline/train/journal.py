@@ -10,13 +10,17 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
+from PIL import Image
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from .. import durable
+from ..media.images import Pixels
+from .presets import RunSettings
 from .run_folder import RunFolder
 
 _EVENTS: Any = event_pb2  # their classes are made when they are imported
@@ -30,7 +34,7 @@ class Journal:
     """
 
     def __init__(self, run: RunFolder, iteration: int) -> None:
-        self.run = run
+        self.run, self._begun = run, iteration
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self._events = run.tensorboard / name
         with run.writing():
@@ -38,7 +42,10 @@ class Journal:
             run.tensorboard.mkdir(exist_ok=True)
             self._append(_EVENTS.Event(wall_time=time.time(), file_version="brain.Event:2"))
             start = _EVENTS.SessionLog(status=_EVENTS.SessionLog.START)
-            self._append(_EVENTS.Event(wall_time=time.time(), step=iteration, session_log=start))
+            # TensorBoard drops what it has of this step and later ones: the iteration at which a
+            # run is resumed stays.
+            first = iteration + 1
+            self._append(_EVENTS.Event(wall_time=time.time(), step=first, session_log=start))
 
     def write(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
         """Add an entry. What is no number is null, since JSON has no word for it."""
@@ -53,6 +60,23 @@ class Journal:
             with self.run.metrics.open("a") as file:
                 file.write(line + "\n")
             summary = _SUMMARIES.Summary(value=shown)
+            self._append(_EVENTS.Event(wall_time=time.time(), step=iteration, summary=summary))
+
+    def note_changes(self, settings: RunSettings) -> None:
+        """Settings that the run goes on with otherwise than before."""
+        before, now = asdict(self.run.settings().train), asdict(settings.train)
+        if changed := {name: value for name, value in now.items() if value != before[name]}:
+            self.run.write_settings(settings)
+            self.write(self._begun, "settings", changed)
+
+    def show(self, iteration: int, clips: Iterable[tuple[str, Pixels]]) -> None:
+        """Add pictures of validation clips, [H,W,3] uint8 each, to what TensorBoard shows."""
+        shown = [
+            _SUMMARIES.Summary.Value(tag=f"val/{name}", image=_image(picture))
+            for name, picture in clips
+        ]
+        summary = _SUMMARIES.Summary(value=shown)
+        with self.run.writing():
             self._append(_EVENTS.Event(wall_time=time.time(), step=iteration, summary=summary))
 
     def _append(self, event: Any) -> None:
@@ -71,6 +95,14 @@ class Journal:
             raise self.run.damaged(self.run.metrics.name, error) from None
         kept = [line + b"\n" for line in found.splitlines() if _number(line) <= iteration]
         durable.write_bytes(self.run.metrics, b"".join(kept))
+
+
+def _image(picture: Pixels) -> Any:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=90, subsampling=0)
+    height, width = picture.shape[:2]
+    encoded = {"colorspace": 3, "encoded_image_string": file.getvalue()}
+    return _SUMMARIES.Summary.Image(height=height, width=width, **encoded)
 
 
 def _is_nothing(value: Any) -> bool:

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -46,9 +46,7 @@ class Batch:
 
     def part(self, first: int, last: int) -> "Batch":
         """Clips `first` to `last` - 1."""
-        names = ("frames", "maskige", "labels", "sound", "present", "annotated", "clips")
-        whole = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return replace(self, **{name: value[first:last] for name, value in whole.items()})
+        return _part(self, first, last)
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,10 @@ class StoredBatch:
     def held(self) -> Tensor:
         """As `values`; looked up where it is not known."""
         return label_values(self.labels) if self.values is None else self.values
+
+    def part(self, first: int, last: int) -> "StoredBatch":
+        """Clips `first` to `last` - 1."""
+        return _part(self, first, last)
 
     @classmethod
     def of(cls, shares: Sequence["StoredBatch"]) -> "StoredBatch":
@@ -98,6 +100,14 @@ class StoredBatch:
             annotated=self.annotated,
             clips=self.clips,
         )
+
+
+Either = TypeVar("Either", Batch, StoredBatch)
+
+
+def _part(batch: Either, first: int, last: int) -> Either:
+    whole = {n: v for n, v in vars(batch).items() if n != "palette" and v is not None}
+    return replace(batch, **{name: value[first:last] for name, value in whole.items()})
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +13,19 @@ PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40": 181e12, "4090": 1
 """FLOP/s of dense bf16 products, by a part of the device's name (the vendor's data sheets)."""
 
 Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the trainer tells after a step. seconds_left: at the speed of the last steps.
+    skipped: steps of the run that were not taken, since a loss or gradient was no number.
+    """
+
+    iteration: int
+    iterations: int
+    loss: float
+    seconds_left: float
+    skipped: int
 
 
 class Pace:
@@ -48,14 +62,18 @@ class Pace:
         self._flops = counter.get_total_flops()
         return done
 
+    @property
+    def seconds(self) -> float:
+        """Of a step, so far."""
+        return (time.perf_counter() - self._since) / max(1, self._steps)
+
     def told(self) -> tuple[float, dict[str, Any]]:
         """Seconds of a step, and what is logged of them; begins anew.
 
         waited: share of the time in which the next batch was not there.  peak_memory_gb: of the
         GPU, or of this process.  mfu: share of what the device's products could be.
         """
-        passed = time.perf_counter() - self._since
-        seconds = passed / max(1, self._steps)
+        passed, seconds = time.perf_counter() - self._since, self.seconds
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._device)
         else:

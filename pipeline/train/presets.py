@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
 from ...model.interface import Network, NetworkCriterion
 from ...model.networks import NETWORKS
 from ...model.settings import NetworkSettings
@@ -100,6 +102,11 @@ class TrainSettings:
                 f"micro_batch {self.micro_batch} must divide batch_size {self.batch_size}; "
                 f"add --set micro_batch={self.batch_size}"
             )
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of autocast; None for none."""
+        return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
 
     def demand_shared_by(self, processes: int) -> None:
         """Raises ComboError when a batch is not a multiple of so many processes' shares."""

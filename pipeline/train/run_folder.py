@@ -5,6 +5,7 @@ data.json       data set, store, variants and their fingerprints, clips used and
 versions.json   combo, Python, torch, ... and the machine
 metrics.jsonl   one line a log entry, also in tensorboard/
 last.pt, previous.pt, best.pt  checkpoints; each is whole or not there
+profile/        where `combo train --profile` was asked for
 skipped/        batches whose loss or gradient was no number, with the state before their step
 jobs/           script and log, where a cluster trains the run
 lock            who trains; the system drops the lock when that process ends
@@ -84,7 +85,7 @@ class RunFolder:
         self.best = root / "best.pt"
         self.metrics = root / "metrics.jsonl"
         self.tensorboard = root / "tensorboard"
-        self.skipped = root / "skipped"
+        self.skipped, self.profile = root / "skipped", root / "profile"
 
     @classmethod
     def create(cls, root: Path, settings: RunSettings, data: RunData) -> "RunFolder":
@@ -239,6 +240,11 @@ def checkpoint_of(path: Path) -> tuple[RunFolder, Path]:
             f"give it beside the {SETTINGS} and {DATA} of its run"
         )
     return RunFolder(path.parent), path
+
+
+def run_of(path: Path) -> Path:
+    """The folder of a run, where one of its checkpoints is named instead."""
+    return path.parent if path.is_file() and (path.parent / SETTINGS).exists() else path
 
 
 def versions() -> dict[str, Any]:

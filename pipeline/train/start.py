@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import remedies
 from ..devices import has_bf16
 from ..errors import ComboError
 from ..jobs.plan import stage_settings
@@ -14,7 +15,7 @@ from .loader import ClipReader
 from .presets import RunSettings, amend, prefer_bf16
 from .presets import resolve as resolve_settings
 from .processes import ALONE, Processes
-from .run_folder import RunData, RunFolder, SplitData
+from .run_folder import RunData, RunFolder, SplitData, run_of
 from .starting_points import first_network
 from .trainer import Trainer
 
@@ -46,6 +47,11 @@ def start(
     data_set = settings.train.data
     manifest.choose([data_set])
     store = manifest.store_path
+    if not store.exists():
+        raise ComboError(
+            f"the store {store} is not there; give another with --store, or "
+            f"run: combo preprocess all --data {data_set}"
+        )
     sources = {each.split: each for each in sources_in(store, [data_set])}
     if "train" not in sources:
         _refuse_undivided(manifest, data_set, list(sources))
@@ -102,7 +108,13 @@ def resume(
     changes: `key=value` of settings that may change; the run notes them when it trains.
     Raises ComboError when the store is no longer what the run was started on, or for other changes.
     """
-    run = RunFolder(folder)
+    run = RunFolder(run_of(folder))
+    if folder.is_file() and run.root != folder and folder != run.last:
+        raise ComboError(
+            f"{folder} is a checkpoint of a run, which goes on from its last.pt: "
+            f"{remedies.resume(run.root)}; to begin a run with this one: "
+            f"combo train --preset PRESET --set initialisation={folder}"
+        )
     settings, data = amend(run.settings(), changes), run.data()
     readers: dict[str, ClipReader] = {}
     for name, known in data["splits"].items():

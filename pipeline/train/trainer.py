@@ -12,7 +12,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -29,37 +28,19 @@ from .augment import Augment
 from .average import Average
 from .cache import batches
 from .checkpoint import Checkpoint
+from .elsewhere import Elsewhere
 from .evaluate import PRECISION, measure
+from .gradients import add_gradients
 from .health import MOST_IN_A_ROW, Health, several, tell
 from .journal import Journal
 from .loader import ClipReader, StoredBatch, shuffled
-from .pace import Pace
-from .presets import RunSettings, TrainSettings
+from .optimisation import learning_rate_factor, optimiser_of, set_learning_rate
+from .pace import Pace, Step
+from .panels import Panels
+from .presets import RunSettings
 from .processes import ALONE, Agreement, Processes
+from .profiling import Profile
 from .run_folder import RunFolder
-
-
-@dataclass(frozen=True)
-class Step:
-    """What the trainer tells after a step. seconds_left: at the speed of the last steps.
-    skipped: steps of the run that were not taken, since a loss or gradient was no number.
-    """
-
-    iteration: int
-    iterations: int
-    loss: float
-    seconds_left: float
-    skipped: int
-
-
-def learning_rate_factor(settings: TrainSettings, iteration: int) -> float:
-    """Polynomial decay to 0, after a linear warm-up (the public code has none).
-
-    Iterations are batches seen, as in the public code: a step that is skipped is one, too. So the
-    rate ends at 0 with the last batch, and asks nothing of the device.
-    """
-    factor = (1 - iteration / settings.iterations) ** settings.power
-    return factor * min(1.0, (iteration + 1) / max(1, settings.warmup))
 
 
 class Trainer:
@@ -86,19 +67,7 @@ class Trainer:
         set_threads(self.settings.threads)
         self.network = network.to(self.device)
         self.criterion = settings.criterion().to(self.device)
-        self.optimiser = torch.optim.AdamW(
-            network.parameter_groups(
-                self.settings.learning_rate,
-                self.settings.weight_decay,
-                self.settings.backbone_lr_factor,
-            ),
-            fused=True,
-        )
-        for group in self.optimiser.param_groups:
-            group["initial_lr"] = group["lr"]
-        self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[
-            self.settings.precision
-        ]
+        self.optimiser = optimiser_of(network, self.settings)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.settings.precision == "fp16"
         )
@@ -135,38 +104,49 @@ class Trainer:
         self.health = Health(self.device, state.skipped, state.in_a_row)
         self._saved, self._saved_at = (self.iteration, self.evaluated), time.monotonic()
 
+    @property
+    def saved(self) -> int:
+        """The iteration of the run's last checkpoint."""
+        return self._saved[0] if self._saved else 0
+
     def train(
         self,
         on_step: Callable[[Step], None] = lambda _: None,
         stop: Stop | None = None,
         on_problem: Callable[[str], None] = lambda _: None,
+        on_evaluation: Callable[[int, float, float], None] = lambda *_: None,
+        profile: Profile | None = None,
     ) -> None:
         """Train to the end.
 
         stop: when asked, the step in hand is finished and a checkpoint written.
         on_problem: gets a line for each step that was not taken since something was no number,
         but for what half precision skips as a matter of course.
+        on_evaluation: gets iteration, M_J on the val split, and the best so far.
+        profile: of some steps, is written by the first process.
         Raises Stopped; ComboError when several steps in a row could not be taken, the run's folder
         cannot be written, another run trains there, or a process of this one is gone.
         """
+        if profile is not None:
+            profile.demand_steps(self.settings.iterations - self.iteration)
         stop = stop or Stop()
         go_on = f"go on with: {remedies.resume(self.run.root)}"
         with self.run.claimed() if self.together.first else contextlib.nullcontext():
             if self.together.first and self.run.state() != self._begun_from:
                 raise ComboError(f"another process has trained {self.run.root} meanwhile; {go_on}")
-            self._on_problem = on_problem
+            self._on_problem, self._on_evaluation = on_problem, on_evaluation
             if self.together.first:
                 if self.iteration == 0:
                     self._write()  # from here on the run can be resumed
                 self.journal = Journal(self.run, self.iteration)
-                self._note_changes()
+                self.journal.note_changes(self._all_settings)
             try:
                 if len({*self.together.gather(self.iteration)}) > 1:
                     raise ComboError(f"the processes do not see the same {self.run.last}; {go_on}")
                 if self.settings.compile:
                     self.network.compile_parts()
                 self._spread = self.together.spread(self.network)
-                self._go(on_step, stop)
+                self._go(on_step, stop, profile if self.together.first else None)
                 if self._saved != (self.iteration, self.evaluated):
                     self._save()
             except Stopped:
@@ -183,15 +163,7 @@ class Trainer:
                     )
                 ) from error
 
-    def _note_changes(self) -> None:
-        """Settings that the run goes on with otherwise than before."""
-        before = dataclasses.asdict(self.run.settings().train)
-        changed = {k: v for k, v in dataclasses.asdict(self.settings).items() if v != before[k]}
-        if changed:
-            self.run.write_settings(self._all_settings)
-            self.journal.write(self.iteration, "settings", changed)
-
-    def _go(self, on_step: Callable[[Step], None], stop: Stop) -> None:
+    def _go(self, on_step: Callable[[Step], None], stop: Stop, profile: Profile | None) -> None:
         settings, reader = self.settings, self.readers["train"]
         self._evaluate(stop)  # where the run was stopped before or in it
         order = shuffled(
@@ -201,12 +173,18 @@ class Trainer:
         mine = map(self.together.share, order)
         read = batches(reader, mine, settings.cache, self.device)
         pace = Pace(self.device, settings.batch_size)
-        for batch in pace.over(read):
+        steps = pace.over(read)
+        if profile is not None:
+            steps = profile.over(steps, self.run, self.iteration)
+        first = self.iteration + 1  # of which is told at once: hundreds may take hours
+        for batch in steps:
             losses = pace.counted(partial(self._step, batch, stop))
             self.iteration += 1
             last = self.iteration == settings.iterations
             if self.iteration % settings.log_every == 0 or last:
                 on_step(self._log(losses, pace))
+            elif self.iteration == first:
+                on_step(self._told(float(losses["total"]), pace.seconds))
             if self._evaluate(stop):
                 pace.restart()
             stopping, saving = self._agreement.reached(stop.asked, self._late())
@@ -222,9 +200,7 @@ class Trainer:
         batch: this process's share.  stop: what it tells the others with it.
         """
         settings = self.settings
-        factor = learning_rate_factor(settings, self.iteration)
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+        set_learning_rate(self.optimiser, settings, self.iteration)
         values = batch.held()  # before the device has them alone, which would be waited for
         whole = batch.to(self.device)
         whole = self.augment(
@@ -234,25 +210,10 @@ class Trainer:
         divisors = self._agreement.sent_with(divisors, stop.asked, self._late())
         points = self._draws(draws.POINTS, batch)
         draws.seed_layers(settings.seed, self.iteration, self.together.rank)
-        sums = torch.zeros((), device=self.device)
-        names: list[str] = []
-        for first in range(0, len(points), settings.micro_batch):
-            of_part = slice(first, first + settings.micro_batch)
-            part = whole.part(of_part.start, of_part.stop)
-            with processes.parts(self._spread, last=of_part.stop >= len(points)):
-                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-                    out = self._spread(part.frames, part.maskige, part.sound, part.present)
-                losses = self.criterion(
-                    out,
-                    part.labels,
-                    annotated=part.annotated,
-                    values=values[of_part],
-                    divisors=divisors,
-                    draws=points[of_part],
-                )
-                self.scaler.scale(losses.total).backward()
-            names = [*losses, "total"]
-            sums = sums + torch.cat([losses.stacked, losses.total[None]]).detach()
+        names, sums = add_gradients(
+            self._spread, self.criterion, whole, settings, self.scaler,
+            values=values, divisors=divisors, points=points,
+        )  # fmt: skip
         sums = self.together.total(sums)
         self.scaler.unscale_(self.optimiser)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), settings.clip_norm)
@@ -311,22 +272,33 @@ class Trainer:
         if self.scaler.is_enabled():
             told["loss_scale"] = self.scaler.get_scale()
         self._note("train", told)
-        left = seconds * (self.settings.iterations - self.iteration)
-        return Step(self.iteration, self.settings.iterations, values["total"], left, skipped)
+        return self._told(values["total"], seconds)
+
+    def _told(self, loss: float, seconds: float) -> Step:
+        """seconds: of a step."""
+        whole = self.settings.iterations
+        left = seconds * (whole - self.iteration)
+        return Step(self.iteration, whole, loss, left, int(self.health.skipped))
 
     def _evaluate(self, stop: Stop) -> bool:
-        """Evaluate where it is time. Raises Stopped after a clip; it then begins again."""
+        """Evaluate where it is time. Raises Stopped after some clips; it then begins again."""
         settings, val = self.settings, self.readers.get("val")
         due = self.iteration % settings.evaluate_every == 0 or self.iteration == settings.iterations
         if not due or self.evaluated == self.iteration or val is None or not val.labelled:
             return False
         self._look_back()
         network = self.network if self.average is None else self.average.network
+        panels = Panels(val, self.together)
         how: dict[str, Any] = {"stop": stop, "together": self.together}
-        result = measure(network, val, self.device, **how)
+        length = self.readers["train"].plan.frames_per_clip
+        longer = val.plan.frames_per_clip > length
+        measured = Elsewhere(network, length, None) if longer else network
+        result = measure(measured, val, self.device, on_clip=panels.seen, **how)
         self.network.train()
         self.evaluated = self.iteration
         self._note("val", {"M_J": result.m_j, "M_F": result.m_f, "precision": PRECISION})
+        if self.together.first:
+            self.journal.show(self.iteration, panels.pictures())
         if result.m_j > self.best:
             self.best = result.m_j
             if self.together.first:
@@ -335,6 +307,7 @@ class Trainer:
                     checkpoint.save_network(
                         self.run.best, state, self.iteration, self.best, self.run.identity or ""
                     )
+        self._on_evaluation(self.iteration, result.m_j, self.best)
         return True
 
     def _note(self, kind: str, values: Mapping[str, Any]) -> None:

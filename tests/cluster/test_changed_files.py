@@ -17,7 +17,7 @@ from .worlds import Reading, World
 def test_files_that_changed_in_place_are_noticed(world: World) -> None:
     world.run("abcdef")
     (world.home / "sounds" / "b").write_text("B")
-    with pytest.raises(ComboError, match="files of 1 clips have changed since audio/reading") as c:
+    with pytest.raises(ComboError, match="files of 1 clip have changed since audio/reading") as c:
         world.run("abcdef")
     assert "first: b" in str(c.value)
     assert "combo verify --repair --data mine --split train --inputs" in str(c.value)
@@ -36,7 +36,7 @@ def test_another_root_under_the_same_name_is_noticed(world: World, tmp_path: Pat
     assert world.settle(elsewhere) == []
     (tmp_path / "moved" / "c").write_text("other")
     again = replace(elsewhere, data=DataSet(tmp_path / "moved", clips))
-    with pytest.raises(ComboError, match="files of 1 clips have changed"):
+    with pytest.raises(ComboError, match="files of 1 clip have changed"):
         world.settle(again)
 
 
@@ -54,6 +54,6 @@ def test_a_variant_that_is_not_asked_for_stops_nobody(world: World) -> None:
     job = world.job("abc")
     stage = Reading([], "another")
     (told,) = world.settle(replace(job, stage=stage, variant=stage.variant()))
-    assert f"files have changed since the store was made of them: 1 clips of {job.variant.key}" in (
+    assert f"files have changed since the store was made of them: 1 clip of {job.variant.key}" in (
         told
     )

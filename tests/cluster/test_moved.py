@@ -89,7 +89,7 @@ def test_work_that_nothing_describes_any_more_is_not_thrown_away(world: World) -
 def test_a_clip_whose_files_are_others_now_is_made_again(world: World) -> None:
     world.run("abcdef")
     (world.home / "sounds" / "b").write_text("new")
-    with pytest.raises(ComboError, match=r"1 clips of .* that have other files now \(first: b\)"):
+    with pytest.raises(ComboError, match=r"1 clip of .* that have other files now \(first: b\)"):
         world.settle(world.job("fabcde"))
     job = world.job("fabcde")
     (world.home / "sounds" / "c").unlink()

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from combo.model import Combo
@@ -65,18 +64,15 @@ def settled(net: Combo, sides: dict[Bit, float]) -> Iterator[None]:
     """
     sets = itertools.cycle(range(SETS - 1))
 
-    def take_sides(_: nn.Module, given: tuple[Tensor, tuple[int, int]], open_to: Tensor) -> Tensor:
-        number, (mask_logits, size) = next(sets), given
-        assert size == (key_side(number), key_side(number))
+    def take_sides(_: nn.Module, given: tuple[Tensor], open_to: Tensor) -> Tensor:
+        number, (mask_logits,) = next(sets), given
+        assert mask_logits.shape[2] == key_side(number) ** 2
         rows: dict[tuple[int, int], dict[int, bool]] = {}
         for (of_set, frame, query, key), logit in sides.items():
             if of_set == number:
                 rows.setdefault((frame, query), {})[key] = logit >= 0
         for (frame, query), keys in rows.items():
-            resized = F.interpolate(
-                mask_logits[frame, query][None, None].detach(), size=size, mode="bilinear"
-            )
-            within = resized.flatten() >= 0
+            within = mask_logits[frame, query] >= 0
             for key, side in keys.items():
                 within[key] = side
             open_to[frame, query] = within | ~within.any()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from combo.model import Combo, ComboOutput, Criterion, Prediction, parameter_groups
+from combo.model import Combo, ComboOutput, Criterion, parameter_groups
 from combo.model.interface import label_values
 from combo.model.matching import Targets, match, sample_rows
 from combo.model.state_dicts import combo_key
@@ -136,13 +136,9 @@ def predictions(
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    made = [
-        Prediction(
-            draw(batch, frames, queries, classes + 1), draw(batch, frames, queries, size, size)
-        )
-        for _ in range(layers)
-    ]
-    return ComboOutput(made, made[-1].mask_logits, (4 * size, 4 * size), valid)
+    of_sets = (batch, frames, layers, queries)
+    both = draw(*of_sets, classes + 1), draw(*of_sets, size, size)
+    return ComboOutput(*both, (4 * size, 4 * size), valid)
 
 
 def labelled(batch: int = 2, frames: int = 5, size: int = 32) -> Tensor:
@@ -226,10 +222,8 @@ def test_losses_are_computed_in_float32_under_autocast() -> None:
 def test_the_order_of_queries_means_nothing() -> None:
     out, labels, points = predictions(), labelled(), grid_points()
     order = torch.tensor([2, 0, 3, 1])
-    turned = ComboOutput(
-        [Prediction(p.class_logits[:, :, order], p.mask_logits[:, :, order]) for p in out.layers],
-        out.padded_masks[:, :, order], out.image_size, None,
-    )  # fmt: skip
+    sets = (each[:, :, :, order] for each in (out.class_sets, out.mask_sets))
+    turned = ComboOutput(*sets, out.image_size, None)
     criterion = Criterion.from_preset("combo-r50-ms3", **SMALL)
     one, two = (criterion(o, labels, points=points) for o in (out, turned))
     for name in one:
@@ -255,15 +249,8 @@ def test_a_clip_whose_first_frame_alone_has_labels_teaches_that_frame() -> None:
 
 def test_a_ten_frame_clip_is_two_groups_of_five_to_the_reference() -> None:
     long, points = predictions(batch=1, frames=10), grid_points()
-    split = ComboOutput(
-        [
-            Prediction(
-                p.class_logits.unflatten(1, (2, 5))[0], p.mask_logits.unflatten(1, (2, 5))[0]
-            )
-            for p in long.layers
-        ],
-        long.padded_masks.unflatten(1, (2, 5))[0], long.image_size, None,
-    )  # fmt: skip
+    sets = (each.unflatten(1, (2, 5))[0] for each in (long.class_sets, long.mask_sets))
+    split = ComboOutput(*sets, long.image_size, None)
     labels = labelled(2, 5)
     criterion = Criterion.from_preset("combo-r50-avss", **SMALL)
     one = criterion(long, labels.flatten(0, 1)[None], points=points)
@@ -376,7 +363,7 @@ def test_losses_and_gradients_of_a_batchs_parts_add_up_to_the_batchs(fidelity: s
     out, labels = predictions(batch=3, valid=valid), labelled(3)
     labels[0] = 1  # one target a frame, and three
     labels[1, 1:] = 255  # and frames without labels
-    leaves = [t.requires_grad_() for p in out.layers for t in (p.class_logits, p.mask_logits)]
+    leaves = [sets.requires_grad_() for sets in (out.class_sets, out.mask_sets)]
     settings = {**SMALL, "fidelity": fidelity, "query_count": 4}
     criterion = Criterion.from_preset("combo-r50-ms3", **settings)
     annotated = (labels != 255).flatten(2).any(dim=2)
@@ -392,8 +379,7 @@ def test_losses_and_gradients_of_a_batchs_parts_add_up_to_the_batchs(fidelity: s
     assert torch.equal(divisors, criterion.divisors(labels, annotated, valid))
     sums, gradients = dict.fromkeys(whole, 0.0), [torch.zeros_like(leaf) for leaf in leaves]
     for part in parts:
-        layers = [Prediction(p.class_logits[part], p.mask_logits[part]) for p in out.layers]
-        mine = ComboOutput(layers, out.padded_masks[part], out.image_size, valid[part])
+        mine = ComboOutput(*(sets[part] for sets in leaves), out.image_size, valid[part])
         losses = criterion(
             mine, labels[part], annotated=annotated[part], divisors=divisors, draws=draws(part)
         )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from combo.model import Combo, ComboOutput, ComboSettings, Criterion, Prediction
+from combo.model import Combo, ComboOutput, ComboSettings, Criterion
 from combo.model.bilateral_fusion import PaperFusion, ReferenceFusion
 from combo.model.clips import ClipLayout
 from combo.model.consistency import paper_consistency, reference_consistency
@@ -190,24 +190,23 @@ def neighbours(masks: Tensor) -> list[float]:
 
 def test_consistency_in_the_words_of_both() -> None:
     generator = torch.Generator().manual_seed(7)
-    masks = torch.randn(2, 1, 10, 3, 4, 4, generator=generator) + 0.5
-    terms = [[(1 - s) * math.exp(s - 1) for s in neighbours(m[0])] for m in masks]
+    masks = torch.randn(1, 10, 2, 3, 4, 4, generator=generator) + 0.5
+    sets = masks[0].unbind(1)
+    terms = [[(1 - s) * math.exp(s - 1) for s in neighbours(m)] for m in sets]
     inside = [t[:4] + t[5:] for t in terms]
     expected = torch.tensor([sum(t) / 2 / 4 for t in inside])
-    torch.testing.assert_close(reference_consistency(list(masks), None), expected)
-    terms = [[(1 - s) * math.exp(s - 1) for s in neighbours(m[0].sigmoid())] for m in masks]
-    torch.testing.assert_close(
-        paper_consistency(list(masks), None), torch.tensor([*map(sum, terms)])
-    )
+    torch.testing.assert_close(reference_consistency(masks, None), expected)
+    terms = [[(1 - s) * math.exp(s - 1) for s in neighbours(m.sigmoid())] for m in sets]
+    torch.testing.assert_close(paper_consistency(masks, None), torch.tensor([*map(sum, terms)]))
 
 
 def test_frames_that_are_nearly_alike_keep_their_small_distance() -> None:
     generator = torch.Generator().manual_seed(8)
     still = torch.randn(1, 1, 1, 100, 56, 56, generator=generator)
-    masks = still + 1e-2 * torch.randn(1, 1, 5, 100, 56, 56, generator=generator)
-    expected = sum((1 - s) * math.exp(s - 1) for s in neighbours(masks[0, 0])) / 4
+    masks = still + 1e-2 * torch.randn(1, 5, 1, 100, 56, 56, generator=generator)
+    expected = sum((1 - s) * math.exp(s - 1) for s in neighbours(masks[0, :, 0])) / 4
     assert expected < 2e-4
-    assert reference_consistency(list(masks), None).item() == pytest.approx(expected, rel=1e-2)
+    assert reference_consistency(masks, None).item() == pytest.approx(expected, rel=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -222,11 +221,11 @@ def test_frames_that_are_nearly_alike_keep_their_small_distance() -> None:
 def test_the_weight_and_the_layers_of_the_consistency_loss(
     name: str, fidelity: str, weight: float
 ) -> None:
-    masks = torch.randn(1, 5, 4, 8, 8)
+    masks = torch.randn(1, 5, 10, 4, 8, 8)
     settings = {"fidelity": fidelity, "mask_points": 16}
     criterion = Criterion.from_preset(name, **settings)
-    logits = torch.randn(1, 5, 4, criterion.settings.classes + 1)
-    out = ComboOutput([Prediction(logits, masks)] * 10, masks, (32, 32), None)
+    logits = torch.randn(1, 5, 10, 4, criterion.settings.classes + 1)
+    out = ComboOutput(logits, masks, (32, 32), None)
     losses = criterion(out, torch.zeros(1, 5, 32, 32, dtype=torch.uint8))
     sets = {name for name in losses if name.startswith("loss_cosine")}
     first = 0 if fidelity == "reference" else 1

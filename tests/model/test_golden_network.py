@@ -211,8 +211,8 @@ def turned(arrays: Arrays, places: list[Bit]) -> Arrays:
 class HigherThreshold(OpenKeys):
     """Keys are open from a logit of 0.01."""
 
-    def forward(self, mask_logits: Tensor, size: tuple[int, int]) -> Tensor:
-        return super().forward(mask_logits - 0.01, size)
+    def forward(self, mask_logits: Tensor) -> Tensor:
+        return super().forward(mask_logits - 0.01)
 
 
 def higher_threshold(net: Combo) -> None:

@@ -114,6 +114,15 @@ def test_valid_frames_are_stacked_as_if_they_were_one_row() -> None:
     torch.testing.assert_close(mixed_out.mask_logits[1], expected[2:], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 8])
+def test_masks_at_full_size_are_made_in_blocks(at_once: int) -> None:
+    net, valid = tiny(), torch.tensor([[True] * 4, [True, True, False, False]])
+    with torch.inference_mode():
+        out = net(*clips(2, 4, (50, 70)), valid)
+        expected = torch.cat([net.scores(out.clip(number)) for number in range(2)])
+        torch.testing.assert_close(net.scores(out, at_once), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_images_of_any_size_come_back_at_their_size() -> None:
     net = tiny()
     frames, maskige, sound = clips(1, 2, (50, 70))

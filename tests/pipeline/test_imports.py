@@ -321,7 +321,7 @@ def test_imports_on_the_command_line_train_a_network(
         published(tmp_path / "tree", sample, "ms3", split, palette_picture)
     tree = str(tmp_path / "tree")
     planned = combo("import-maskige", tree, "--data", "ms3", *manifest, "--dry-run")
-    assert planned.count("units of 2 clips to do") == 2
+    assert planned.count(" of 2 clips to do (") == 2
     assert not (tmp_path / "store").exists()
     done = json.loads(combo("import-maskige", tree, *manifest, "--note", "n", "--json", "--quiet"))
     assert [(d["data_set"], d["split"], d["finished"]) for d in done] == [

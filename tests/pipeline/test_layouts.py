@@ -334,7 +334,7 @@ def test_a_clip_folder_that_is_unclear_is_a_problem_of_that_clip_only(tmp_path: 
     picture(picture(tmp_path / "stray" / "0.png").parent / "labels" / "7.png")
     for n in range(11):
         picture(tmp_path / "long" / f"{n}.png")
-    found = problems(tmp_path)
+    found = problems(tmp_path, Folders(frames_per_clip=10))
     assert found.pop("good") is None
     for name, text in {
         "silent": "no frame images and no video",
@@ -346,7 +346,7 @@ def test_a_clip_folder_that_is_unclear_is_a_problem_of_that_clip_only(tmp_path: 
     }.items():
         assert text in (found.pop(name) or "")
     assert not found
-    assert problems(tmp_path, Folders(frames_per_clip=11))["long"] is None
+    assert problems(tmp_path, Folders())["long"] is None
 
 
 def test_a_root_without_clips_or_with_clips_and_splits_is_one_line(tmp_path: Path):

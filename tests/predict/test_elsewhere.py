@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from unchanged import settings_put_back
 
 from combo.cli import app
+from combo.model.interface import Network
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
@@ -75,6 +76,11 @@ def test_a_longer_clip_is_seen_in_the_windows_in_which_a_film_is(
     own = np.stack([frame.scores for frame in frames])
     np.testing.assert_allclose(own, scores["clip1"][:5].numpy(), rtol=1e-5, atol=1e-6)
     assert not scores["clip1"][5:].any()
+    together = dict[str, torch.Tensor]()
+    seen = lambda c, s: together.update({c.clips[0]: s})  # noqa: E731
+    assert measure(network, reader, cpu, on_clip=seen, at_once=2).m_j == pytest.approx(result.m_j)
+    for name, alone in scores.items():
+        torch.testing.assert_close(together[name], alone, rtol=1e-4, atol=1e-4)
 
 
 def test_the_command_says_which_classes_are_which(run: RunFolder, other: Path) -> None:
@@ -107,7 +113,7 @@ def test_classes_are_told_by_name() -> None:
     assert (objects.taken, objects.objects) == (((0,), (1, 2)), False)
 
 
-class _Says(torch.nn.Module):
+class _Says(Network):
     """Has its scores from the beginning."""
 
     def __init__(self, scores: torch.Tensor) -> None:

@@ -20,9 +20,11 @@ from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs.stopping import Stop, Stopped
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.train import checkpoint
+from combo.pipeline.train.optimisation import learning_rate_factor
+from combo.pipeline.train.pace import Step
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import resume, start
-from combo.pipeline.train.trainer import Step, Trainer, learning_rate_factor
+from combo.pipeline.train.trainer import Trainer
 
 from .conftest import OF_PACE, finished_run, small_run
 from .together import Killed, at, die
@@ -72,6 +74,7 @@ def equal(left: object, right: object) -> bool:
 def same(run: RunFolder, other: RunFolder) -> bool:
     """Whether two runs told the same and ended with the same bits of everything."""
     one, two = (vars(checkpoint.load(each.last)) for each in (run, other))
+    assert one.pop("run") != two.pop("run") or run.root == other.root
     return equal(one, two) and log(run) == log(other)
 
 

@@ -115,8 +115,8 @@ def test_every_command_says_how_many_frames_are_annotated_and_what_is_not_read(h
         text = f"{annotated} of {frames} frames annotated"
         assert any(f"mine/{split} frames/" in line and text in line for line in said.splitlines())
         assert any(f"mine/{split}" in line and text in line for line in doctor.splitlines())
-    assert said.count("mine/unlabelled: not read: masks/ in 1 clips") == 1
-    assert "not read: masks/ in 1 clips" in doctor
+    assert said.count("mine/unlabelled: not read: masks/ in 1 clip") == 1
+    assert "not read: masks/ in 1 clip" in doctor
     states = json.loads(combo(home, "status", "--json").stdout)
     of_frames = {s["split"]: tuple(s["annotated"]) for s in states if s["stage"] == "frames"}
     assert of_frames == wanted
@@ -137,7 +137,7 @@ def test_clips_without_a_label_are_left_out_of_the_metrics_and_counted(
     # The sound of a clip without labels still goes to another one.
     assert set(measure(network, reader, CPU, sound="swapped").clips) == {"clip1", "clip2"}
     said = combo(home, "evaluate", str(run.root))
-    assert "1 clips left out: no frame of theirs has a label" in said.stderr
+    assert "1 clip left out: no frame of theirs has a label" in said.stderr
     with pytest.raises(ComboError, match="no frame of mine/unlabelled has a label"):
         measure(network, open_split(run, "unlabelled"), CPU)
 

@@ -39,11 +39,13 @@ from combo.pipeline.train.evaluate import (
     open_run,
     open_split,
 )
+from combo.pipeline.train.optimisation import learning_rate_factor
+from combo.pipeline.train.pace import Step
 from combo.pipeline.train.presets import resolve, train_settings
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.sounds import other_clips
 from combo.pipeline.train.start import free_folder, resume, start
-from combo.pipeline.train.trainer import Step, Trainer, learning_rate_factor
+from combo.pipeline.train.trainer import Trainer
 
 from .conftest import OF_PACE, finished_run, small_run
 
@@ -117,7 +119,7 @@ def test_a_run_leaves_settings_log_and_networks_behind(trained: RunFolder) -> No
     assert [entry["iteration"] for entry in val] == [2, 4]
 
     best = torch.load(trained.best, weights_only=True)
-    assert best.keys() == {"network", "iteration", "best"}
+    assert best.keys() == {"network", "iteration", "best", "run"}
     assert best["best"] == max(entry["M_J"] for entry in val)
     (entry,) = (entry for entry in val if entry["iteration"] == best["iteration"])
     assert entry["M_J"] == best["best"]

@@ -14,9 +14,10 @@ from combo.pipeline.jobs.stopping import Stop
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.train import processes
 from combo.pipeline.train.evaluate import measure_sounds
+from combo.pipeline.train.pace import Step
 from combo.pipeline.train.processes import ALONE, Processes
 from combo.pipeline.train.start import resume, start
-from combo.pipeline.train.trainer import Step, Trainer
+from combo.pipeline.train.trainer import Trainer
 
 COMMON = (
     "width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "pixel_ffn=16", "decoder_layers=2",
