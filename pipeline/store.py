@@ -384,8 +384,7 @@ class SplitStore:
         return found
 
     def shard(self, variant: Variant, spec: ArraySpec, unit: int) -> Path:
-        """The file that holds a unit of an array. An older combo wrote none that would be all fill
-        value."""
+        """The file of a unit of an array; an older combo wrote none that would be all fill."""
         rest = "/0" * len(spec.shape)
         return Path(f"{self.tensors}/{variant.key}/{spec.name}/c/{unit}{rest}")
 
