@@ -21,7 +21,7 @@ def seed_of(*numbers: int) -> int:
 
 
 def generators(
-    seed: int, iteration: int, places: Iterable[int], what: int, device: torch.device
+    seed: int, iteration: int, places: Iterable[int], what: int, device: torch.device | str = "cpu"
 ) -> list[torch.Generator]:
     """One generator for each clip of a batch. places: theirs in the whole batch."""
     return [

@@ -167,6 +167,12 @@ class Elsewhere(Network):
         return torch.stack(named, 1)
 
 
+def in_windows(network: Network, reader: ClipReader, length: int) -> Network:
+    """The network, for clips that may be longer than the `length` it was trained with."""
+    longer = reader.plan.frames_per_clip > length
+    return Elsewhere(network, length, None) if longer else network
+
+
 def open_elsewhere(
     run: RunFolder,
     data_set: str,

@@ -44,6 +44,10 @@ class Processes:
         size = len(clips) // self.count
         return clips[self.rank * size : (self.rank + 1) * size]
 
+    def places(self, count: int) -> range:
+        """Where its `count` clips stand in the whole batch."""
+        return range(self.rank * count, (self.rank + 1) * count)
+
     def device(self, wanted: str) -> torch.device:
         """The device of this process: each of a host takes another GPU. Raises ComboError."""
         device = choose_device(wanted)

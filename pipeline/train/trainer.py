@@ -28,7 +28,7 @@ from .augment import Augment
 from .average import Average
 from .cache import batches
 from .checkpoint import Checkpoint
-from .elsewhere import Elsewhere
+from .elsewhere import in_windows
 from .evaluate import PRECISION, measure
 from .gradients import add_gradients
 from .health import MOST_IN_A_ROW, Health, several, tell
@@ -203,12 +203,12 @@ class Trainer:
         set_learning_rate(self.optimiser, settings, self.iteration)
         values = batch.held()  # before the device has them alone, which would be waited for
         whole = batch.to(self.device)
-        whole = self.augment(
-            whole, self.augment.draw(self._draws(draws.AUGMENTATION, batch), whole)
-        )
+        places = self.together.places(len(batch.clips))
+        drawn = partial(draws.generators, settings.seed, self.iteration, places)
+        whole = self.augment(whole, self.augment.draw(drawn(draws.AUGMENTATION), whole))
         divisors = self.criterion.divisors(whole.labels, whole.annotated, whole.present)
         divisors = self._agreement.sent_with(divisors, stop.asked, self._late())
-        points = self._draws(draws.POINTS, batch)
+        points = drawn(draws.POINTS, self.device)
         draws.seed_layers(settings.seed, self.iteration, self.together.rank)
         names, sums = add_gradients(
             self._spread, self.criterion, whole, settings, self.scaler,
@@ -229,13 +229,6 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.network)
         return {**dict(zip(names, sums.unbind(), strict=True)), "gradient_norm": norm.detach()}
-
-    def _draws(self, what: int, batch: StoredBatch) -> list[torch.Generator]:
-        """Of each clip of this process's share."""
-        count = len(batch.clips)
-        places = range(self.together.rank * count, (self.together.rank + 1) * count)
-        device = self.device if what == draws.POINTS else torch.device("cpu")
-        return draws.generators(self.settings.seed, self.iteration, places, what, device)
 
     def _late(self) -> bool:
         """Whether it is time for a checkpoint; the first process knows."""
@@ -290,9 +283,7 @@ class Trainer:
         network = self.network if self.average is None else self.average.network
         panels = Panels(val, self.together)
         how: dict[str, Any] = {"stop": stop, "together": self.together}
-        length = self.readers["train"].plan.frames_per_clip
-        longer = val.plan.frames_per_clip > length
-        measured = Elsewhere(network, length, None) if longer else network
+        measured = in_windows(network, val, self.readers["train"].plan.frames_per_clip)
         result = measure(measured, val, self.device, on_clip=panels.seen, **how)
         self.network.train()
         self.evaluated = self.iteration

@@ -126,7 +126,8 @@ def test_a_run_leaves_settings_log_and_networks_behind(trained: RunFolder) -> No
     file = trained.best.with_suffix(".safetensors")
     assert same_state(load_state(file), dict(best["network"]))
     with safe_open(file, "pt") as opened:
-        assert opened.metadata() == {k: str(entry[k]) for k in ("iteration", "M_J")}
+        told = {k: str(entry[k]) for k in ("iteration", "M_J")}
+        assert opened.metadata() == {**told, "run": best["run"]}
     assert checkpoint.load(trained.last).iteration == 4
 
 
