@@ -1,9 +1,7 @@
 """What a run's folder promises: one process at a time, nothing half written, one line for each
 thing that is odd, and after a full disk the same bits."""
 
-import gzip
 import hashlib
-import io
 import json
 import os
 import re
@@ -18,18 +16,15 @@ import numpy as np
 import pytest
 import torch
 from permissions import modes_count
-from PIL import Image
 from typer.testing import CliRunner
 
 from combo.cli import app
 from combo.pipeline.errors import ComboError
 from combo.pipeline.manifest import Manifest
-from combo.pipeline.painting import paint
 from combo.pipeline.train import checkpoint
-from combo.pipeline.train.evaluate import measure, open_run, open_split
+from combo.pipeline.train.evaluate import open_run, open_split
 from combo.pipeline.train.journal import Journal
 from combo.pipeline.train.pace import Step
-from combo.pipeline.train.profiling import Profile
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import resume
 from combo.pipeline.train.trainer import Trainer
@@ -341,60 +336,6 @@ def test_a_full_disk_under_tensorboard_is_one_line_and_the_run_goes_on_bit_for_b
     resume(run.root).train()
     assert same(run, trained)
     assert len(list(small_disk.iterdir())) == 2
-
-
-def test_what_tensorboard_reads_is_what_the_log_holds(trained: RunFolder) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = EventAccumulator(str(trained.tensorboard)).Reload()
-    losses = [line["total"] for line in log(trained) if line["kind"] == "train"]
-    assert [e.value for e in found.Scalars("train/total")] == pytest.approx(losses)
-    assert [e.step for e in found.Scalars("val/M_J")] == [2, 3]
-
-
-def test_tensorboard_shows_clips_with_truth_and_prediction_at_each_evaluation(
-    trained: RunFolder,
-) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = EventAccumulator(str(trained.tensorboard), {"images": 0}).Reload()
-    reader, network = open_split(trained, "val"), trained.settings().build()
-    checkpoint.load_network(trained.last, network)
-    scores: dict[str, torch.Tensor] = {}
-    measure(network, reader, CPU, on_clip=lambda clip, s: scores.update({clip.clips[0]: s}))
-    assert found.Tags()["images"] == [f"val/{name}" for name in reader.plan.clips]
-    for place, name in enumerate(reader.plan.clips):
-        shown = found.Images(f"val/{name}")
-        assert [event.step for event in shown] == [2, 3]
-        picture = np.asarray(Image.open(io.BytesIO(shown[-1].encoded_image_string)))
-        clip = reader.read([place])
-        frames = clip.frames[0].movedim(1, -1).numpy()
-        predicted = scores[name].argmax(1).byte().numpy()
-        rows = [frames, paint(frames, clip.labels[0].numpy()), paint(frames, predicted)]
-        expected = np.concatenate([np.concatenate([*row], axis=1) for row in rows])
-        assert picture.shape == expected.shape == (3 * 64, 5 * 64, 3)
-        for row in range(3):  # JPEG
-            part = slice(64 * row, 64 * (row + 1))
-            assert np.abs(picture[part].astype(float) - expected[part]).mean() < 4
-    assert np.abs(expected[64:128].astype(float) - expected[:64]).mean() > 5
-
-
-def test_a_profile_of_some_steps_lies_in_the_runs_folder(
-    finished: Manifest, tmp_path: Path
-) -> None:
-    trainer, told = tiny(finished, tmp_path / "run", "iterations=8"), list[str]()
-    with pytest.raises(ComboError, match=r"--profile 4 needs 9 iterations .*, and 8 are left"):
-        trainer.train(profile=Profile(4, told.append))
-    trainer.train(profile=Profile(2, told.append))
-    (file,) = trainer.run.profile.iterdir()
-    assert told == [f"profile of iterations 6 to 7: {file}"]
-    events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
-    names = {event["name"] for event in events if "name" in event}
-    assert {"aten::convolution", "Optimizer.step#AdamW.step"} < names
-    assert {name for name in names if name.startswith("ProfilerStep")} == {
-        "ProfilerStep#5", "ProfilerStep#6",
-    }  # fmt: skip
-    assert checkpoint.load(trainer.run.last).iteration == 8
 
 
 def test_a_store_behind_dots_is_trained_on(
