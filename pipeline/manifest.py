@@ -84,7 +84,7 @@ class DataSet(Model):
     fit: dict[str, Fit] = Field(default_factory=dict)
     """Per split: `squash` to the size, or short side to the size and `crop` the centre."""
     frames_per_clip: int | None = Field(default=None, ge=1, le=100_000)
-    """Layout `folders` only: the most frames that a clip may have; any number when left out."""
+    """Layout `folders` only: the most frames that a clip may have; 1000 when left out."""
     cut: int | None = Field(default=None, ge=1, le=1000)
     """Layout `folders` only: clips of more frames are cut into parts of so many: NAME#1, NAME#2."""
     seconds_per_frame: float = Field(default=1.0, ge=0.001, le=1e6)

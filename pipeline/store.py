@@ -248,8 +248,8 @@ class SplitStore:
         )
 
     def _missing(self, variant: Variant) -> list[ArraySpec]:
-        home = self.tensors / variant.key
-        return [s for s in variant.all_arrays if not (home / s.name / "zarr.json").exists()]
+        at = self.arrays(variant)
+        return [s for s in variant.all_arrays if not (at / s.name / "zarr.json").exists()]
 
     def _create(self, variant: Variant, plan: Plan, head: Path) -> None:
         import zarr
@@ -268,9 +268,8 @@ class SplitStore:
             **variant.attributes,
         }
         # Last: a variant that can be listed has all its arrays.
-        durable.write_json(
-            head, {"zarr_format": 3, "node_type": "group", "attributes": {"combo": described}}
-        )
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {"combo": described}}
+        durable.write_json(head, group)
 
     def read_variant(self, key: str) -> Variant | None:
         """The variant of a key, or None where there is none. Raises StoreDamaged."""
@@ -344,8 +343,7 @@ class SplitStore:
         """
         start = unit * plan.clips_per_unit
         for spec in variant.all_arrays:
-            data = arrays[spec.name]
-            wanted = (plan.clips_per_unit, *spec.shape)
+            data, wanted = arrays[spec.name], (plan.clips_per_unit, *spec.shape)
             if data.shape != wanted or data.dtype != np.dtype(spec.dtype):
                 raise ValueError(
                     f"{variant.key}/{spec.name}: {data.dtype}{data.shape}, not {spec.dtype}{wanted}"
@@ -372,8 +370,7 @@ class SplitStore:
 
         Raises StoreDamaged for a broken shard; one that is missing is fill value.
         """
-        start = unit * plan.clips_per_unit
-        found: dict[str, np.ndarray] = {}
+        start, found = unit * plan.clips_per_unit, dict[str, np.ndarray]()
         for spec in variant.all_arrays:
             array = self._array(variant, spec)
             if array.shape[0] != plan.units * plan.clips_per_unit:
@@ -387,8 +384,7 @@ class SplitStore:
         return found
 
     def shard(self, variant: Variant, spec: ArraySpec, unit: int) -> Path:
-        """The file that holds a unit of an array. An older combo wrote none that would be all fill
-        value."""
+        """The file of a unit of an array; an older combo wrote none that would be all fill."""
         rest = "/0" * len(spec.shape)
         return Path(f"{self.tensors}/{variant.key}/{spec.name}/c/{unit}{rest}")
 
@@ -408,15 +404,14 @@ class SplitStore:
         older combo wrote it, a missing file is read as fill value.
         """
         spec = next(spec for spec in variant.all_arrays if spec.name == name)
-        repair = f"run: {remedies.repair(self.data_set, self.split)}"
-        filled = self._array(variant, spec)
+        repair, filled = remedies.repair(self.data_set, self.split), self._array(variant, spec)
         if finished is None or not finished.description:
             return Rows(filled, filled, None, self._damaged_clip(variant, spec))
         try:
             checks = parse_checks(finished.checks.get(name, ""), finished.clips)
         except ValueError as error:
             file = self.finished_path(variant)
-            raise StoreDamaged(f"{file} is damaged ({name}: {error}); {repair}") from None
+            raise StoreDamaged(f"{file} is damaged ({name}: {error}); run: {repair}") from None
         whole = self._array(variant, spec, fill=False)
         per_unit, codecs = whole.chunk_layout.write_chunk.shape[0], whole.codec.to_json()["codecs"]
         shard = partial(self.shard, variant, spec) if ends_in_checksums(codecs) else None
@@ -442,8 +437,7 @@ class SplitStore:
         """An array, opened once. fill: missing chunks are fill value; else they are an error."""
         import tensorstore
 
-        path = self.arrays(variant) / spec.name
-        key = (str(path), fill)
+        key = (str(path := self.arrays(variant) / spec.name), fill)
         if key not in self._opened:
             asked = {
                 "driver": "zarr3",

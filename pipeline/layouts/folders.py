@@ -54,8 +54,8 @@ _KINDS = IMAGES | VIDEOS | SOUNDS | UNREAD
 SPLITS = ("train", "val", "test")
 """Folders of these names, alone in a root, are splits also where they hold nothing but videos."""
 LABELS = "labels"
-MOST_FRAMES = 10_000_000
-"""Of a clip, whatever its file says."""
+MOST_FRAMES = 1000
+"""Of a clip, where nothing else is said: all others get room for as many."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ class Folders(Layout):
     object. Splits are the sub-folders that hold clip folders, or "all" when ROOT holds the clips;
     `split` then divides those, split -> share: a clip belongs where SHA-256 of "SEED:NAME" says, so
     that it stays there when others are added or removed.
-    Listing looks at the videos' first and last packets. Clips have any length; one with more than
-    `frames_per_clip` frames, where that is given, has a problem: nothing is cut off in silence.
+    Listing looks at the videos' first and last packets. A clip with more than `frames_per_clip`
+    frames (0: `MOST_FRAMES`, and the longest clip counts) has a problem: nothing is cut off in
+    silence.
     With `cut` such a clip is several, of so many frames and a shorter last one: NAME#1, NAME#2, ...
     """
 
@@ -296,13 +297,12 @@ class Folders(Layout):
         )
 
     def _refuse_too_many(self, folder: Path, count: int) -> None:
-        if count > MOST_FRAMES:
-            raise ComboError(f"{folder}: {count:.3g} frames; raise `seconds_per_frame`")
-        if 0 < self.frames_per_clip < count and not self.cut:
+        most = self.frames_per_clip or MOST_FRAMES
+        if count > most and not self.cut:
             raise ComboError(
-                f"{folder}: {count} frames, more than {self.frames_per_clip}; leave this data "
-                "set's `frames_per_clip` out of data_manifest.yaml, for clips of any length, or "
-                "write `cut` instead, for parts of so many frames"
+                f"{folder}: {count} frames, more than {most}; write `cut` into this data set's "
+                "entry in data_manifest.yaml, for parts of so many frames, or raise its "
+                "`frames_per_clip`"
             )
 
     def _moments(self, count: int, length: float) -> tuple[float, ...]:

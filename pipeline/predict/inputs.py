@@ -12,6 +12,9 @@ from ..layouts.folders import IMAGES, VIDEOS, Folders
 from ..media.limits import USUAL, Limits
 from ..media.video import VideoFrame
 
+ANY_LENGTH = 1 << 40
+"""Frames that a clip may have here."""
+
 
 @dataclass(frozen=True)
 class Film:
@@ -65,7 +68,7 @@ def open_film(path: Path, fps: float = 1.0, limits: Limits = USUAL) -> Film:
     """
     if not 0.001 <= fps <= 1000:
         raise ComboError(f"--fps {fps:g}: frames a second, from 0.001 to 1000")
-    layout = Folders(seconds_per_frame=1 / fps, limits=limits)
+    layout = Folders(ANY_LENGTH, 1 / fps, limits=limits)
     if not path.exists():
         raise MediaError(path, "missing")
     clip = layout.read(path, labelled=False) if path.is_dir() else layout.of_video(path)

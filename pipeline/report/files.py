@@ -71,7 +71,9 @@ def _by_store(source: Source) -> Files:
         return Files(None, f"{source.store} does not say where they lie; --manifest does")
     plan = source.plan()
     try:
-        rules = layout(plan.layout, Folders(0, plan.seconds_per_frame, cut=plan.cut))
+        rules = layout(
+            plan.layout, Folders(plan.frames_per_clip, plan.seconds_per_frame, cut=plan.cut)
+        )
         there = rules.splits(root)
         return Files(rules.clips(root, source.split if source.split in there else there[0]))
     except (ComboError, OSError) as error:

@@ -1,8 +1,12 @@
 """Disks that are too small, full or read-only."""
 
+import resource
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from combo.pipeline import durable
 from combo.pipeline.jobs import records
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.manifest import load_manifest
@@ -56,3 +60,24 @@ def test_a_dry_run_tells_what_is_needed_and_writes_nothing(manifest_file, tmp_pa
     assert combo(*words, "--split", "test").wait() == 0
     told, _ = combo(*words, "--split", "train", "--dry-run").communicate()
     assert "about" in told, "a unit of another split was measured"
+
+
+def test_a_write_that_failed_is_told_as_the_system_told_it(tmp_path: Path) -> None:
+    """Whatever a library between makes of it: PyTorch and PyAV have words of their own."""
+
+    def encode() -> None:
+        with durable.replacing(tmp_path / "film") as file:
+            try:
+                file.write(bytes(100_000))
+            except OSError as error:
+                raise RuntimeError("cannot encode") from error
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            encode()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / "film")
+    assert list(tmp_path.iterdir()) == []

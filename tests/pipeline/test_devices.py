@@ -10,8 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from combo.pipeline.devices import devices, keep_freed_memory
+from combo.pipeline.devices import cores as of_host
+from combo.pipeline.devices import devices, keep_freed_memory, set_threads
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs.local import LocalRunner
 from combo.pipeline.jobs.scheduler import cores
@@ -121,3 +123,15 @@ def test_memory_that_was_freed_is_there_without_the_system() -> None:
     keep_freed_memory()
     pages_fetched()
     assert pages_fetched() < several // 10
+
+
+def test_threads_are_no_more_than_cores_whatever_the_environment_says() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(of_host() + 3)  # as OMP_NUM_THREADS does
+        set_threads()
+        assert torch.get_num_threads() == of_host()
+        set_threads(of_host() + 1)
+        assert torch.get_num_threads() == of_host() + 1
+    finally:
+        torch.set_num_threads(before)
