@@ -254,7 +254,7 @@ def reached_from(record: type, attributes: set[str]) -> set[str]:
 
 USED_ON_RESUME = {
     "--resume", "--store", "--set", "--device", "--requeue", "--print-settings", "--json",
-    "--quiet", "--help",
+    "--quiet", "--profile", "--help",
 }  # fmt: skip
 
 
