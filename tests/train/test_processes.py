@@ -125,6 +125,7 @@ def test_killed_and_resumed_two_processes_end_with_the_same_bits(both: Path) -> 
         torch.load(both / name / "last.pt", weights_only=True) for name in ("reference", "again")
     )
     assert whole["averaged"]
+    assert whole.pop("run") != again.pop("run"), "names of their own"
     assert str(whole) == str(again)
     for part in ("network", "averaged"):
         assert all(torch.equal(whole[part][name], again[part][name]) for name in whole[part])
