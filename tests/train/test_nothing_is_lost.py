@@ -100,9 +100,7 @@ def test_a_run_killed_at_random_steps_ends_with_the_same_bits(
         if trainer.iteration == 6:
             break
     trainer.train()
-    state = [vars(checkpoint.load(run.last)) for run in (RunFolder(folder), trained)]
-    assert equal(*state)
-    assert log(RunFolder(folder)) == log(trained)
+    assert same(RunFolder(folder), trained)
 
 
 def test_checkpoints_come_by_iterations_and_by_time_apart_from_evaluations(
@@ -142,7 +140,7 @@ def test_a_damaged_last_checkpoint_names_the_one_before_which_ends_with_the_same
     assert f"{run.previous} (iteration 2)" in str(caught.value)
     shutil.copy(*command)
     resume(run.root).train()
-    assert equal(*(vars(checkpoint.load(r.last)) for r in (run, trained)))
+    assert same(run, trained)
 
 
 def test_a_run_that_is_told_to_go_finishes_its_step_and_saves_it(

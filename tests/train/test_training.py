@@ -151,6 +151,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(
     again, whole = RunFolder(folder), trained
     for name in ("last", "best"):
         left, right = (torch.load(getattr(run, name), weights_only=True) for run in (again, whole))
+        assert left.pop("run") != right.pop("run"), "names of their own"
         for part in left:
             assert same_state(left[part], right[part]), (name, part)
     assert log(again) == log(whole)
