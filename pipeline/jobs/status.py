@@ -88,8 +88,9 @@ def stage_statuses(
         except (ComboError, OSError) as error:
             if on_problem is None:
                 raise
-            where = "" if isinstance(error, ComboError) else f"{error.filename}: cannot be read: "
-            on_problem(f"{split}: {where}{reason_of(error)}")
+            other = isinstance(error, OSError)
+            said = f"{error.filename}: cannot be read: {reason_of(error)}" if other else str(error)
+            on_problem(f"{split}: {said}")
     return found
 
 
