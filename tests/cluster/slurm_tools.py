@@ -45,7 +45,7 @@ def slurm(*words: str) -> str:
     return subprocess.run(words, capture_output=True, text=True, check=False).stdout
 
 
-def wait_until(what: Callable[[], object], seconds: float = 300) -> None:
+def wait_until(what: Callable[[], object], seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it never came to that"
