@@ -61,10 +61,13 @@ class _Console(Console):
 
 
 class Output:
-    """Where a command's words go. quiet: no progress and no notes.  as_json: results as JSON."""
+    """Where a command's words go. quiet: no progress and no notes.  as_json: results as JSON.
 
-    def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
-        self.quiet, self.as_json = quiet, as_json
+    part: of a command that has a result of its own; with JSON, which is one, none is shown here.
+    """
+
+    def __init__(self, quiet: bool = False, as_json: bool = False, part: bool = False) -> None:
+        self.quiet, self.as_json, self.part = quiet, as_json, part
         width = None if sys.stdout.isatty() else PLAIN_WIDTH
         self.out = _Console(soft_wrap=True, highlight=False, markup=False, emoji=False, width=width)
         self.err = _Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
@@ -100,7 +103,8 @@ class Output:
             self.out.print(Text.assemble(before, (state, STYLES.get(state.strip(), "")), rest))
 
     def json(self, value: Any) -> None:
-        sys.stdout.write(json.dumps(value, indent=2) + "\n")
+        if not self.part:
+            sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
     def table(
         self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import durable
-from ..console import duration
+from ..console import Output, duration
 from ..errors import ComboError
 from .options import Computers, Printing, Selection, StageName, command
 from .preprocess import run_jobs
@@ -17,6 +17,9 @@ app = typer.Typer()
 
 CLIPS = (100, 8, 24)
 """Clips in train, val and test."""
+
+CHANGES: tuple[str, ...] = ()
+"""Of the preset's settings."""
 
 SUBSET = "ms3"
 SHOWN = 2
@@ -61,6 +64,7 @@ def demo(
     from ..train.start import resume, start
 
     output, folder = printing.output, out
+    part = Output(output.quiet, output.as_json, part=True)
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     manifest_file = folder / "data_manifest.yaml"
@@ -76,16 +80,16 @@ def demo(
             folder / "sample", none, CLIPS, none, progress=lambda _done, _total: bar.advance()
         )
     jobs = selection.jobs(manifest, StageName.all)
-    if not run_jobs(output, manifest, jobs, Options(), Computers(workers=2)):
+    if not run_jobs(part, manifest, jobs, Options(), Computers(workers=2)):
         raise ComboError(f"a clip of the sample failed; remove {folder} and run the demo again")
 
     run = RunFolder(folder / "run")
     if run.last.exists():
         trainer = resume(run.root)
     else:
-        trainer = start(manifest, f"combo-small-{SUBSET}", (), run.root)
+        trainer = start(manifest, f"combo-small-{SUBSET}", CHANGES, run.root)
     if trainer.iteration < trainer.settings.iterations:
-        run_trainer(output, trainer)
+        run_trainer(part, trainer)
 
     keep_freed_memory()
     with output.bar("test, right and wrong sounds", run_work(run.root, "test")) as bar:
