@@ -188,7 +188,7 @@ def test_a_cancelled_task_is_not_queued_again_and_submitting_again_goes_on(
     assert [p.state for p in read_parts(job.split, job.variant)] == ["stopped"]
     wait_until(lambda: are_over(submitted["finalise"]))
     said = Path(submitted["folder"], "finalise.log").read_text()
-    assert f"of {CLIPS} units are missing; submit again" in said
+    assert f"of {CLIPS} units missing; submit again" in said
     done = set(records.listing(job.split, job.variant))
     assert done < set(range(CLIPS))
 
