@@ -18,6 +18,8 @@ from numbered_clips import film
 from .screen import COLUMNS, Shown, Terminal
 
 GOLDEN = Path(__file__).parent.parent / "data" / "terminal"
+HOME = "/tmp/c-somebody"
+"""What the texts call the folder, whose own name is drawn and is as long."""
 MANIFEST = """\
 data_sets:
   s4: {layout: avsbench-s4, root: AVSBench/AVSBench_object/Single-source}
@@ -116,7 +118,7 @@ combo weights fetch vgish
 def terminal(sample: Path) -> Iterator[Terminal]:
     """A home whose path is always as long, for lines that end where they end."""
     home = Path(tempfile.mkdtemp(prefix="c-", dir="/tmp"))
-    assert len(str(home)) == len("/tmp/c-XXXXXXXX")
+    assert len(str(home)) == len(HOME)
     (home / "AVSBench").symlink_to(sample)
     (home / "data_manifest.yaml").write_text(MANIFEST)
     (home / "tiny.yaml").write_text(SETTINGS)
@@ -133,7 +135,7 @@ WRAPPED = re.compile(r"^(\S.* units? .*)\n {2}(?=\S)", re.MULTILINE)
 """Lines that end where sizes and times let them end."""
 
 VARYING = (
-    (r"/tmp/c-\w{8}", "/tmp/c-XXXXXXXX"),
+    (r"/tmp/c-\w{8}", HOME),
     (r"\d+:\d\d:\d\d", "H:MM:SS"),
     (r"\d+ min \d+ s|\d+ s\b", "N s"),
     (r"\d+\.\d+/s|\d+\.\d+ s each", "N/s"),
@@ -151,7 +153,7 @@ def told(steps: list[tuple[str, Shown]], home: Path) -> str:
     """What was typed and shown, as it is kept."""
     lines: list[str] = []
     for typed, shown in steps:
-        text = shown.text.replace(str(home), "/tmp/c-XXXXXXXX")
+        text = shown.text.replace(str(home), HOME)
         if "evaluate" in typed:
             text = re.sub(r"^[┏┃┡│└].*\n?", "", text, flags=re.MULTILINE)  # numbers of this machine
         while text != (joined := WRAPPED.sub(r"\1 ", text)):

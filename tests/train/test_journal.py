@@ -17,26 +17,11 @@ from combo.pipeline.train import checkpoint
 from combo.pipeline.train.evaluate import measure, open_split
 from combo.pipeline.train.profiling import Profile
 from combo.pipeline.train.run_folder import RunFolder
-from combo.pipeline.train.trainer import Trainer
 
-from .conftest import finished_run, small_run
-
-TINY = (
-    "width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "pixel_ffn=16", "decoder_layers=1",
-    "decoder_ffn=16", "audio_hidden=16", "query_count=4", "mask_points=64", "iterations=3",
-    "batch_size=2", "evaluate_every=2", "log_every=1", "threads=1", "device=cpu",
-)  # fmt: skip
-CPU = torch.device("cpu")
+from .conftest import finished_run
+from .test_run_folders import CPU, TINY, log, tiny
 
 pytestmark = pytest.mark.usefixtures("runs_stages")
-
-
-def tiny(manifest: Manifest, folder: Path, *changes: str) -> Trainer:
-    return small_run(manifest, folder, *TINY, *changes)
-
-
-def log(run: RunFolder) -> list[dict[str, float]]:
-    return [json.loads(line) for line in run.metrics.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
