@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...model.mask_settings import PALETTE
 from ..devices import Place
 from ..errors import MediaError
 from ..imports import IMPORTED, settings_of
@@ -28,15 +29,13 @@ def describe(
     size: tuple[int, int], fit: Fit, frames_per_clip: int, tree: str = "", note: str = ""
 ) -> Description:
     """Imported Maskiges. tree: the kind of tree.  note: its owner's words."""
-    from ...model.maskige import reference_palette
-
     return Description(
         "maskige",
         IMPORTED,
         VERSION,
         {"size": list(size), "fit": fit, **settings_of("maskige", tree, note)},
         (ArraySpec("label_map", (frames_per_clip, *size), "uint8"),),
-        {"palette": reference_palette().tolist()},
+        {"palette": PALETTE},
     )
 
 
@@ -66,10 +65,8 @@ class ImportedMaskigeStage:
         return frame_files(clip.frames)
 
     def open(self, place: Place) -> Worker:
-        from ...model.maskige import reference_palette
-
         del place  # reading one clip is not worth dividing
-        palette = reference_palette().numpy()
+        palette = np.array(PALETTE, np.uint8)
         return lambda clips: self._run(clips, palette)
 
     def _run(self, clips: Sequence[Clip], palette: np.ndarray) -> list[Outcome]:

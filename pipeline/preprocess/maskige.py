@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...model.mask_settings import PALETTE
 from ..devices import Place
 from ..errors import MediaError
 from ..generators import generator
@@ -30,8 +31,6 @@ def describe(
     reading: int = 1,
 ) -> Description:
     """Maskiges by the settings' generator, at a size. Raises ComboError for an unknown one."""
-    from ...model.maskige import reference_palette
-
     made = generator(settings.generator)
     own = settings.own(made.section)
     return Description(
@@ -52,7 +51,7 @@ def describe(
             ArraySpec("masks", (frames_per_clip,), "uint32"),
             ArraySpec("left_out", (frames_per_clip,), "uint32"),
         ),
-        {"palette": reference_palette().tolist()},
+        {"palette": PALETTE},
         () if made.weights is None else (made.weights,),
     )
 

@@ -1,5 +1,6 @@
 """Maskige generators that need weights, from the manifest to the store, with seeded weights."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -132,18 +133,23 @@ def test_whatever_can_change_a_mask_makes_another_variant(generator: str) -> Non
     assert variant(other).fingerprint == tried[0].fingerprint
 
 
-def test_a_worker_without_a_network_goes_without_pytorch() -> None:
+def test_stages_without_a_network_go_without_pytorch(manifest_file) -> None:
+    """It takes seconds to load, in every task of an array."""
     program = (
-        "import sys, numpy as np\n"
-        "from combo.pipeline.devices import Place\n"
-        "from combo.pipeline.generators import generator\n"
-        "from combo.pipeline.manifest import MaskigeSettings\n"
-        "settings, made = MaskigeSettings(), generator('felzenszwalb')\n"
-        "run = made.open(settings.own(made.section), settings, None, Place())\n"
-        "run([np.zeros((9, 9, 3), np.uint8)])\n"
-        "sys.exit('torch' in sys.modules)"
+        "import sys; sys.modules['torch'] = None\n"
+        "from combo.cli import app; from typer.testing import CliRunner\n"
+        "for command in (['submit', 'all', '--tasks', '1', '--print'],\n"
+        "                ['preprocess', 'frames'], ['preprocess', 'maskige'], ['verify']):\n"
+        "    of = ['--data', 'ms3', '--split', 'val', '--manifest', sys.argv[1]]\n"
+        "    done = CliRunner().invoke(app, [*command, *of])\n"
+        "    assert isinstance(done.exception, SystemExit | None), done.exception\n"
+        "    print(done.output)\n"
     )
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+    words = [sys.executable, "-c", program, manifest_file()]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"ms3/val (?:frames|maskige)/.*; finished", done.stdout)) == 2
+    assert "2 units good" in done.stdout
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory as Linux does it")
