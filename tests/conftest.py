@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from unchanged import settings_put_back
 
+from combo.pipeline import devices
 from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.sample import write_sample
 
@@ -38,6 +39,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return None
     again = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid]
     environment = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # they take as long to load as PyTorch
     done = subprocess.run(
         again,
         cwd=pyfuncitem.config.rootpath,
@@ -48,6 +50,19 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     )
     assert "1 passed" in done.stdout, done.stdout + done.stderr
     return True
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes for `--numprocesses auto`: one more than cores, since now and then one waits for
+    Slurm, a browser or a child."""
+    return devices.cores() + 1
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that have the cluster to themselves come first: so one process has them all, and no
+    other ever waits for its turn."""
+    items.sort(key=lambda item: "has_the_cluster" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,13 @@
 """The fixture that fails a test which leaves its process changed (`unchanged.py`)."""
 
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
+
+import pytest
 
 CHANGES = {
     "threads": "torch.set_num_threads(torch.get_num_threads() + 1)",
@@ -19,10 +23,9 @@ CHANGES = {
     "limits": "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))",
     "memory switches looked up": "ctypes.CDLL(None).mallopt(-1, -1)",
 }
-SEEDS = "torch.manual_seed(7); random.seed(7); numpy.random.seed(7)"
-TESTS = """\
-import ctypes, os, random, resource, signal
-import numpy, pytest, torch
+SEEDING = """\
+import random
+import numpy, torch
 
 def drawn():
     return torch.rand(1).item(), random.random(), numpy.random.random()
@@ -31,23 +34,38 @@ def test_draws(drawn_first=[]):
     drawn_first.append(drawn())
 
 def test_seeds():
-    {seeds}
+    torch.manual_seed(7); random.seed(7); numpy.random.seed(7)
     globals()["seeded"] = drawn()
 
 def test_draws_again():
     assert drawn() == test_draws.__defaults__[0][0] != seeded
 """
+WIDE = """\
+import os, pytest
+
+@pytest.fixture(scope="module")
+def wide():
+    os.environ["VARIABLE"] = "another"
+
+def test_it(wide):
+    pass
+"""
 
 
-def outcome(folder: Path, tests: str) -> str:
-    """What pytest says of these tests, run with the fixture, in this order."""
-    (folder / "test_it.py").write_text(tests)
-    chosen = ["-p", "unchanged", "-p", "no:randomly", "-p", "no:cacheprovider", "-rE", "-q"]
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What pytest says of these tests, run with the fixture, in this order, by one process."""
+    folder = tmp_path_factory.mktemp("tests")
+    tests = {"test_seeds.py": SEEDING, "test_wide.py": WIDE, "test_changes.py": changing()}
+    for name, text in tests.items():
+        (folder / name).write_text(text)
+    chosen = ["-p", "unchanged", "-p", "no:cacheprovider", "-rA", "-q"]
     here = str(Path(__file__).parent)
+    variables = {"PYTHONPATH": here, "COLUMNS": "1000", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *chosen, "test_it.py"],
+        [sys.executable, "-m", "pytest", *chosen, *tests],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": here, "COLUMNS": "1000"},
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
         check=False,
@@ -55,34 +73,31 @@ def outcome(folder: Path, tests: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_a_test_that_leaves_its_process_changed_fails_and_names_the_change(tmp_path: Path) -> None:
-    imports = "import ctypes, os, resource, signal\nimport torch\n"
+def changing() -> str:
+    """For each change a test that makes it, and one after it."""
     tests = [
         f"def test_{number}():\n    {change}\n\ndef test_{number}_next():\n    pass\n"
         for number, change in enumerate(CHANGES.values())
     ]
-    said = outcome(tmp_path, imports + "\n".join(tests))
-    assert f"{2 * len(CHANGES)} passed, {len(CHANGES)} errors" in said, said
+    return "import ctypes, os, resource, signal\nimport torch\n" + "\n".join(tests)
+
+
+def outcomes(said: str, of: str) -> Counter[str]:
+    return Counter(re.findall(rf"^(PASSED|FAILED|ERROR) test_{of}\.py::", said, re.MULTILINE))
+
+
+def test_a_test_that_leaves_its_process_changed_fails_and_names_the_change(said: str) -> None:
+    passed_and_failed = {"PASSED": 2 * len(CHANGES), "ERROR": len(CHANGES)}
+    assert outcomes(said, "changes") == passed_and_failed, said
     for number, name in enumerate(CHANGES):
         told = f"test_{number} - Failed: the test leaves its process changed; {name}: "
         assert told in said, said
 
 
-def test_random_states_are_those_of_the_start_whatever_a_test_seeds(tmp_path: Path) -> None:
-    assert "3 passed" in (said := outcome(tmp_path, TESTS.format(seeds=SEEDS))), said
+def test_random_states_are_those_of_the_start_whatever_a_test_seeds(said: str) -> None:
+    assert outcomes(said, "seeds") == {"PASSED": 3}, said
 
 
-def test_a_fixture_of_a_wider_scope_is_told_of_too(tmp_path: Path) -> None:
-    tests = """\
-import os, pytest
-
-@pytest.fixture(scope="module")
-def wide():
-    os.environ["COMBO_STORE"] = "/elsewhere"
-
-def test_it(wide):
-    pass
-"""
-    said = outcome(tmp_path, tests)
-    assert "1 passed, 1 error" in said, said
-    assert "environment: COMBO_STORE None -> '/elsewhere'" in said, said
+def test_a_fixture_of_a_wider_scope_is_told_of_too(said: str) -> None:
+    assert outcomes(said, "wide") == {"PASSED": 1, "ERROR": 1}, said
+    assert "environment: VARIABLE None -> 'another'" in said, said

@@ -2,11 +2,13 @@
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from .slurm_tools import alone
 from .worlds import World
 
 CHEAP = Path(__file__).with_name("cheap.py")
@@ -27,3 +29,10 @@ def cheap() -> ModuleType:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
+
+
+@pytest.fixture
+def has_the_cluster() -> Iterator[None]:
+    """One test at a time has Slurm, however many processes run tests."""
+    with alone():
+        yield

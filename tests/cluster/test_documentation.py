@@ -13,7 +13,7 @@ import pytest
 
 from combo.pipeline.sample import write_sample
 
-from .slurm_tools import alone, are_over, wait_until, why_no_slurm
+from .slurm_tools import are_over, wait_until, why_no_slurm
 
 PAGE = Path(__file__).parents[2] / "docs" / "clusters.md"
 BLOCK = re.compile(r"^```sh (run|slurm)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -47,6 +47,7 @@ def test_the_page_has_commands_for_all_three_ways() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("has_the_cluster")
 def test_every_command_of_the_page_works(tmp_path: Path) -> None:
     write_sample(tmp_path / "data", s4=(1, 1, 1), ms3=(1, 1, 1), avss=(8, 2, 2))
     (tmp_path / "data_manifest.yaml").write_text(MANIFEST)
@@ -55,10 +56,9 @@ def test_every_command_of_the_page_works(tmp_path: Path) -> None:
         "AVSBENCH": str(tmp_path / "data"),
         "COMBO_STORE": str(tmp_path / "store"),
     }
-    with alone():
-        for kind, words in commands():
-            if kind != "slurm" or why_no_slurm() is None:
-                _run(filled(words, environment), tmp_path, environment)
+    for kind, words in commands():
+        if kind != "slurm" or why_no_slurm() is None:
+            _run(filled(words, environment), tmp_path, environment)
     assert len(list((tmp_path / "store").glob("avss/*/records/*/*/finished.json"))) == 9
 
 

@@ -116,7 +116,7 @@ def test_two_tasks_with_the_same_units_share_them(cheap: ModuleType, tmp_path: P
 
 
 def test_workers_never_write_what_describes_a_group(manifest: Manifest) -> None:
-    job = make_job(manifest, "s4", "train", "audio")
+    job = make_job(manifest, "s4", "train", "maskige")
     settle_plan(job, Options())
     job.split.create(job.variant, job.plan)
 
@@ -125,7 +125,7 @@ def test_workers_never_write_what_describes_a_group(manifest: Manifest) -> None:
         return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
 
     before = described()
-    assert len(before) == 5
+    assert len(before) == 7
     for part in range(1, 3):
         run_job(job, Options(part=(part, 2)), LocalRunner(2))
     assert described() == before
@@ -183,7 +183,7 @@ def test_told_that_time_is_short_a_pool_does_not_wait_for_the_units_of_others(
     manifest: Manifest, tmp_path: Path
 ) -> None:
     """Neither those nor units of its own are begun any more."""
-    job = make_job(manifest, "s4", "train", "audio")
+    job = make_job(manifest, "s4", "train", "maskige")
     settle_plan(job, Options())
     first = range(job.plan.units // 2)
     holder = get_context("fork").Process(target=_hold, args=(job, first, tmp_path / "held"))

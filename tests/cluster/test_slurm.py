@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,13 @@ from combo.pipeline.jobs.verify import Finding, verify_variant
 from combo.pipeline.manifest import load_manifest
 from combo.pipeline.sample import write_sample
 
-from .slurm_tools import alone, are_over, queue, slurm, start_again, wait_until, why_no_slurm
+from .slurm_tools import are_over, queue, slurm, start_again, wait_until, why_no_slurm
 from .test_job_arrays import array_of
 
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.slow,
+    pytest.mark.usefixtures("has_the_cluster"),
     pytest.mark.skipif(why_no_slurm() is not None, reason=why_no_slurm() or ""),
 ]
 
@@ -54,12 +54,6 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("clips")
     write_sample(root, s4=(CLIPS, 1, 1), ms3=(1, 1, 1), avss=(1, 1, 1))
     return root
-
-
-@pytest.fixture(autouse=True)
-def has_the_cluster() -> Generator[None]:
-    with alone():
-        yield
 
 
 @pytest.fixture(scope="module")

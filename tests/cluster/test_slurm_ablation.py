@@ -1,27 +1,21 @@
 """A table whose runs are tasks of a real Slurm; skipped where there is none."""
 
 import json
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 from combo.pipeline.sample import write_sample
 
-from .slurm_tools import alone, are_over, wait_until, why_no_slurm
+from .slurm_tools import are_over, wait_until, why_no_slurm
 from .test_slurm_training import MANIFEST, SETTINGS, combo
 
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.slow,
+    pytest.mark.usefixtures("has_the_cluster"),
     pytest.mark.skipif(why_no_slurm() is not None, reason=why_no_slurm() or ""),
 ]
-
-
-@pytest.fixture(autouse=True)
-def has_the_cluster() -> Generator[None]:
-    with alone():
-        yield
 
 
 def test_a_tables_runs_are_tasks_and_the_last_job_prints_it(tmp_path: Path) -> None:

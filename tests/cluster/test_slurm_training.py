@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,12 @@ import torch
 from combo.pipeline.sample import write_sample
 from combo.pipeline.train.run_folder import RunFolder
 
-from .slurm_tools import alone, are_over, queue, slurm, start_again, wait_until, why_no_slurm
+from .slurm_tools import are_over, queue, slurm, start_again, wait_until, why_no_slurm
 
 pytestmark = [
     pytest.mark.slurm,
     pytest.mark.slow,
+    pytest.mark.usefixtures("has_the_cluster"),
     pytest.mark.skipif(why_no_slurm() is not None, reason=why_no_slurm() or ""),
 ]
 
@@ -36,12 +36,6 @@ SETTINGS = (
     "batch_size=4", "micro_batch=1", "evaluate_every=24", "log_every=1", "checkpoint_every=5",
     "ema=0.9", "augment=resize-crop-colour-flip", "fidelity=reference",
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def has_the_cluster() -> Generator[None]:
-    with alone():
-        yield
 
 
 def combo(*words: str, cwd: Path) -> str:
