@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import pytest
 import typer
+from commands import combo
 from typer.testing import CliRunner
 
 from combo.cli import app
@@ -24,16 +25,10 @@ from combo.pipeline.console import Output
 ROOT = typer.main.get_command(app)
 
 
-def combo(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    import os
-
-    return subprocess.run(
-        [sys.executable, "-m", "combo", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **variables},
-    )
+def process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own."""
+    command = [sys.executable, "-m", "combo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def commands(group: click.Command = ROOT, path: str = "") -> list[tuple[str, click.Command]]:
@@ -351,10 +346,10 @@ def test_a_failed_clip_is_exit_code_1_and_named(
 
 
 def test_results_go_to_stdout_and_notes_to_stderr(manifest_file) -> None:
-    done = combo("preprocess", "frames", "--data", "ms3", "--manifest", str(manifest_file()))
+    done = process("preprocess", "frames", "--data", "ms3", "--manifest", str(manifest_file()))
     assert "finished" in done.stdout
     assert "took" in done.stderr
-    quiet = combo(
+    quiet = process(
         "preprocess", "frames", "--data", "ms3", "--manifest", str(manifest_file()), "--quiet"
     )
     assert quiet.stderr == ""
@@ -435,9 +430,7 @@ def test_paths_are_printed_as_they_are(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_no_utf_8_can_be_printed(tmp_path: Path) -> None:
-    import os
-
     name = os.fsdecode(b"caf\xe9.yaml")
-    said = combo("status", "--manifest", str(tmp_path / name))
+    said = process("status", "--manifest", str(tmp_path / name))
     assert said.returncode == 1
     assert "caf\\udce9.yaml" in said.stderr

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -127,11 +128,12 @@ def told(before: object, now: object) -> str:
 @contextmanager
 def settings_put_back() -> Iterator[None]:
     """Stages and training runs set threads and precision of their process, which is this one here:
-    they are put back.
+    they are put back. How it keeps memory, which nothing puts back, they do not change here.
     """
     threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
     try:
-        yield
+        with patch("combo.pipeline.devices.keep_freed_memory"):
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.backends.cudnn.allow_tf32 = tf32

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from commands import combo
 
 from combo.pipeline import durable
 from combo.pipeline.errors import ComboError
@@ -31,7 +32,7 @@ from combo.pipeline.manifest import Manifest, load_manifest
 from combo.pipeline.store import SplitStore, Variant
 
 from .conftest import CHEAP
-from .tools import combo, findings
+from .tools import begun, findings
 
 
 def bytes_of(root: Path) -> dict[str, bytes]:
@@ -168,7 +169,7 @@ def test_told_to_go_a_task_leaves_its_unit_at_once(cheap: ModuleType, tmp_path: 
 
 def test_the_command_says_that_it_was_told_to_stop(manifest_file, tmp_path: Path) -> None:
     manifest = manifest_file(clips_per_unit=1)
-    process = combo("preprocess", "frames", "--data", "s4", "--manifest", manifest)
+    process = begun("preprocess", "frames", "--data", "s4", "--manifest", manifest)
     folder = tmp_path / "store/s4/train/records"
     wait_until(lambda: any(folder.glob("frames/*/0*.json")))
     process.send_signal(signal.SIGTERM)
@@ -317,7 +318,7 @@ def test_changed_and_vanished_inputs_are_noticed_and_repaired(
     Path(str(last.frames[2])).unlink()
 
     verify = combo("verify", "--inputs", "--data", "s4", "--manifest", path, "--json")
-    found = json.loads(verify.communicate()[0])["findings"]
+    found = json.loads(verify.stdout)["findings"]
     assert verify.returncode == 1
     problems = [f["problem"] for f in found if "/maskige/" in f["where"]]
     assert problems[0] == f"the input files of clip {first.name} have changed"
@@ -326,7 +327,7 @@ def test_changed_and_vanished_inputs_are_noticed_and_repaired(
     assert not [f for f in found if "/audio/" in f["where"]], "no sound has changed"
 
     repair = combo("verify", "--inputs", "--repair", "--data", "s4", "--manifest", path, "--json")
-    said = json.loads(repair.communicate()[0])
+    said = json.loads(repair.stdout)
     assert len(said["repaired"]) == 4
     assert said["findings"] == []
     assert repair.returncode == 0
@@ -397,11 +398,12 @@ def test_a_variant_that_the_manifest_does_not_make_is_verified_but_not_repaired(
         run_job(each, Options())
         each.split.shards(each.variant, 0)[0].unlink()
     repair = combo("verify", "--repair", "--data", "s4", "--manifest", path, "--json")
-    printed, said = repair.communicate()
     assert repair.returncode == 1
-    assert [job.variant.key in f["where"] for f in json.loads(printed)["findings"]] == [True]
-    assert [other.variant.key in f["where"] for f in json.loads(printed)["repaired"]] == [True]
-    assert f"{job.variant.key} cannot be made or compared here" in said
+    assert [job.variant.key in f["where"] for f in json.loads(repair.stdout)["findings"]] == [True]
+    assert [other.variant.key in f["where"] for f in json.loads(repair.stdout)["repaired"]] == [
+        True
+    ]
+    assert f"{job.variant.key} cannot be made or compared here" in repair.stderr
     assert findings(other) == []
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import combo
 
 from combo.pipeline.jobs import records, scheduler
 from combo.pipeline.jobs.parts import read_parts
@@ -73,9 +74,9 @@ def manifest_at(folder: Path, clips: Path, store: str = "store") -> Path:
     return path
 
 
-def combo(*words: object, cwd: Path) -> str:
-    command = [sys.executable, "-m", "combo", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+def answer(*words: object, folder: Path) -> str:
+    """What a command says, which must succeed."""
+    done = combo(*words, folder=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -110,7 +111,7 @@ def bytes_of(job: Job) -> dict[str, bytes]:
 
 def submit(folder: Path, manifest: Path, tasks: int) -> dict[str, str]:
     words = ("submit", *MASKIGES, "--slurm", "--tasks", tasks, "--manifest", manifest, "--json")
-    return json.loads(combo(*words, cwd=folder))
+    return json.loads(answer(*words, folder=folder))
 
 
 def test_an_array_whose_tasks_are_killed_ends_as_one_process_would(
@@ -209,7 +210,7 @@ def test_an_array_longer_than_slurm_takes_becomes_several(
     lines = '[ "$*" = "show config" ] && echo "MaxArraySize = 3" || exec "$real" "$@"\n'
     in_front(tmp_path, monkeypatch, "scontrol", lines)
     words = ("submit", "audio", "--data", "s4", "--split", "train", "--tasks", 5, "--at-once", 2)
-    submitted = json.loads(combo(*words, "--manifest", manifest, "--json", cwd=tmp_path))
+    submitted = json.loads(answer(*words, "--manifest", manifest, "--json", folder=tmp_path))
     assert len(submitted["arrays"]) == 3
     assert submitted["arrays"][0] == submitted["array"]
     # Two tasks may run, so two arrays with one each, and the third waits for the first.
@@ -246,8 +247,7 @@ def test_what_slurm_refuses_in_part_is_taken_back_whole(
     lines += '"$real" --hold "$@" | tee -a "$(dirname "$0")/numbers"\n'
     in_front(tmp_path, monkeypatch, "sbatch", lines)
     words = ["submit", *MASKIGES, "--tasks", "2", "--manifest", str(manifest)]
-    command = [sys.executable, "-m", "combo", *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = combo(*words, folder=tmp_path)
     assert done.returncode == 1
     assert "sbatch said: no more jobs for you" in done.stderr
     (array,) = (tmp_path / "bin" / "numbers").read_text().split()
@@ -259,11 +259,11 @@ def test_folders_with_awkward_names_reach_the_tasks(tmp_path: Path, clips: Path)
     folder.mkdir()
     manifest = manifest_at(folder, clips)
     words = ("submit", "audio", "--data", "s4", "--split", "val", "--slurm", "--tasks", 1)
-    submitted = json.loads(combo(*words, "--manifest", manifest, "--json", cwd=folder))
+    submitted = json.loads(answer(*words, "--manifest", manifest, "--json", folder=folder))
     wait_until(lambda: are_over(submitted["array"], submitted["finalise"]))
     for log in ("part-1.log", "finalise.log"):
         assert "finished" in Path(submitted["folder"], log).read_text()
-    again = json.loads(combo(*words, "--manifest", manifest, "--json", cwd=folder))
+    again = json.loads(answer(*words, "--manifest", manifest, "--json", folder=folder))
     assert again["tasks"] == 0, "nothing is to do, and that is said in JSON"
 
 
@@ -321,8 +321,7 @@ def test_a_time_limit_with_no_time_before_its_warning_is_refused_and_nothing_tou
     manifest = manifest_at(tmp_path, clips)
     manifest.write_text(manifest.read_text().replace('"00:10:00"', '"00:03:00"'))
     words = ["submit", *MASKIGES, "--slurm", "--tasks", "2", "--manifest", str(manifest)]
-    command = [sys.executable, "-m", "combo", *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = combo(*words, folder=tmp_path)
     assert done.returncode == 1
     assert "cluster.walltime 00:03:00 is too short" in done.stderr
     assert not (tmp_path / "store").exists()
@@ -340,8 +339,8 @@ def test_failed_clips_are_made_again_by_an_array_on_request(tmp_path: Path, clip
     before = {unit: records.read_record(job.split, job.variant, unit) for unit in range(CLIPS)}
     frame.write_bytes(whole)
     words = ("submit", "frames", "--data", "s4", "--split", "train", "--slurm", "--tasks", "2")
-    said = combo(*words, "--retry-failed", "--manifest", manifest, "--json", cwd=tmp_path)
-    submitted = json.loads(said)
+    words += ("--retry-failed", "--manifest", manifest, "--json")
+    submitted = json.loads(answer(*words, folder=tmp_path))
     wait_until(lambda: are_over(submitted["array"], submitted["finalise"]))
     finished = job.split.finished(job.variant)
     assert finished is not None

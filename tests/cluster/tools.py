@@ -1,6 +1,5 @@
 """What tests of what a job promises share: the command as a process, and what verify finds."""
 
-import os
 import subprocess
 import sys
 
@@ -8,13 +7,12 @@ from combo.pipeline.jobs.unit import Job
 from combo.pipeline.jobs.verify import Finding, verify_variant
 
 
-def combo(*words: object, **environment: str) -> subprocess.Popen[str]:
+def begun(*words: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "combo", *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, **environment},
     )
 
 

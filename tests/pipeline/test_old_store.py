@@ -1,14 +1,13 @@
 """A store, a packed file and a run of an older combo go on under this one."""
 
 import json
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import combo
 
 from combo.pipeline.sample import write_sample
 
@@ -24,10 +23,9 @@ def old(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def combo(folder: Path, *arguments: str) -> str:
+def answer(folder: Path, *arguments: str) -> str:
     """What a command says, which must succeed."""
-    command = [sys.executable, "-m", "combo", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = combo(*arguments, folder=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -39,7 +37,7 @@ def records(folder: Path) -> dict[str, bytes]:
 
 def test_an_old_store_is_verified_and_goes_on_where_it_was(old: Path) -> None:
     before = records(old)
-    done = json.loads(combo(old, "preprocess", "all", "--data", "ms3", "--json", "--quiet"))
+    done = json.loads(answer(old, "preprocess", "all", "--data", "ms3", "--json", "--quiet"))
     assert all(each["finished"] for each in done)
     assert {(e["split"], e["stage"]): e["units_computed"] for e in done if e["units_computed"]} == {
         ("test", "maskige"): 1
@@ -47,9 +45,9 @@ def test_an_old_store_is_verified_and_goes_on_where_it_was(old: Path) -> None:
     after = records(old)
     assert before.items() <= after.items()
     assert len(after) == len(before) + 1
-    verdict = json.loads(combo(old, "verify", "--json", "--quiet"))
+    verdict = json.loads(answer(old, "verify", "--json", "--quiet"))
     assert (verdict["findings"], verdict["units_good"]) == ([], len(after))
-    assert json.loads(combo(old, "verify", "packed.h5", "--json", "--quiet"))["findings"] == []
+    assert json.loads(answer(old, "verify", "packed.h5", "--json", "--quiet"))["findings"] == []
 
 
 @pytest.mark.parametrize("store", ["store", "packed.h5"])
@@ -59,14 +57,14 @@ def test_an_old_run_is_resumed_and_a_new_one_trained_on_an_old_store(old: Path, 
     settings = json.loads((old / "run" / "settings.json").read_text())
     iterations = settings["train"]["iterations"] = settings["train"]["iterations"] + 2
     (old / "run" / "settings.json").write_text(json.dumps(settings))
-    combo(old, "train", "--resume", "run", "--store", store, "--quiet")
+    answer(old, "train", "--resume", "run", "--store", store, "--quiet")
     logged = [json.loads(line) for line in (old / "run" / "metrics.jsonl").read_text().splitlines()]
     assert logged[-1]["iteration"] == iterations
-    assert 0 <= json.loads(combo(old, "evaluate", "run", "--split", "val", "--json"))["M_J"] <= 1
+    assert 0 <= json.loads(answer(old, "evaluate", "run", "--split", "val", "--json"))["M_J"] <= 1
     changes = [f"{name}={settings['network'][name]}" for name in SMALL]
     more = [f"--set={change}" for change in (*changes, "iterations=2", "evaluate_every=2")]
     manifest = ("--preset", "combo-small-ms3", "--out", "new", "--quiet")
-    combo(old, "train", *manifest, "--store", store, *more)
+    answer(old, "train", *manifest, "--store", store, *more)
     assert (old / "new" / "best.pt").exists()
 
 

@@ -2,11 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import combo
 
 from combo.pipeline.jobs.plan import PlannedSplit, make_job, planned
 from combo.pipeline.jobs.repair import work_in
@@ -163,12 +162,11 @@ def test_the_command_mends_descriptions_and_computes_nothing(
     (job.split.arrays(job.variant) / "zarr.json").unlink()
     (job.split.arrays(job.variant) / "masks" / "zarr.json").write_text("x")
     job.split.plan_path.write_text("")
-    words = [sys.executable, "-m", "combo", "verify", "--json", "--data", "ms3"]
-    words += ["--manifest", str(tmp_path / "store.yaml")]
-    found = subprocess.run(words, capture_output=True, text=True, check=False)
+    words = ("verify", "--json", "--data", "ms3", "--manifest", tmp_path / "store.yaml")
+    found = combo(*words)
     assert found.returncode == 1
     assert len(json.loads(found.stdout)["findings"]) == 1, "without its plan nothing is known"
-    found = subprocess.run([*words, "--repair"], capture_output=True, text=True, check=False)
+    found = combo(*words, "--repair")
     said = json.loads(found.stdout)
     assert (found.returncode, said["findings"], len(said["repaired"])) == (0, [], 3), found.stderr
     assert said["units_good"] == job.plan.units

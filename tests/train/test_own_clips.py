@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import combo
 from PIL import Image
 
 from combo.pipeline.errors import ComboError
@@ -57,11 +58,6 @@ def write_clip(folder: Path, frames: int, labels: int, name: str = "labels") -> 
         sound.writeframes(random.integers(-999, 999, 16_000 * frames, np.int16).tobytes())
 
 
-def combo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "combo", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-
-
 def test_names_are_utf_8_whatever_the_locale_says(tmp_path: Path) -> None:
     folder = tmp_path / "été"
     write_clip(folder / "clips" / "é", 2, 1)
@@ -96,7 +92,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             write_clip(folder / "clips" / split / f"clip{number}", frames, labels)
     write_clip(folder / "clips" / "unlabelled" / "clip2", 2, 2, "masks")
     (folder / "data_manifest.yaml").write_text(MANIFEST)
-    done = combo(folder, "preprocess", "all")
+    done = combo("preprocess", "all", folder=folder)
     assert done.returncode == 0, done.stderr
     (folder / "said.txt").write_text(done.stdout + done.stderr)
     return folder
@@ -110,17 +106,17 @@ def manifest(home: Path) -> Manifest:
 def test_every_command_says_how_many_frames_are_annotated_and_what_is_not_read(home: Path) -> None:
     wanted = {"train": (3, 7), "val": (1, 4), "test": (5, 7), "unlabelled": (0, 6)}
     said = (home / "said.txt").read_text()
-    doctor = combo(home, "doctor").stdout
+    doctor = combo("doctor", folder=home).stdout
     for split, (annotated, frames) in wanted.items():
         text = f"{annotated} of {frames} frames annotated"
         assert any(f"mine/{split} frames/" in line and text in line for line in said.splitlines())
         assert any(f"mine/{split}" in line and text in line for line in doctor.splitlines())
     assert said.count("mine/unlabelled: not read: masks/ in 1 clip") == 1
     assert "not read: masks/ in 1 clip" in doctor
-    states = json.loads(combo(home, "status", "--json").stdout)
+    states = json.loads(combo("status", "--json", folder=home).stdout)
     of_frames = {s["split"]: tuple(s["annotated"]) for s in states if s["stage"] == "frames"}
     assert of_frames == wanted
-    assert "5 of 7 frames" in combo(home, "status").stdout
+    assert "5 of 7 frames" in combo("status", folder=home).stdout
 
 
 def test_clips_without_a_label_are_left_out_of_the_metrics_and_counted(
@@ -136,7 +132,7 @@ def test_clips_without_a_label_are_left_out_of_the_metrics_and_counted(
     assert as_json(result)["clips_without_labels"] == 1
     # The sound of a clip without labels still goes to another one.
     assert set(measure(network, reader, CPU, sound="swapped").clips) == {"clip1", "clip2"}
-    said = combo(home, "evaluate", str(run.root))
+    said = combo("evaluate", str(run.root), folder=home)
     assert "1 clip left out: no frame of theirs has a label" in said.stderr
     with pytest.raises(ComboError, match="no frame of mine/unlabelled has a label"):
         measure(network, open_split(run, "unlabelled"), CPU)
@@ -177,17 +173,17 @@ def test_clips_straight_in_the_root_are_divided_by_the_setting_that_the_error_na
         write_clip(tmp_path / "clips" / f"clip{number}", 2, 2)
     file = tmp_path / "data_manifest.yaml"
     file.write_text(MANIFEST)
-    assert combo(tmp_path, "preprocess", "all").returncode == 0
+    assert combo("preprocess", "all", folder=tmp_path).returncode == 0
     with pytest.raises(ComboError, match="as one split, 'all'") as caught:
         start(load_manifest(file), "combo-small-ms3", TINY, tmp_path / "run")
     setting = str(caught.value).partition("`")[2].partition("`")[0]
     assert setting == "split: {train: 0.8, val: 0.1, test: 0.1}"
     file.write_text(MANIFEST.replace("root: clips", f"root: clips, {setting}"))
-    refused = combo(tmp_path, "preprocess", "all")
+    refused = combo("preprocess", "all", folder=tmp_path)
     assert "of its 6 clips falls to split" in refused.stderr
     seed = refused.stderr.partition("`")[2].partition("`")[0]
     file.write_text(MANIFEST.replace("root: clips", f"root: clips, {setting}, {seed}"))
-    assert combo(tmp_path, "preprocess", "all").returncode == 0
+    assert combo("preprocess", "all", folder=tmp_path).returncode == 0
     start(load_manifest(file), "combo-small-ms3", TINY, tmp_path / "run").train()
 
 

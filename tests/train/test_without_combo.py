@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import combo
 
 from combo.model.maskige import reference_palette
 from combo.pipeline.store import SplitStore
@@ -26,10 +27,7 @@ def home(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = prepared.parent / "store"
     (folder / "store").symlink_to(store)
     packing = ["pack", str(store), "--to", str(folder / "s4.h5"), "--data", "s4", "-s", "train"]
-    subprocess.run(
-        [sys.executable, "-m", "combo", *packing, "--manifest", str(prepared), "--quiet"],
-        check=True,
-    )
+    assert combo(*packing, "--manifest", prepared, "--quiet").returncode == 0
     return folder
 
 
