@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from made_once import made_once
 from unchanged import settings_put_back
 
 from combo.pipeline import devices
@@ -68,9 +69,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sample data set in all three layouts; not to be changed."""
-    root = tmp_path_factory.mktemp("sample")
-    write_sample(root, s4=(16, 2, 3), ms3=(4, 2, 2), avss=(3, 2, 2))
-    return root
+    clips = {"s4": (16, 2, 3), "ms3": (4, 2, 2), "avss": (3, 2, 2)}
+    return made_once(tmp_path_factory, "sample", lambda root: write_sample(root, **clips))
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ def alone() -> Generator[None]:
 
 def queue() -> dict[str, str] | None:
     """The state of every job and array task in the queue; None when Slurm is too busy to say."""
+    time.sleep(0.5)  # asked without a pause it takes half a core from the jobs
     words = ["squeue", "--noheader", "--array", "--format=%i %T"]
     asked = subprocess.run(words, capture_output=True, text=True, check=False)
     if asked.returncode != 0:

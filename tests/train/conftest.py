@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from made_once import made_once
 from unchanged import settings_put_back
 
 from combo.pipeline.jobs.plan import make_job
@@ -39,16 +40,19 @@ OF_PACE = ("clips_per_second", "waited", "peak_memory_gb", "mfu")
 @pytest.fixture(scope="session")
 def prepared(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest of a finished store; not to be changed."""
-    path = tmp_path_factory.mktemp("prepared") / "data_manifest.yaml"
-    path.write_text(MANIFEST.format(root=sample))
-    manifest = load_manifest(path)
-    for data_set, split in SPLITS:
-        for stage in STAGES:
-            job = make_job(manifest, data_set, split, stage)
-            settle_plan(job, Options())
-            with settings_put_back():
-                assert run_job(job, Options()).finished is not None
-    return path
+
+    def make(folder: Path) -> None:
+        path = folder / "data_manifest.yaml"
+        path.write_text(MANIFEST.format(root=sample))
+        manifest = load_manifest(path)
+        for data_set, split in SPLITS:
+            for stage in STAGES:
+                job = make_job(manifest, data_set, split, stage)
+                settle_plan(job, Options())
+                with settings_put_back():
+                    assert run_job(job, Options()).finished is not None
+
+    return made_once(tmp_path_factory, "prepared", make) / "data_manifest.yaml"
 
 
 def small_run(manifest: Manifest, folder: Path, *changes: str) -> Trainer:

@@ -178,7 +178,7 @@ def test_a_run_that_is_told_to_go_while_it_evaluates_evaluates_again(
 def test_signals_end_a_run_that_then_ends_with_the_same_bits(
     prepared: Path, tmp_path: Path
 ) -> None:
-    many = ("iterations=40", "evaluate_every=20", "checkpoint_every=3")
+    many = ("iterations=24", "evaluate_every=12", "checkpoint_every=3")
     settings = [word for each in (*TINY, *many) for word in ("--set", each)]
     run = RunFolder(tmp_path / "run")
     begin = ("--preset", "combo-small-s4", "--manifest", str(prepared), "--out", str(run.root))

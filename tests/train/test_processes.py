@@ -181,7 +181,7 @@ def test_torchrun_told_to_stop_leaves_a_run_that_it_goes_on_with(
     run = RunFolder(tmp_path / "run")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
                 "--master-port", str(free_port()), "-m", "combo", "train"]  # fmt: skip
-    changes = (*COMMON, "iterations=30", "evaluate_every=30", "batch_size=2", "micro_batch=1")
+    changes = (*COMMON, "iterations=16", "evaluate_every=16", "batch_size=2", "micro_batch=1")
     settings = [word for each in changes for word in ("--set", each)]
     begun = ["--preset", "combo-small-s4", "--manifest", str(prepared), "--out", str(run.root)]
     process = subprocess.Popen([*torchrun, *begun, *settings], stderr=subprocess.PIPE, text=True)
@@ -193,11 +193,11 @@ def test_torchrun_told_to_stop_leaves_a_run_that_it_goes_on_with(
     assert process.returncode != 0
     lines_said = [line for line in said.splitlines() if line.startswith("combo: ")]
     assert lines_said == [f"combo: told to stop; go on with: combo train --resume {run.root}"]
-    assert last(run.root).iteration == lines(run.root)[-1]["iteration"] < 30
+    assert last(run.root).iteration == lines(run.root)[-1]["iteration"] < 16
     resumed = subprocess.run(
         [*torchrun, "--resume", str(run.root)], capture_output=True, text=True, check=True
     )
-    assert re.fullmatch(rf"{run.root}: trained 30 iterations; best M_J .*\n", resumed.stdout)
+    assert re.fullmatch(rf"{run.root}: trained 16 iterations; best M_J .*\n", resumed.stdout)
     assert "2 processes" in resumed.stderr
     numbers = [line["iteration"] for line in lines(run.root) if line["kind"] == "train"]
-    assert numbers == list(range(1, 31))
+    assert numbers == list(range(1, 17))
