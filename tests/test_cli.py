@@ -387,7 +387,7 @@ def test_output_that_nobody_can_receive_is_no_traceback(words: str, unbuffered: 
 
 @pytest.mark.parametrize("stdout", ["/dev/null", "/dev/full"])
 def test_an_error_that_nobody_can_receive_still_has_its_code(stdout: str) -> None:
-    for words, code in (("nonsense", 2), ("evaluate none", 1)):
+    for words, code in (("nonsense", 2), ("status --manifest none.yaml", 1)):
         command = f"{shlex.quote(sys.executable)} -m combo {words} >{stdout} 2>/dev/full"
         buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
         assert subprocess.call(["/bin/sh", "-c", command], env=buffered) == code, words

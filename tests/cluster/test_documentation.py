@@ -47,7 +47,7 @@ def test_the_page_has_commands_for_all_three_ways() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("has_the_cluster")
 def test_every_command_of_the_page_works(tmp_path: Path) -> None:
-    write_sample(tmp_path / "data", s4=(1, 1, 1), ms3=(1, 1, 1), avss=(8, 2, 2))
+    write_sample(tmp_path / "data", s4=(1, 1, 1), ms3=(1, 1, 1), avss=(4, 2, 2))
     (tmp_path / "data_manifest.yaml").write_text(MANIFEST)
     environment = {"AVSBENCH": str(tmp_path / "data"), "COMBO_STORE": str(tmp_path / "store")}
     for kind, words in commands():
@@ -63,7 +63,7 @@ def _run(words: list[str], folder: Path, environment: dict[str, str]) -> None:
     fine = (0, 1) if words[1] == "doctor" else (0,)
     assert done.returncode in fine, f"{shlex.join(words)}\n{done.stderr}"
     if words[1] == "submit" and "--print" not in words:
-        array = re.search(r"job array (\d+) of 8 tasks, then job (\d+)", done.stdout)
+        array = re.search(r"job array (\d+) of 4 tasks, then job (\d+)", done.stdout)
         assert array is not None
         wait_until(lambda: are_over(*array.groups()))
         log = folder / "store/jobs/all-001/finalise.log"

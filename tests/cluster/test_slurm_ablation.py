@@ -8,7 +8,7 @@ import pytest
 from combo.pipeline.sample import write_sample
 
 from .slurm_tools import are_over, wait_until, why_no_slurm
-from .test_slurm_training import MANIFEST, SETTINGS, combo
+from .test_slurm_training import MANIFEST, SETTINGS, answer
 
 pytestmark = [
     pytest.mark.slurm,
@@ -23,19 +23,19 @@ def test_a_tables_runs_are_tasks_and_the_last_job_prints_it(tmp_path: Path) -> N
     folder.mkdir()
     write_sample(tmp_path / "clips", s4=(4, 1, 2), ms3=(1, 1, 1), avss=(1, 1, 1))
     (folder / "data_manifest.yaml").write_text(MANIFEST.format(root=tmp_path / "clips"))
-    combo("preprocess", "all", "--data", "s4", "--quiet", cwd=folder)
+    answer("preprocess", "all", "--data", "s4", "--quiet", folder=folder)
     rows = "rows: {both encoders: [], one encoder: [sem=shared]}"
     (folder / "own.yaml").write_text(f"presets: [combo-small-s4]\n{rows}\n")
     settings = [word for each in (*SETTINGS, "iterations=2") for word in ("--set", each)]
     words = ("ablate", "own.yaml", "--out", "runs", *settings)
-    said = json.loads(combo(*words, "--slurm", "--json", cwd=folder))
+    said = json.loads(answer(*words, "--slurm", "--json", folder=folder))
     assert said["tasks"] == 2
     wait_until(lambda: are_over(*said["arrays"], said["table"]), 600)
     logs = {path.name: path.read_text() for path in Path(said["folder"]).glob("*.log")}
     assert len(list((folder / "runs").glob("*/last.pt"))) == 2, logs
     assert any("both encoders" in text and "one encoder" in text for text in logs.values()), logs
     before = [path.stat().st_mtime_ns for path in sorted((folder / "runs").glob("*/last.pt"))]
-    told = json.loads(combo(*words, "--slurm", "--json", cwd=folder))
+    told = json.loads(answer(*words, "--slurm", "--json", folder=folder))
     assert [row["row"] for row in told["rows"]] == ["both encoders", "one encoder"], "all are done"
     after = [path.stat().st_mtime_ns for path in sorted((folder / "runs").glob("*/last.pt"))]
     assert after == before

@@ -1,12 +1,11 @@
 """A training run of two processes on a real Slurm; skipped where there is none."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from commands import combo
 
 from combo.pipeline.sample import write_sample
 from combo.pipeline.train.run_folder import RunFolder
@@ -38,9 +37,9 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def combo(*words: str, cwd: Path) -> str:
-    command = [sys.executable, "-m", "combo", *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+def answer(*words: str, folder: Path) -> str:
+    """What a command says, which must succeed."""
+    done = combo(*words, folder=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -48,7 +47,7 @@ def combo(*words: str, cwd: Path) -> str:
 def submitted(folder: Path, name: str) -> tuple[str, RunFolder]:
     settings = [word for each in SETTINGS for word in ("--set", each)]
     words = ("--preset", "combo-small-s4", "--slurm", "--processes", "2", "--out", name)
-    said = json.loads(combo("submit", "train", *words, *settings, "--json", cwd=folder))
+    said = json.loads(answer("submit", "train", *words, *settings, "--json", folder=folder))
     return said["job"], RunFolder(Path(said["run"]))
 
 
@@ -63,7 +62,7 @@ def test_a_run_that_is_killed_three_times_ends_with_the_weights_of_an_undisturbe
     folder.mkdir()
     write_sample(tmp_path / "clips", s4=(8, 2, 1), ms3=(1, 1, 1), avss=(1, 1, 1))
     (folder / "data_manifest.yaml").write_text(MANIFEST.format(root=tmp_path / "clips"))
-    combo("preprocess", "all", "--quiet", cwd=folder)
+    answer("preprocess", "all", "--quiet", folder=folder)
 
     job, run = submitted(folder, "runs/killed")
     warned = ["--signal=USR1"]  # what --signal=USR1@120 does: the job queues itself again
