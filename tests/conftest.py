@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from made_once import made_once
-from unchanged import settings_put_back
+from unchanged import pytest_collection_finish, settings_put_back, unchanged  # noqa: F401
 
 from combo.pipeline import devices
 from combo.pipeline.manifest import Manifest, load_manifest
