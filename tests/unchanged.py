@@ -1,8 +1,8 @@
 """A test that leaves its process changed for the next one fails: `unchanged`, used by all tests.
 
-A test passes or fails by itself only if it finds the process as any other test would. Random states
-alone are put back without a word, since every layer that is built draws from them: each test begins
-where the process began.
+A test passes or fails by itself only if it finds the process as any other test would. Only what
+any test may change is put back without a word: random states, since every layer that is built draws
+from them, and threads and precision, which every stage and training run sets.
 """
 
 import gc
@@ -106,7 +106,8 @@ def unchanged() -> Iterator[None]:
     """
     global _before
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    yield
+    with settings_put_back():
+        yield
     random.setstate(states[0])
     np.random.set_state(states[1])  # noqa: NPY002
     torch.set_rng_state(states[2])

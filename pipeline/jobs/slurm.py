@@ -8,6 +8,7 @@ submitting once more.
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -177,6 +178,7 @@ def requeue(warned: bool, say: Callable[[str], None]) -> None:
 
 def dask_cluster(cluster: ClusterSettings, lifetime: str | None, logs: Path) -> Any:
     """A dask-jobqueue cluster whose workers are Slurm jobs; see `Scheduler`. Raises ComboError."""
+    interrupt = signal.getsignal(signal.SIGINT)
     try:
         from dask_jobqueue.slurm import SLURMCluster
     except ImportError as error:
@@ -184,6 +186,7 @@ def dask_cluster(cluster: ClusterSettings, lifetime: str | None, logs: Path) -> 
             f"--dask slurm needs the extra combo-avs[cluster] ({error}); "
             "run: pip install 'combo-avs[cluster]', in a clone pip install '.[cluster]'"
         ) from None
+    signal.signal(signal.SIGINT, interrupt)  # Ctrl-C: the import makes it an end without a word
 
     walltime = cluster.walltime or "01:00:00"
     stays = lifetime or f"{max(60, (cluster.seconds or 3600) - LIFETIME_LEFT)}s"

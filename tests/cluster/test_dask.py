@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -34,10 +36,11 @@ def bytes_of(job: Job) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
+@contextmanager
 def local(tmp_path: Path, workers: int):
     from combo.pipeline.jobs.dask_cluster import dask_runner
 
-    return dask_runner(
+    runner = dask_runner(
         "local",
         workers=workers,
         device="cpu",
@@ -45,6 +48,8 @@ def local(tmp_path: Path, workers: int):
         lifetime=None,
         logs=tmp_path / "logs",
     )
+    with patch.dict(os.environ), runner as made:  # Dask sets variables for its workers, and stays
+        yield made
 
 
 def test_killed_workers_are_replaced_and_the_bytes_are_those_of_one_process(
