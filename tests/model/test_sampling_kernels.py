@@ -30,7 +30,14 @@ def test_the_kernels_compile_for_a_gpu(dtype: str) -> None:
 
     from combo.model import sampling_kernels as kernels
 
-    sizes = {"HEADS": 8, "LEVELS": 3, "POINTS": 4, "WIDTH": 32, "CHANNELS": 32, "ROWS": kernels.ROWS}
+    sizes = {
+        "HEADS": 8,
+        "LEVELS": 3,
+        "POINTS": 4,
+        "WIDTH": 32,
+        "CHANNELS": 32,
+        "ROWS": kernels.ROWS,
+    }
     arrays = {
         "value": f"*{dtype}", "maps": "*i32", "locations": "*fp32", "weights": "*fp32",
         "out": f"*{dtype}", "gradient": f"*{dtype}", "of_value": "*fp32",
