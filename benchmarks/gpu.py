@@ -14,6 +14,7 @@ layers' sampling in 3.5 ms and 40 MiB forward and backward.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -203,17 +204,10 @@ def by_grid_sample(value: Tensor, levels: Levels, locations: Tensor, weights: Te
 
 
 def kernel(size: Size) -> Iterator[Row]:
-    """The sampling of six encoder layers, forward and backward."""
+    """The sampling of six encoder layers, forward and backward: of a clip of AVSS, of a batch."""
     coarse = size.pixels // 32
     shapes = [(coarse, coarse), (2 * coarse, 2 * coarse), (4 * coarse, 4 * coarse)]
     levels = Levels.of(shapes, 8, 4, size.device)
-    batch = size.batch * size.frames
-    torch.manual_seed(0)
-    grid = (batch, levels.pixels, 8, 3, 4)
-    value = torch.randn(batch, levels.pixels, 8, 32, device=size.device, requires_grad=True)
-    locations = torch.rand(*grid, 2, device=size.device, requires_grad=True)
-    weights = torch.rand(grid, device=size.device).flatten(3).softmax(-1).view(grid)
-    weights = weights.detach().requires_grad_()
 
     def plain(*given: Any) -> Tensor:
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -225,15 +219,27 @@ def kernel(size: Size) -> Iterator[Row]:
     ways = {"plain PyTorch": plain, "grid_sample": by_grid_sample}
     if size.device.type == "cuda":
         ways = {"Triton": sample_levels, **ways}
-    for name, way in ways.items():
+    for frames in (2 * size.frames, size.batch * size.frames):
+        torch.manual_seed(0)
+        grid = (frames, levels.pixels, 8, 3, 4)
+        value = torch.randn(frames, levels.pixels, 8, 32, device=size.device, requires_grad=True)
+        locations = torch.rand(*grid, 2, device=size.device, requires_grad=True)
+        weights = torch.rand(grid, device=size.device).flatten(3).softmax(-1).view(grid)
+        given = (value, locations, weights.detach().requires_grad_())
+        gradient = torch.randn(frames, levels.pixels, 256, device=size.device)
+        for name, way in ways.items():
 
-        def once(way: Callable[..., Tensor] = way) -> None:
-            for _ in range(6):
-                out = way(value, levels, locations, weights)
-                torch.autograd.grad(out.sum(), (value, locations, weights))
+            def once(
+                way: Callable[..., Tensor] = way,
+                given: tuple[Tensor, ...] = given,
+                gradient: Tensor = gradient,
+            ) -> None:
+                for _ in range(6):
+                    out = way(given[0], levels, *given[1:])
+                    torch.autograd.grad(out, given, gradient)
 
-        seconds, memory = timed(once, size)
-        yield {"what": f"sampling x 6, {batch} frames, {name}", "ms": seconds * 1e3, **memory}
+            seconds, memory = timed(once, size)
+            yield {"what": f"sampling x 6, {frames} frames, {name}", "ms": seconds * 1e3, **memory}
 
 
 def evaluation(size: Size) -> Iterator[Row]:
@@ -290,7 +296,7 @@ def cache(size: Size) -> Iterator[Row]:
 
         combo("sample", "sample", "-q")
         (root / "data_manifest.yaml").write_text(MANIFEST.format(size=size.pixels))
-        combo("preprocess", "all", "-q", "--split", "train")
+        combo("preprocess", "all", "-q", "--split", "train", "--workers", os.cpu_count())
         preset_name = "combo-small-s4" if size.small else "combo-r50-s4"
         for place in ("device", "host", "none"):
             iterations = 4 if size.small else 60
