@@ -16,8 +16,9 @@ install: .venv/installed
 demo: install
 	$(BIN)/combo demo --out demo
 
-# One process a core with one thread each: two that want all cores slow each other down. The order
-# is another each time and its seed is printed; `make test SEED=123` takes that one again.
+# One thread a process: two that want all cores slow each other down. There is one process more than
+# cores, since one mostly waits. The order is another each time and its seed is printed;
+# `make test SEED=123` takes that one again.
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal --durations 40 \
 	$(if $(SEED),-p randomly --randomly-seed=$(SEED))
 
