@@ -1,6 +1,6 @@
 """Everything a GPU decides, in one command: is it right there, how fast, with how much memory.
 
-    python benchmarks/gpu.py                     # all parts, under 9 minutes on one H100
+    python benchmarks/gpu.py                     # all parts; compiled ones come last, minutes each
     python benchmarks/gpu.py --parts steps kernel
     python benchmarks/gpu.py --device cpu        # a small size: shows that the script works
 
@@ -142,25 +142,30 @@ def a_step(
 
 def steps(size: Size) -> Iterator[Row]:
     """Forward and training step of S4, by backbone and precision."""
-    kinds = [("fp32", False), ("bf16", False), ("bf16", True)]
     for backbone in size.backbones:
-        for precision, compiled in kinds[: 1 if size.small else None]:
-            both = a_step(size, f"combo-{backbone}-s4", precision, compiled=compiled)
-            with FlopCounterMode(display=False) as counter:
-                both[1]()
-            flops = counter.get_total_flops()
-            for part, once in zip(("forward", "step"), both, strict=True):
-                seconds, memory = timed(once, size)
-                row: Row = {
-                    "what": f"{backbone} {part}, {precision}{' compiled' if compiled else ''}",
-                    "ms": seconds * 1e3,
-                    "clips/s": size.batch / seconds,
-                    **memory,
-                }
-                peak = peak_flops(size.device)
-                if part == "step" and peak and not compiled:
-                    row["MFU %"] = 100 * flops / seconds / peak
-                yield row
+        for precision in ("fp32", "bf16")[: 1 if size.small else None]:
+            yield from _forward_and_step(size, backbone, precision)
+
+
+def _forward_and_step(
+    size: Size, backbone: str, precision: str, compiled: bool = False
+) -> Iterator[Row]:
+    both = a_step(size, f"combo-{backbone}-s4", precision, compiled=compiled)
+    with FlopCounterMode(display=False) as counter:
+        both[1]()
+    flops = counter.get_total_flops()
+    for part, once in zip(("forward", "step"), both, strict=True):
+        seconds, memory = timed(once, size)
+        row: Row = {
+            "what": f"{backbone} {part}, {precision}{' compiled' if compiled else ''}",
+            "ms": seconds * 1e3,
+            "clips/s": size.batch / seconds,
+            **memory,
+        }
+        peak = peak_flops(size.device)
+        if part == "step" and peak and not compiled:
+            row["MFU %"] = 100 * flops / seconds / peak
+        yield row
 
 
 def layout(size: Size) -> Iterator[Row]:
@@ -178,13 +183,26 @@ def layout(size: Size) -> Iterator[Row]:
 
 def avss(size: Size) -> Iterator[Row]:
     """Ten frames, 71 classes, all annotated: speed and memory by setting."""
-    kinds = [("fp32", False), ("fp16", False), ("bf16", False), ("bf16", True)]
+    for precision in ("bf16", "fp16", "fp32") if not size.small else ("fp32",):
+        yield _avss_step(size, precision)
+
+
+def _avss_step(size: Size, precision: str, compiled: bool = False) -> Row:
     frames = size.frames if size.small else 10
-    for precision, compiled in kinds[: 1 if size.small else None]:
-        _, step = a_step(size, "combo-r50-avss", precision, frames=frames, compiled=compiled)
-        seconds, memory = timed(step, size)
-        name = f"R50 AVSS step, {precision}{' compiled' if compiled else ''}"
-        yield {"what": name, "ms": seconds * 1e3, "clips/s": size.batch / seconds, **memory}
+    _, step = a_step(size, "combo-r50-avss", precision, frames=frames, compiled=compiled)
+    seconds, memory = timed(step, size)
+    name = f"R50 AVSS step, {precision}{' compiled' if compiled else ''}"
+    return {"what": name, "ms": seconds * 1e3, "clips/s": size.batch / seconds, **memory}
+
+
+def compiled(size: Size) -> Iterator[Row]:
+    """The bf16 steps again, with parts made by torch.compile, which takes minutes for each."""
+    if size.small:
+        yield {"what": "compiled parts: on a GPU only"}
+        return
+    yield _avss_step(size, "bf16", compiled=True)
+    for backbone in size.backbones:
+        yield from _forward_and_step(size, backbone, "bf16", compiled=True)
 
 
 def by_grid_sample(value: Tensor, levels: Levels, locations: Tensor, weights: Tensor) -> Tensor:
@@ -352,7 +370,7 @@ def tests(size: Size) -> Iterator[Row]:
 
 PARTS: dict[str, Callable[[Size], Iterator[Row]]] = {
     part.__name__: part
-    for part in (tests, kernel, steps, layout, avss, evaluation, sound, cache, masks)
+    for part in (tests, kernel, avss, steps, cache, layout, evaluation, sound, masks, compiled)
 }
 
 
