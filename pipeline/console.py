@@ -49,6 +49,7 @@ STYLES = {
 }
 """Colours of states, where there is a terminal."""
 
+_COPIED = re.compile(r"https?://|combo ")
 _WORDS = re.compile(r"(?<=: )combo [a-z-][^;,()`]*[^;,()`\s][;,)]*|\S+")
 """A word, or a command that is to be copied."""
 
@@ -341,7 +342,8 @@ def _is_writable(stream: TextIO, probe: str = "") -> bool:
 
 def wrapped(text: str, width: int) -> str:
     """Text in lines of so many columns, broken between words alone; later lines are indented. A
-    command that stands after a colon is one word, and a word that is too long stays whole."""
+    command that stands after a colon is one word, and a word that is too long stays whole, on a
+    line of its own. What is to be copied stands there without the comma behind it."""
     lines: list[str] = []
     for line in text.split("\n"):
         indent = line[: len(line) - len(line.lstrip())]
@@ -352,6 +354,8 @@ def wrapped(text: str, width: int) -> str:
                 lines.append(now)
                 longer = f"{indent}  {word}"
                 longer = longer if cell_len(longer) <= width else word  # to have the room it can
+            if cell_len(longer) > width and _COPIED.match(longer):
+                longer = longer.rstrip(";,")  # the whole line is copied
             now = longer
         lines.append(now)
     return "\n".join(lines)

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from .durable import absolute
-from .errors import ComboError, readable, unknown
+from .errors import ComboError, WrongUsage, readable, unknown
 from .generators import SECTIONS
 from .generators.generator import Precision
 from .media.limits import USUAL, Limits
@@ -298,7 +298,7 @@ class Manifest(Model):
             try:
                 limit = TypeAdapter(ByteSize).validate_python(memory_limit)
             except ValidationError:
-                raise ComboError(f"--memory-limit {memory_limit}: write it as 8GB") from None
+                raise WrongUsage(f"--memory-limit {memory_limit}: write it as 8GB") from None
             maskige = maskige.model_copy(update={"memory_limit": limit})
         stages = self.stages.model_copy(update={"audio": audio, "maskige": maskige})
         return self.model_copy(update={"stages": stages})
@@ -353,12 +353,12 @@ def _read(file: Path) -> dict[str, Any]:
         finally:
             loader.dispose()
     except FileNotFoundError:
-        raise ComboError(
+        raise WrongUsage(
             f"no manifest at {file}; give one with --manifest FILE, or make one of a folder of "
             "clips: combo init FOLDER"
         ) from None
     except IsADirectoryError:
-        raise ComboError(
+        raise WrongUsage(
             f"{file} is a folder, no manifest; give a file with --manifest FILE, or make one of "
             f"the clips in it: combo init {file}"
         ) from None

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from .. import remedies
 from ..durable import here_is_there, unwritten
-from ..errors import ComboError
+from ..errors import ComboError, WrongUsage
 from . import completion
 
 if TYPE_CHECKING:
@@ -268,6 +269,11 @@ class Begin:
         from ..manifest import load_manifest
 
         opened = load_manifest(self.manifest)
+        if self.store is not None and not self.store.exists():
+            raise WrongUsage(
+                f"--store {self.store}: it is not there; give another, or leave it out: combo "
+                f"preprocess fills {opened.store_path}"
+            )
         return opened.with_stages(self.encoder, self.generator).with_store(self.store)
 
 
@@ -357,12 +363,14 @@ def command(
             ]
 
         def run(**given: Any) -> None:
+            asked = dict(given)
             filled = {
                 name: kind(**{each.name: given.pop(each.name) for each in fields(kind)})
                 for name, kind in records.items()
             }
             try:
-                function(**filled, **given)
+                with remedies.given(asked):
+                    function(**filled, **given)
             except PermissionError as error:
                 raise ComboError(
                     f"{error.filename or 'a file'}: no permission to read or write it; ask its "
@@ -421,7 +429,7 @@ def named_variants(variants: Sequence[str] | None) -> dict[str, list[str]]:
     for text in variants or ():
         stage, equals, name = text.partition("=")
         if not equals or stage not in STAGES:
-            raise ComboError(f"--variant {text}: write stage=NAME, with a NAME of combo status")
+            raise WrongUsage(f"--variant {text}: write stage=NAME, with a NAME of combo status")
         named.setdefault(stage, []).append(name)
     return named
 
@@ -431,5 +439,5 @@ def one_variant_each(variants: Sequence[str] | None) -> dict[str, str]:
     named = named_variants(variants)
     for stage, names in named.items():
         if len(names) > 1:
-            raise ComboError(f"--variant {stage}: given {len(names)} times; a run takes one")
+            raise WrongUsage(f"--variant {stage}: given {len(names)} times; a run takes one")
     return {stage: names[0] for stage, names in named.items()}

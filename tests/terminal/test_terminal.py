@@ -229,3 +229,19 @@ def test_ctrl_c_says_what_was_done_and_the_command_that_goes_on(terminal: Termin
     went_on = terminal.types(more)
     assert went_on.code == 0
     assert "training ━━━━━━━━━━ 1/1" in went_on.text, "what was done when it was stopped is kept"
+
+
+@pytest.mark.slow
+def test_urls_and_commands_longer_than_a_line_can_be_copied(terminal: Terminal) -> None:
+    shown = terminal.types("combo preprocess audio --data ms3 --encoder vggish")
+    (url,) = (line for line in shown.copied if line.startswith("https://"))
+    assert url.endswith(".pth")
+    assert len(url) > COLUMNS
+    folder = terminal.home / "a folder of somebody who likes names to be long" / "and then another"
+    folder.mkdir(parents=True)
+    shutil.copy(terminal.home / "data_manifest.yaml", folder)
+    shown = terminal.types(f"combo verify --manifest '{folder}/data_manifest.yaml'")
+    command = shown.copied[-1]
+    assert command == f"combo preprocess all --manifest '{folder}/data_manifest.yaml'"
+    assert len(command) > COLUMNS
+    assert terminal.types(f"{command} --data ms3 --dry-run").code == 1, "there it finds no data"
