@@ -110,8 +110,8 @@ class Output:
     def table(
         self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None
     ) -> None:
-        """A table; numbers to the right. With no terminal its full width is kept; on one that is
-        too narrow each row is a few lines, where else a word or a command would be broken."""
+        """A table; numbers to the right. Where it is too wide each row is a few lines, as else a
+        word, or what is to be copied, would be broken."""
         rows = [["" if cell is None else str(cell) for cell in row] for row in rows]
         table = Table(title=title, title_justify="left")
         for i, name in enumerate(columns):
@@ -120,9 +120,8 @@ class Output:
         for row in rows:
             table.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in row))
         size = self.out.measure(table, options=self.out.options.update(width=1 << 20))
-        commands = any(re.search(r"\bcombo [a-z]", cell) for row in rows for cell in row)
-        needed = size.maximum if commands else size.minimum
-        if self.out.is_terminal and needed > self.out.width:
+        copied = any(re.search(r"\bcombo [a-z]|https?://", cell) for row in rows for cell in row)
+        if (size.maximum if copied else size.minimum) > self.out.width:
             self._rows_as_lines(columns, rows, title)
         else:
             self.out.print(table)

@@ -7,7 +7,7 @@ the manifest's folder; in the manifest that is installed with combo, to the work
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from .durable import absolute
-from .errors import ComboError, WrongUsage, readable, unknown
+from .errors import ComboError, UnknownName, WrongUsage, readable, unknown
 from .generators import SECTIONS
 from .generators.generator import Precision
 from .media.limits import USUAL, Limits
@@ -272,6 +272,11 @@ class Manifest(Model):
         for name in data_sets:
             if name not in self.data_sets:
                 said = f"no data set {name!r} in {self.file}"
+                if name in _of_combo(self.file):
+                    raise UnknownName(
+                        f"{said}, which goes before combo's own manifest, where it is; work in "
+                        f"another folder, or copy its entry from {_INSTALLED}"
+                    )
                 raise unknown(said, name, self.data_sets, "it names")
         return list(data_sets) or [n for n, d in self.data_sets.items() if self._can_fill(d.root)]
 
@@ -331,6 +336,11 @@ def load_manifest(path: Path | None = None) -> Manifest:
         raise ComboError(
             readable(f"{file}: {where}: {first['msg']} (given: {given})").replace("\n", " ")
         ) from None
+
+
+def _of_combo(file: Path) -> Mapping[str, DataSet]:
+    """The data sets of the installed manifest, where `file` is another."""
+    return {} if file.resolve() == _INSTALLED.resolve() else load_manifest(_INSTALLED).data_sets
 
 
 def _read(file: Path) -> dict[str, Any]:

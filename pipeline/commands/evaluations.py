@@ -105,6 +105,7 @@ def evaluate(
             network = each.network(on)
             by_sound = measure_sounds(network, each.reader, on, names, each.categories, seen)
             found.append((each, by_sound))
+        bar.advance(0, title="evaluating" if len(candidates) > 1 else None)
     if csv is not None:
         lines = comparison.csv_lines(found)
         durable.write_bytes(csv, protocols.csv_of(comparison.CSV_HEADER, lines))

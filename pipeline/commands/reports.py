@@ -66,6 +66,7 @@ def report(
         for path in stores:
             bar.advance(0, title=str(path))
             stored.append(look_at_store(path, manifest, bar.advance))
+        bar.advance(0, title=str(out))
     write_report(out, looks, stored)
     problems = [problem for each in stored for problem in each.problems]
     for problem in problems:

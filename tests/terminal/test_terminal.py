@@ -49,6 +49,10 @@ threads: 1
 device: cpu
 """
 
+TABLE = """\
+presets: [combo-small-ms3]
+rows: {both: [], one: [sem=shared]}
+"""
 STUDENT = """\
 combo doctor
 combo preprocess all --data ms3 --dry-run
@@ -122,6 +126,7 @@ def terminal(sample: Path) -> Iterator[Terminal]:
     (home / "AVSBench").symlink_to(sample)
     (home / "data_manifest.yaml").write_text(MANIFEST)
     (home / "tiny.yaml").write_text(SETTINGS)
+    (home / "table.yaml").write_text(TABLE)
     (home / "clips").mkdir()
     film(home / "clips" / "talk.mp4", 2, Fraction(5))
     (home / "clips" / "broken.mp4").write_bytes(b"no video")
@@ -187,6 +192,15 @@ def test_three_roads_are_walked_to_their_ends_and_39_slips_end_in_the_right_advi
         for typed, shown in steps:
             assert "Traceback" not in shown.text, typed
             assert broken_words(shown) == [], typed
+    own = " ".join(f"--set {line.replace(': ', '=')}" for line in SETTINGS.splitlines()[1:])
+    of_all = {
+        "combo evaluate run run/last.pt --sound right,silent": "evaluating ━━━━━━━━━━ 8/8 ",
+        "combo report run store --out page.html": "page.html ━━━━━━━━━━ 11/11 ",
+        f"combo ablate table.yaml {own}": "table.yaml ━━━━━━━━━━ 12/12 ",
+    }
+    for typed, bar in of_all.items():
+        shown = terminal.types(typed)
+        assert [line[: len(bar)] for line in shown.lines if "━ " in line] == [bar], shown.text
     colours = walked["admin"][-1][1].colours
     assert colours["finished"] == "green"
     assert {colours["not"], colours["begun"]} == {"brown"}, "as this terminal calls its yellow"
