@@ -147,8 +147,8 @@ def test_wrong_usage_is_exit_code_2() -> None:
         (["train", "--preset", "combo-r50-s5"], "no preset 'combo-r50-s5'"),
         (["train", "--preset", "combo-r50-s4", "--set", "iteration=3"], "did you mean iterations?"),
         (["train", "--preset", "combo-r50-s4", "--set", "iterations=many"], "valid integer"),
-        (["evaluate", "no-such-run"], "is no run folder"),
-        (["train", "--resume", "no-such-run"], "is no run folder"),
+        (["evaluate", "no-such-run"], "no such run folder"),
+        (["train", "--resume", "no-such-run"], "no such run folder"),
         (["verify"], "run: combo preprocess all"),
         (["status", "--manifest", "no.yaml"], "no manifest at no.yaml"),
         (["weights", "fetch", "nothing"], "no weights 'nothing'"),
@@ -250,6 +250,26 @@ def reached_from(record: type, attributes: set[str]) -> set[str]:
                 tree = ast.parse(textwrap.dedent(inspect.getsource(source)))
                 waiting += read_of(tree, "self")[0]
     return reached
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "preprocess all --workers 2 --workers-per-device 2",
+        "preprocess all --lifetime 5m",
+        "preprocess all --scheduler-arg=--time=5",
+        "preprocess all --dask local --workers-per-device 2",
+        "ablate table3 --scheduler-arg=--time=5",
+        "ablate table3 --slurm --part 1/2",
+        "ablate table3 --slurm --requeue",
+        "status --watch --json",
+        "show --run run --data s4",
+        "evaluate one two --predictions masks",
+    ],
+)
+def test_an_option_that_another_leaves_without_effect_is_refused(command: str) -> None:
+    done = CliRunner().invoke(app, command.split())
+    assert done.exit_code == 2, (done.output, done.exception)
 
 
 USED_ON_RESUME = {

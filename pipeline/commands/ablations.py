@@ -65,6 +65,10 @@ def ablate(
     from ..ablation.table import read_table
     from ..jobs.run import parse_part
 
+    if not slurm and scheduler_arg:
+        raise typer.BadParameter("--scheduler-arg goes with --slurm")
+    if slurm and (part != "1/1" or requeue):
+        raise typer.BadParameter("--slurm makes the parts, and queues them again, by itself")
     output, table, share = printing.output, read_table(name), parse_part(part)
     cells = runs_of(table, seeds, begin.settings or (), out)
     runs = distinct(cells)

@@ -198,6 +198,10 @@ class Computers:
     ] = 1
     device: Device = "auto"
 
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers_per_device > 1:
+            raise typer.BadParameter("--workers and --workers-per-device: give one of them")
+
     @property
     def local(self) -> "LocalRunner":
         from ..jobs.local import LocalRunner
@@ -228,6 +232,13 @@ class DaskComputers(Computers):
         typer.Option(help="When a Dask worker that is a job leaves, as 55m; default: in time."),
     ] = None
     scheduler_arg: SchedulerArg = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dask is None and (self.lifetime or self.scheduler_arg):
+            raise typer.BadParameter("--lifetime and --scheduler-arg go with --dask")
+        if self.dask is not None and self.workers_per_device > 1:
+            raise typer.BadParameter("--workers-per-device: with --dask, give --workers")
 
     def processes(self, job: "Job", units: int) -> int:
         return super().processes(job, units) if self.dask is None else self.workers or 1

@@ -204,6 +204,10 @@ class RunFolder:
         try:
             return durable.read_json(self.root / name)
         except (FileNotFoundError, NotADirectoryError):
+            if not self.root.exists():
+                raise WrongUsage(
+                    f"{self.root}: no such run folder or checkpoint; combo train makes them"
+                ) from None
             raise WrongUsage(
                 f"{self.root} is no run folder: {name} is missing; make one with combo train"
             ) from None
