@@ -149,10 +149,11 @@ def choose_variants(
             continue
         there = ", ".join(v.name for v in variants) or "none"
         if not fits:
+            whole = len(nothing) > 1  # of a data set, whose other splits will be wanted too
+            make = remake(source, remedies.ALL if whole else stage, settings, not whole)
             raise ComboError(
                 f"no {stage} of {source} with these settings in {source.store} (there: {there}); "
-                f"{_of_another(variants, settings)}run: "
-                f"{remake(source, stage if len(nothing) < 2 else remedies.ALL, settings, False)}, "
+                f"{_of_another(variants, settings)}run: {make}, "
                 f"or choose one with --variant {stage}=NAME"
             )
         raise ComboError(
