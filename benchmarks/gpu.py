@@ -1,6 +1,6 @@
 """Everything a GPU decides, in one command: is it right there, how fast, with how much memory.
 
-    python benchmarks/gpu.py                     # all parts, under 9 minutes on one H100
+    python benchmarks/gpu.py                     # all parts; compiled ones come last, minutes each
     python benchmarks/gpu.py --parts steps kernel
     python benchmarks/gpu.py --device cpu        # a small size: shows that the script works
 
@@ -14,6 +14,7 @@ layers' sampling in 3.5 ms and 40 MiB forward and backward.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -141,25 +142,30 @@ def a_step(
 
 def steps(size: Size) -> Iterator[Row]:
     """Forward and training step of S4, by backbone and precision."""
-    kinds = [("fp32", False), ("bf16", False), ("bf16", True)]
     for backbone in size.backbones:
-        for precision, compiled in kinds[: 1 if size.small else None]:
-            both = a_step(size, f"combo-{backbone}-s4", precision, compiled=compiled)
-            with FlopCounterMode(display=False) as counter:
-                both[1]()
-            flops = counter.get_total_flops()
-            for part, once in zip(("forward", "step"), both, strict=True):
-                seconds, memory = timed(once, size)
-                row: Row = {
-                    "what": f"{backbone} {part}, {precision}{' compiled' if compiled else ''}",
-                    "ms": seconds * 1e3,
-                    "clips/s": size.batch / seconds,
-                    **memory,
-                }
-                peak = peak_flops(size.device)
-                if part == "step" and peak and not compiled:
-                    row["MFU %"] = 100 * flops / seconds / peak
-                yield row
+        for precision in ("fp32", "bf16")[: 1 if size.small else None]:
+            yield from _forward_and_step(size, backbone, precision)
+
+
+def _forward_and_step(
+    size: Size, backbone: str, precision: str, compiled: bool = False
+) -> Iterator[Row]:
+    both = a_step(size, f"combo-{backbone}-s4", precision, compiled=compiled)
+    with FlopCounterMode(display=False) as counter:
+        both[1]()
+    flops = counter.get_total_flops()
+    for part, once in zip(("forward", "step"), both, strict=True):
+        seconds, memory = timed(once, size)
+        row: Row = {
+            "what": f"{backbone} {part}, {precision}{' compiled' if compiled else ''}",
+            "ms": seconds * 1e3,
+            "clips/s": size.batch / seconds,
+            **memory,
+        }
+        peak = peak_flops(size.device)
+        if part == "step" and peak and not compiled:
+            row["MFU %"] = 100 * flops / seconds / peak
+        yield row
 
 
 def layout(size: Size) -> Iterator[Row]:
@@ -177,13 +183,26 @@ def layout(size: Size) -> Iterator[Row]:
 
 def avss(size: Size) -> Iterator[Row]:
     """Ten frames, 71 classes, all annotated: speed and memory by setting."""
-    kinds = [("fp32", False), ("fp16", False), ("bf16", False), ("bf16", True)]
+    for precision in ("bf16", "fp16", "fp32") if not size.small else ("fp32",):
+        yield _avss_step(size, precision)
+
+
+def _avss_step(size: Size, precision: str, compiled: bool = False) -> Row:
     frames = size.frames if size.small else 10
-    for precision, compiled in kinds[: 1 if size.small else None]:
-        _, step = a_step(size, "combo-r50-avss", precision, frames=frames, compiled=compiled)
-        seconds, memory = timed(step, size)
-        name = f"R50 AVSS step, {precision}{' compiled' if compiled else ''}"
-        yield {"what": name, "ms": seconds * 1e3, "clips/s": size.batch / seconds, **memory}
+    _, step = a_step(size, "combo-r50-avss", precision, frames=frames, compiled=compiled)
+    seconds, memory = timed(step, size)
+    name = f"R50 AVSS step, {precision}{' compiled' if compiled else ''}"
+    return {"what": name, "ms": seconds * 1e3, "clips/s": size.batch / seconds, **memory}
+
+
+def compiled(size: Size) -> Iterator[Row]:
+    """The bf16 steps again, with parts made by torch.compile, which takes minutes for each."""
+    if size.small:
+        yield {"what": "compiled parts: on a GPU only"}
+        return
+    yield _avss_step(size, "bf16", compiled=True)
+    for backbone in size.backbones:
+        yield from _forward_and_step(size, backbone, "bf16", compiled=True)
 
 
 def by_grid_sample(value: Tensor, levels: Levels, locations: Tensor, weights: Tensor) -> Tensor:
@@ -203,17 +222,10 @@ def by_grid_sample(value: Tensor, levels: Levels, locations: Tensor, weights: Te
 
 
 def kernel(size: Size) -> Iterator[Row]:
-    """The sampling of six encoder layers, forward and backward."""
+    """The sampling of six encoder layers, forward and backward: of a clip of AVSS, of a batch."""
     coarse = size.pixels // 32
     shapes = [(coarse, coarse), (2 * coarse, 2 * coarse), (4 * coarse, 4 * coarse)]
     levels = Levels.of(shapes, 8, 4, size.device)
-    batch = size.batch * size.frames
-    torch.manual_seed(0)
-    grid = (batch, levels.pixels, 8, 3, 4)
-    value = torch.randn(batch, levels.pixels, 8, 32, device=size.device, requires_grad=True)
-    locations = torch.rand(*grid, 2, device=size.device, requires_grad=True)
-    weights = torch.rand(grid, device=size.device).flatten(3).softmax(-1).view(grid)
-    weights = weights.detach().requires_grad_()
 
     def plain(*given: Any) -> Tensor:
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -225,15 +237,27 @@ def kernel(size: Size) -> Iterator[Row]:
     ways = {"plain PyTorch": plain, "grid_sample": by_grid_sample}
     if size.device.type == "cuda":
         ways = {"Triton": sample_levels, **ways}
-    for name, way in ways.items():
+    for frames in (2 * size.frames, size.batch * size.frames):
+        torch.manual_seed(0)
+        grid = (frames, levels.pixels, 8, 3, 4)
+        value = torch.randn(frames, levels.pixels, 8, 32, device=size.device, requires_grad=True)
+        locations = torch.rand(*grid, 2, device=size.device, requires_grad=True)
+        weights = torch.rand(grid, device=size.device).flatten(3).softmax(-1).view(grid)
+        given = (value, locations, weights.detach().requires_grad_())
+        gradient = torch.randn(frames, levels.pixels, 256, device=size.device)
+        for name, way in ways.items():
 
-        def once(way: Callable[..., Tensor] = way) -> None:
-            for _ in range(6):
-                out = way(value, levels, locations, weights)
-                torch.autograd.grad(out.sum(), (value, locations, weights))
+            def once(
+                way: Callable[..., Tensor] = way,
+                given: tuple[Tensor, ...] = given,
+                gradient: Tensor = gradient,
+            ) -> None:
+                for _ in range(6):
+                    out = way(given[0], levels, *given[1:])
+                    torch.autograd.grad(out, given, gradient)
 
-        seconds, memory = timed(once, size)
-        yield {"what": f"sampling x 6, {batch} frames, {name}", "ms": seconds * 1e3, **memory}
+            seconds, memory = timed(once, size)
+            yield {"what": f"sampling x 6, {frames} frames, {name}", "ms": seconds * 1e3, **memory}
 
 
 def evaluation(size: Size) -> Iterator[Row]:
@@ -290,7 +314,7 @@ def cache(size: Size) -> Iterator[Row]:
 
         combo("sample", "sample", "-q")
         (root / "data_manifest.yaml").write_text(MANIFEST.format(size=size.pixels))
-        combo("preprocess", "all", "-q", "--split", "train")
+        combo("preprocess", "all", "-q", "--split", "train", "--workers", os.cpu_count())
         preset_name = "combo-small-s4" if size.small else "combo-r50-s4"
         for place in ("device", "host", "none"):
             iterations = 4 if size.small else 60
@@ -346,7 +370,7 @@ def tests(size: Size) -> Iterator[Row]:
 
 PARTS: dict[str, Callable[[Size], Iterator[Row]]] = {
     part.__name__: part
-    for part in (tests, kernel, steps, layout, avss, evaluation, sound, cache, masks)
+    for part in (tests, kernel, avss, steps, cache, layout, evaluation, sound, masks, compiled)
 }
 
 

@@ -139,7 +139,13 @@ class Combo(Network):
 
     @property
     def parts(self) -> list[nn.Module]:
-        return [self.siam_encoder, self.pixel_decoder, self.bilateral_fusion, self.mask_decoder]
+        encoders = [self.siam_encoder.frames, self.siam_encoder.maskiges]
+        return [
+            *(encoder for encoder in encoders if encoder is not None),
+            *self.pixel_decoder.layers,
+            self.bilateral_fusion,
+            *self.mask_decoder.layers,
+        ]
 
     @classmethod
     def from_preset(cls, name: str, *, pretrained: bool = False, **settings: object) -> "Combo":

@@ -151,7 +151,7 @@ def _gradient_of_shares(grad: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     bag = torch.arange(bags + 1, dtype=index.dtype, device=index.device)
     if index.device.type == "cpu" and not torch.compiler.is_compiling():
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+            warnings.filterwarnings("ignore", "Sparse (CSR tensor support|invariant checks)")
             places = torch.sparse_csr_tensor(
                 bag.long() * entries,
                 index.flatten().long(),

@@ -1,7 +1,7 @@
 """What training and evaluation ask of a network, whatever it looks like inside."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -63,11 +63,18 @@ class Network(nn.Module, ABC):
 
     @property
     def parts(self) -> Sequence[nn.Module]:
-        """What computes nearly all, in modules that torch.compile takes whole."""
+        """What computes nearly all, in modules that torch.compile takes whole; those of one kind
+        have one code, which is compiled once."""
         return ()
 
-    def compile_parts(self, backend: str = "inductor") -> None:
-        """Has torch.compile take over the parts, each as one graph; names of tensors stay."""
+    def compile_parts(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Has torch.compile take over the parts, each as one graph; names of tensors stay.
+
+        In this process, code may then be compiled for 64 kinds of calls instead of 8, beyond which
+        a part of one graph is an error: training and evaluation, precisions, numbers of frames.
+        """
+        limit = torch.compiler.config.recompile_limit
+        torch.compiler.config.recompile_limit = max(limit, 64)
         for part in self.parts:
             part.compile(fullgraph=True, backend=backend)
 

@@ -18,8 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor, library
 
-ROWS = 32
-"""Output rows a program makes."""
+ROWS = 4
+"""Output rows a program of one warp makes. On an H100 the best of 1 to 8 warps and 4 to 64 rows,
+of one head or of all: 0.93 of the time of 32 rows and 4 warps."""
 
 
 @triton.jit
@@ -90,7 +91,8 @@ def _backward(
     row, there, wide, pixels, places = _rows(rows, value_stride, HEADS, WIDTH, CHANNELS, ROWS)
     exact = locations.dtype.element_ty
     given = tl.load(gradient + places, mask=wide, other=0).to(exact)
-    for level in range(LEVELS):
+    for turn in range(LEVELS):
+        level = (turn + tl.program_id(0)) % LEVELS  # neighbours add to other maps: 0.96 of the time
         height, width = tl.load(maps + 3 * level), tl.load(maps + 3 * level + 1)
         first = tl.load(maps + 3 * level + 2)
         for point in tl.static_range(POINTS):
@@ -100,9 +102,9 @@ def _backward(
                 tl.load(locations + 2 * place + 1, mask=there, other=0), height
             )
             weight = tl.load(weights + place, mask=there, other=0)
-            of_weight = tl.zeros((ROWS,), dtype=exact)
-            of_x = tl.zeros((ROWS,), dtype=exact)
-            of_y = tl.zeros((ROWS,), dtype=exact)
+            of_weight = tl.zeros((ROWS, CHANNELS), dtype=exact)
+            of_x = tl.zeros((ROWS, CHANNELS), dtype=exact)
+            of_y = tl.zeros((ROWS, CHANNELS), dtype=exact)
             for down in tl.static_range(2):
                 for across in tl.static_range(2):
                     column, line = x + across, y + down
@@ -113,19 +115,20 @@ def _backward(
                     where = pixels + offset[:, None]
                     mask = wide & inside[:, None]
                     seen = tl.load(value + where, mask=mask, other=0).to(exact)
-                    product = tl.sum(given * seen, axis=1)
-                    of_weight += of_column * of_line * product
-                    of_x += (of_line if across else -of_line) * product
-                    of_y += (of_column if down else -of_column) * product
+                    of_weight += (of_column * of_line)[:, None] * seen
+                    of_x += (of_line if across else -of_line)[:, None] * seen
+                    of_y += (of_column if down else -of_column)[:, None] * seen
                     tl.atomic_add(
                         of_value + where,
                         (of_column * of_line * weight)[:, None] * given,
                         mask=mask,
                         sem="relaxed",
                     )
-            tl.store(of_weights + place, of_weight, mask=there)
-            tl.store(of_locations + 2 * place, of_x * weight * width * free_x, mask=there)
-            tl.store(of_locations + 2 * place + 1, of_y * weight * height * free_y, mask=there)
+            tl.store(of_weights + place, tl.sum(of_weight * given, axis=1), mask=there)
+            of_x = tl.sum(of_x * given, axis=1) * weight * width * free_x
+            of_y = tl.sum(of_y * given, axis=1) * weight * height * free_y
+            tl.store(of_locations + 2 * place, of_x, mask=there)
+            tl.store(of_locations + 2 * place + 1, of_y, mask=there)
 
 
 def _launch(kernel: Any, arrays: tuple[Tensor, ...], value: Tensor, locations: Tensor) -> None:
@@ -142,6 +145,7 @@ def _launch(kernel: Any, arrays: tuple[Tensor, ...], value: Tensor, locations: T
         WIDTH=width,
         CHANNELS=triton.next_power_of_2(width),
         ROWS=ROWS,
+        num_warps=1,
     )
 
 

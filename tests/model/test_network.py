@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from combo.model import Combo, Criterion, deformable_attention, preset
 from combo.model.clips import ClipLayout
@@ -278,6 +279,20 @@ def test_training_is_the_same_with_compiled_parts(settings: dict[str, object]) -
         for ours, theirs in zip(of_compiled, gradients, strict=True):
             atol = max(1e-3 * float(theirs.abs().max()), noise)
             torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=atol)
+
+
+def test_layers_of_one_kind_are_compiled_once() -> None:
+    """Two encoders, the pixel decoder's layers, the fusion; the mask decoder's for the first map,
+    and for maps of any size."""
+    net = tiny(fidelity="paper", backbone="resnet10t", pixel_layers=3, decoder_layers=4)
+    counter = CompileCounter()
+    batch = clips(1, 2)
+    with torch.no_grad():
+        exact = net(*batch)
+        net.compile_parts(counter)
+        out = net(*batch)
+    assert counter.frame_count == 5
+    torch.testing.assert_close(out.mask_logits, exact.mask_logits, rtol=1e-4, atol=1e-4)
 
 
 def test_the_network_exports() -> None:
