@@ -49,6 +49,7 @@ STYLES = {
 }
 """Colours of states, where there is a terminal."""
 
+_COPIED = re.compile(r"https?://|combo ")
 _WORDS = re.compile(r"(?<=: )combo [a-z-][^;,()`]*[^;,()`\s][;,)]*|\S+")
 """A word, or a command that is to be copied."""
 
@@ -109,8 +110,8 @@ class Output:
     def table(
         self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None
     ) -> None:
-        """A table; numbers to the right. With no terminal its full width is kept; on one that is
-        too narrow each row is a few lines, where else a word or a command would be broken."""
+        """A table; numbers to the right. Where it is too wide each row is a few lines, as else a
+        word, or what is to be copied, would be broken."""
         rows = [["" if cell is None else str(cell) for cell in row] for row in rows]
         table = Table(title=title, title_justify="left")
         for i, name in enumerate(columns):
@@ -119,9 +120,8 @@ class Output:
         for row in rows:
             table.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in row))
         size = self.out.measure(table, options=self.out.options.update(width=1 << 20))
-        commands = any(re.search(r"\bcombo [a-z]", cell) for row in rows for cell in row)
-        needed = size.maximum if commands else size.minimum
-        if self.out.is_terminal and needed > self.out.width:
+        copied = any(re.search(r"\bcombo [a-z]|https?://", cell) for row in rows for cell in row)
+        if (size.maximum if copied else size.minimum) > self.out.width:
             self._rows_as_lines(columns, rows, title)
         else:
             self.out.print(table)
@@ -341,7 +341,8 @@ def _is_writable(stream: TextIO, probe: str = "") -> bool:
 
 def wrapped(text: str, width: int) -> str:
     """Text in lines of so many columns, broken between words alone; later lines are indented. A
-    command that stands after a colon is one word, and a word that is too long stays whole."""
+    command that stands after a colon is one word, and a word that is too long stays whole, on a
+    line of its own. What is to be copied stands there without the comma behind it."""
     lines: list[str] = []
     for line in text.split("\n"):
         indent = line[: len(line) - len(line.lstrip())]
@@ -352,6 +353,8 @@ def wrapped(text: str, width: int) -> str:
                 lines.append(now)
                 longer = f"{indent}  {word}"
                 longer = longer if cell_len(longer) <= width else word  # to have the room it can
+            if cell_len(longer) > width and _COPIED.match(longer):
+                longer = longer.rstrip(";,")  # the whole line is copied
             now = longer
         lines.append(now)
     return "\n".join(lines)

@@ -24,10 +24,14 @@ class ComboError(Exception):
     exit_code = 1
 
 
-class UnknownName(ComboError):
-    """A name that nothing has, with the nearest there is: wrong usage."""
+class WrongUsage(ComboError):
+    """A command that cannot be meant: a value no option takes, a file given that is not there."""
 
     exit_code = 2
+
+
+class UnknownName(WrongUsage):
+    """A name that nothing has, with the nearest there is."""
 
 
 def unknown(

@@ -7,7 +7,7 @@ the manifest's folder; in the manifest that is installed with combo, to the work
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from .durable import absolute
-from .errors import ComboError, readable, unknown
+from .errors import ComboError, UnknownName, WrongUsage, readable, unknown
 from .generators import SECTIONS
 from .generators.generator import Precision
 from .media.limits import USUAL, Limits
@@ -272,6 +272,11 @@ class Manifest(Model):
         for name in data_sets:
             if name not in self.data_sets:
                 said = f"no data set {name!r} in {self.file}"
+                if name in _of_combo(self.file):
+                    raise UnknownName(
+                        f"{said}, which goes before combo's own manifest, where it is; work in "
+                        f"another folder, or copy its entry from {_INSTALLED}"
+                    )
                 raise unknown(said, name, self.data_sets, "it names")
         return list(data_sets) or [n for n, d in self.data_sets.items() if self._can_fill(d.root)]
 
@@ -298,7 +303,7 @@ class Manifest(Model):
             try:
                 limit = TypeAdapter(ByteSize).validate_python(memory_limit)
             except ValidationError:
-                raise ComboError(f"--memory-limit {memory_limit}: write it as 8GB") from None
+                raise WrongUsage(f"--memory-limit {memory_limit}: write it as 8GB") from None
             maskige = maskige.model_copy(update={"memory_limit": limit})
         stages = self.stages.model_copy(update={"audio": audio, "maskige": maskige})
         return self.model_copy(update={"stages": stages})
@@ -333,6 +338,11 @@ def load_manifest(path: Path | None = None) -> Manifest:
         ) from None
 
 
+def _of_combo(file: Path) -> Mapping[str, DataSet]:
+    """The data sets of the installed manifest, where `file` is another."""
+    return {} if file.resolve() == _INSTALLED.resolve() else load_manifest(_INSTALLED).data_sets
+
+
 def _read(file: Path) -> dict[str, Any]:
     """A manifest's mapping. Raises ComboError for what is none, or asks for too much."""
     import yaml
@@ -353,12 +363,12 @@ def _read(file: Path) -> dict[str, Any]:
         finally:
             loader.dispose()
     except FileNotFoundError:
-        raise ComboError(
+        raise WrongUsage(
             f"no manifest at {file}; give one with --manifest FILE, or make one of a folder of "
             "clips: combo init FOLDER"
         ) from None
     except IsADirectoryError:
-        raise ComboError(
+        raise WrongUsage(
             f"{file} is a folder, no manifest; give a file with --manifest FILE, or make one of "
             f"the clips in it: combo init {file}"
         ) from None

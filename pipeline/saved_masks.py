@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import durable
-from .errors import ComboError, MediaError
+from .errors import ComboError, MediaError, WrongUsage
 from .media.images import SIXTEEN_BIT_MODES, open_image
 from .media.limits import USUAL, Limits
 from .media.regular_files import open_regular
@@ -60,7 +60,7 @@ class SavedMasks:
         neither with 0 nor with 1.
         """
         if not root.is_dir():
-            raise ComboError(f"{root}: no such folder; give the one that holds the masks")
+            raise WrongUsage(f"{root}: no such folder; give the one that holds the masks")
         known, clips = frozenset(names), dict[str, Path]()
         found: dict[tuple[str, int], Path] = {}
         for path in _files(root):

@@ -94,11 +94,13 @@ def annotated_frames(source: Source, frames: Variant) -> tuple[int, int]:
     return annotated, present
 
 
-def remake(source: Source, stage: str, settings: Mapping[str, Any]) -> str:
-    """The command that makes a stage of a split, as it stands in errors."""
+def remake(source: Source, stage: str, settings: Mapping[str, Any], this_split: bool = True) -> str:
+    """The command that makes a stage of a split, as it stands in errors. this_split: of it alone;
+    else of all of its data set, which costs nothing where the others are finished."""
     if is_packed(source.store):
         return remedies.pack(source.store)
-    return remedies.make(stage, source.data_set, source.split, is_imported(settings))
+    split = source.split if this_split else ""
+    return remedies.make(stage, source.data_set, split, is_imported(settings))
 
 
 @dataclass(frozen=True)
@@ -147,10 +149,11 @@ def choose_variants(
             continue
         there = ", ".join(v.name for v in variants) or "none"
         if not fits:
+            whole = len(nothing) > 1  # of a data set, whose other splits will be wanted too
+            make = remake(source, remedies.ALL if whole else stage, settings, not whole)
             raise ComboError(
                 f"no {stage} of {source} with these settings in {source.store} (there: {there}); "
-                f"{_of_another(variants, settings)}run: "
-                f"{remake(source, stage if len(nothing) < 2 else remedies.ALL, settings)}, "
+                f"{_of_another(variants, settings)}run: {make}, "
                 f"or choose one with --variant {stage}=NAME"
             )
         raise ComboError(

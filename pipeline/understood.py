@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import ComboError, counted
+from .errors import ComboError, WrongUsage, counted
 from .layouts import LAYOUTS, Clip, Layout
 from .layouts.folders import SPLITS, Folders
 from .media.sound_files import open_sound
@@ -62,7 +62,7 @@ def understand(folder: Path) -> list[FoundData]:
     if not folder.is_dir():
         there = f"is a file; give its folder: combo init {folder.parent}"
         nothing = "no such folder; give the one that holds your clips"
-        raise ComboError(f"{folder}: {there if folder.exists() else nothing}")
+        raise WrongUsage(f"{folder}: {there if folder.exists() else nothing}")
     published = [rules for rules in LAYOUTS if rules.name != Folders.name and _is(rules, folder)]
     if published:
         return [_found(rules.name.split("-")[-1], rules, folder) for rules in published]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from . import durable, remedies
 from .digests import file_digest
 from .download import OnBytes, download
-from .errors import ComboError, unknown
+from .errors import ComboError, WrongUsage, unknown
 from .state_files import load_state as load_state  # re-exported: weights are read through here
 from .weights_catalogue import CATALOGUE, Weights
 
@@ -207,7 +207,7 @@ def add(name: str, file: Path) -> Path:
     weights = entry(name)
     target = weights_folder() / weights.file
     if not file.is_file():
-        raise ComboError(f"{file}: no such file; run: {remedies.add(name)}")
+        raise WrongUsage(f"{file}: no such file; run: {remedies.add(name)}")
     _check(weights, file, "")
     if target.exists() and target.samefile(file):
         return target

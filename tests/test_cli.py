@@ -142,8 +142,8 @@ def test_wrong_usage_is_exit_code_2() -> None:
         (["train", "--preset", "combo-r50-s5"], "no preset 'combo-r50-s5'"),
         (["train", "--preset", "combo-r50-s4", "--set", "iteration=3"], "did you mean iterations?"),
         (["train", "--preset", "combo-r50-s4", "--set", "iterations=many"], "valid integer"),
-        (["evaluate", "no-such-run"], "is no run folder"),
-        (["train", "--resume", "no-such-run"], "is no run folder"),
+        (["evaluate", "no-such-run"], "no such run folder"),
+        (["train", "--resume", "no-such-run"], "no such run folder"),
         (["verify"], "run: combo preprocess all"),
         (["status", "--manifest", "no.yaml"], "no manifest at no.yaml"),
         (["weights", "fetch", "nothing"], "no weights 'nothing'"),
@@ -247,6 +247,26 @@ def reached_from(record: type, attributes: set[str]) -> set[str]:
     return reached
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "preprocess all --workers 2 --workers-per-device 2",
+        "preprocess all --lifetime 5m",
+        "preprocess all --scheduler-arg=--time=5",
+        "preprocess all --dask local --workers-per-device 2",
+        "ablate table3 --scheduler-arg=--time=5",
+        "ablate table3 --slurm --part 1/2",
+        "ablate table3 --slurm --requeue",
+        "status --watch --json",
+        "show --run run --data s4",
+        "evaluate one two --predictions masks",
+    ],
+)
+def test_an_option_that_another_leaves_without_effect_is_refused(command: str) -> None:
+    done = CliRunner().invoke(app, command.split())
+    assert done.exit_code == 2, (done.output, done.exception)
+
+
 USED_ON_RESUME = {
     "--resume", "--store", "--set", "--device", "--requeue", "--print-settings", "--json",
     "--quiet", "--profile", "--help",
@@ -317,7 +337,9 @@ def test_the_road_on_the_command_line(tmp_path: Path, manifest_file) -> None:
     missing = combo("doctor", "--manifest", manifest, "--json")
     assert missing.returncode == 1
     by_name = {f["what"]: f for f in json.loads(missing.stdout)}
-    assert by_name["s4/test"]["mend"] == "combo preprocess all --data s4 --split test"
+    assert by_name["s4/test"]["mend"] == (
+        f"combo preprocess all --data s4 --split test --manifest {manifest}"
+    )
 
 
 def test_a_sample_brings_a_manifest_that_reads_it(tmp_path: Path) -> None:
@@ -387,9 +409,10 @@ def test_output_that_nobody_can_receive_is_no_traceback(words: str, unbuffered: 
 
 @pytest.mark.parametrize("stdout", ["/dev/null", "/dev/full"])
 def test_an_error_that_nobody_can_receive_still_has_its_code(stdout: str) -> None:
-    for words, code in (("nonsense", 2), ("status --manifest none.yaml", 1)):
+    for words, code in (("nonsense", 2), ("verify", 1)):
         command = f"{shlex.quote(sys.executable)} -m combo {words} >{stdout} 2>/dev/full"
         buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+        buffered["COMBO_STORE"] = "/nowhere"
         assert subprocess.call(["/bin/sh", "-c", command], env=buffered) == code, words
 
 
@@ -432,5 +455,5 @@ def test_paths_are_printed_as_they_are(tmp_path: Path) -> None:
 def test_a_name_that_is_no_utf_8_can_be_printed(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.yaml")
     said = process("status", "--manifest", str(tmp_path / name))
-    assert said.returncode == 1
+    assert said.returncode == 2
     assert "caf\\udce9.yaml" in said.stderr

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..console import Output
+from ..console import Bar, Output
 from ..errors import counted
 from .clusters import jobs_folder
 from .options import (
@@ -65,6 +65,10 @@ def ablate(
     from ..ablation.table import read_table
     from ..jobs.run import parse_part
 
+    if not slurm and scheduler_arg:
+        raise typer.BadParameter("--scheduler-arg goes with --slurm")
+    if slurm and (part != "1/1" or requeue):
+        raise typer.BadParameter("--slurm makes the parts, and queues them again, by itself")
     output, table, share = printing.output, read_table(name), parse_part(part)
     cells = runs_of(table, seeds, begin.settings or (), out)
     runs = distinct(cells)
@@ -78,14 +82,17 @@ def ablate(
         return
     first, parts = share
     with_these = Beginning(begin.open, one_variant_each(begin.variant), begin.store)
-    for number, run in enumerate(runs):
-        if run in missing and number % parts == first - 1:
-            run_trainer(output, run.trainer(with_these), requeue, tell=False)
+    mine = [run for run in runs[first - 1 :: parts] if run in missing]
+    iterations = sum(run.settings.train.iterations for run in mine)
+    with output.bar(name, iterations) as bar:
+        for run in mine:
+            run_trainer(output, run.trainer(with_these), requeue, of_all=bar)
+        results = _measured(bar, cells, begin, split, device) if parts == 1 else {}
+        bar.advance(0, note="", title=name)
     if parts > 1:
         done = sum(run.done for run in runs)
         output.answer({"runs": len(runs), "done": done}, f"{done} of {len(runs)} runs are trained")
         return
-    results = _measured(output, cells, begin, split, device)
     _show(output, table, name, cells, results)
 
 
@@ -117,14 +124,9 @@ def _submit(
     output.answer(told, f"{words}; scripts and logs: {array.folder}")
 
 
-def _measured(
-    output: Output,
-    cells: Cells,
-    begin: Begin,
-    split: str,
-    device: str,
-) -> Results:
+def _measured(bar: Bar, cells: Cells, begin: Begin, split: str, device: str) -> Results:
     """What each cell's best networks score on a split, with the right sound."""
+    from ..ablation.runs import distinct
     from ..devices import choose_device, keep_freed_memory
     from ..ruler.candidates import Where, candidate
     from ..ruler.comparison import Row
@@ -132,17 +134,13 @@ def _measured(
 
     keep_freed_memory()
     on, where = choose_device(device), Where(split, store=begin.store)
+    every = {run.folder: candidate(run.folder, where) for run in distinct(cells)}
+    bar.add(sum(len(one.reader.labelled) for one in every.values()))
     scores: dict[Path, Any] = {}
-    for runs in cells.values():
-        for run in runs:
-            if run.folder in scores:
-                continue
-            one = candidate(run.folder, where)
-            with output.bar(f"{one.name}, {split}", len(one.reader.labelled)) as bar:
-                found = measure(
-                    one.network(on), one.reader, on, on_clip=lambda *_, bar=bar: bar.advance()
-                )
-            scores[run.folder] = (one, found)
+    for folder, one in every.items():
+        bar.advance(0, note="", title=f"{one.name}, {split}")
+        found = measure(one.network(on), one.reader, on, on_clip=lambda *_: bar.advance())
+        scores[folder] = (one, found)
     return {
         cell: Row("right", [scores[run.folder] for run in runs]) for cell, runs in cells.items()
     }

@@ -59,7 +59,7 @@ def evaluate(
     A run is its best network; RUN/last.pt is another, and a published checkpoint a third. Runs that
     differ in the seed alone are one row, with mean and deviation.
 
-    Example: combo evaluate runs/combo-r50-s4 --split test --sound right,swapped,silent
+    Example: combo evaluate runs/combo-r50-s4 --split test --sound right,silent
     """
     from ..train import sounds as every_sound
 
@@ -85,24 +85,27 @@ def evaluate(
         demand_empty(predictions)
     output, on = printing.output, choose_device(device)
     where = Where(split, data, manifest, store, one_variant_each(variant), preset)
-    found: list[tuple[Candidate, dict[str, Evaluation]]] = []
-    for each in [candidate(path, where) for path in networks]:
-        reader = each.reader
-        tell_unchecked(output, reader)
+    candidates = [candidate(path, where) for path in networks]
+    for each in candidates:
+        tell_unchecked(output, each.reader)
         if "classes" in each.noted:
-            output.note(f"{reader.split}: {each.noted['classes']}")
-        work = len(reader.labelled) * len(names)
-        with output.bar(f"{each.name}, {split}, {', '.join(names)} sound", work) as bar:
+            output.note(f"{each.reader.split}: {each.noted['classes']}")
+    found: list[tuple[Candidate, dict[str, Evaluation]]] = []
+    work = sum(len(each.reader.labelled) for each in candidates) * len(names)
+    with output.bar("evaluating", work) as bar:
 
-            def seen(_sound: str, clip: "StoredBatch", scores: "Tensor") -> None:
-                if predictions is not None:
-                    frames = clip.present[0].nonzero()[:, 0].tolist()
-                    write_clip(predictions, clip.clips[0], scores.cpu(), frames)
-                bar.advance()
+        def seen(_sound: str, clip: "StoredBatch", scores: "Tensor") -> None:
+            if predictions is not None:
+                frames = clip.present[0].nonzero()[:, 0].tolist()
+                write_clip(predictions, clip.clips[0], scores.cpu(), frames)
+            bar.advance()
 
+        for each in candidates:
+            bar.advance(0, title=f"{each.name}, {split}, {', '.join(names)} sound")
             network = each.network(on)
-            by_sound = measure_sounds(network, reader, on, names, each.categories, seen)
-        found.append((each, by_sound))
+            by_sound = measure_sounds(network, each.reader, on, names, each.categories, seen)
+            found.append((each, by_sound))
+        bar.advance(0, title="evaluating" if len(candidates) > 1 else None)
     if csv is not None:
         lines = comparison.csv_lines(found)
         durable.write_bytes(csv, protocols.csv_of(comparison.CSV_HEADER, lines))

@@ -59,7 +59,7 @@ def import_maskige(
 
     Training reads them with --generator imported.
 
-    Example: combo import-maskige /data/pre_SAM_mask --data s4 --note semantic-sam-l
+    Example: combo import-maskige pre_SAM_mask --data s4 --note semantic-sam-l
     """
     _take("maskige", folder, splits, work, computers, printing, note, tree)
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from .. import remedies
 from ..durable import here_is_there, unwritten
-from ..errors import ComboError
+from ..errors import ComboError, WrongUsage
 from . import completion
 
 if TYPE_CHECKING:
@@ -197,6 +198,10 @@ class Computers:
     ] = 1
     device: Device = "auto"
 
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers_per_device > 1:
+            raise typer.BadParameter("--workers and --workers-per-device: give one of them")
+
     @property
     def local(self) -> "LocalRunner":
         from ..jobs.local import LocalRunner
@@ -227,6 +232,13 @@ class DaskComputers(Computers):
         typer.Option(help="When a Dask worker that is a job leaves, as 55m; default: in time."),
     ] = None
     scheduler_arg: SchedulerArg = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dask is None and (self.lifetime or self.scheduler_arg):
+            raise typer.BadParameter("--lifetime and --scheduler-arg go with --dask")
+        if self.dask is not None and self.workers_per_device > 1:
+            raise typer.BadParameter("--workers-per-device: with --dask, give --workers")
 
     def processes(self, job: "Job", units: int) -> int:
         return super().processes(job, units) if self.dask is None else self.workers or 1
@@ -268,6 +280,11 @@ class Begin:
         from ..manifest import load_manifest
 
         opened = load_manifest(self.manifest)
+        if self.store is not None and not self.store.exists():
+            raise WrongUsage(
+                f"--store {self.store}: it is not there; give another, or leave it out: combo "
+                f"preprocess fills {opened.store_path}"
+            )
         return opened.with_stages(self.encoder, self.generator).with_store(self.store)
 
 
@@ -357,12 +374,14 @@ def command(
             ]
 
         def run(**given: Any) -> None:
+            asked = dict(given)
             filled = {
                 name: kind(**{each.name: given.pop(each.name) for each in fields(kind)})
                 for name, kind in records.items()
             }
             try:
-                function(**filled, **given)
+                with remedies.given(asked):
+                    function(**filled, **given)
             except PermissionError as error:
                 raise ComboError(
                     f"{error.filename or 'a file'}: no permission to read or write it; ask its "
@@ -421,7 +440,7 @@ def named_variants(variants: Sequence[str] | None) -> dict[str, list[str]]:
     for text in variants or ():
         stage, equals, name = text.partition("=")
         if not equals or stage not in STAGES:
-            raise ComboError(f"--variant {text}: write stage=NAME, with a NAME of combo status")
+            raise WrongUsage(f"--variant {text}: write stage=NAME, with a NAME of combo status")
         named.setdefault(stage, []).append(name)
     return named
 
@@ -431,5 +450,5 @@ def one_variant_each(variants: Sequence[str] | None) -> dict[str, str]:
     named = named_variants(variants)
     for stage, names in named.items():
         if len(names) > 1:
-            raise ComboError(f"--variant {stage}: given {len(names)} times; a run takes one")
+            raise WrongUsage(f"--variant {stage}: given {len(names)} times; a run takes one")
     return {stage: names[0] for stage, names in named.items()}

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .. import remedies
 from ..console import Output
-from ..errors import ComboError, counted
+from ..errors import ComboError, WrongUsage, counted
 from .options import Device, Printing, command
 from .options import Manifest as ManifestFile
 
@@ -57,12 +58,15 @@ def report(
     runs, stores = _runs_and_stores(paths)
     looks: list[RunLooks] = []
     stored: list[StoreLooks] = []
-    for run in runs:
-        with output.bar(f"{run}, {split}", run_work(run, split, store)) as bar:
+    work = sum(run_work(run, split, store) for run in runs)
+    with output.bar("looking", work + sum(len(sources_in(path)) for path in stores)) as bar:
+        for run in runs:
+            bar.advance(0, title=f"{run}, {split}")
             looks.append(look_at_run(run, split, where, store, manifest, bar.advance))
-    for path in stores:
-        with output.bar(str(path), len(sources_in(path))) as bar:
+        for path in stores:
+            bar.advance(0, title=str(path))
             stored.append(look_at_store(path, manifest, bar.advance))
+        bar.advance(0, title=str(out))
     write_report(out, looks, stored)
     problems = [problem for each in stored for problem in each.problems]
     for problem in problems:
@@ -86,7 +90,7 @@ def _runs_and_stores(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     stores = [path for path in paths if path not in runs]
     for path in stores:
         if not path.exists():
-            raise ComboError(f"{path} is not there; give folders of runs, stores or packed files")
+            raise WrongUsage(f"{path} is not there; give folders of runs, stores or packed files")
         if not is_packed(path) and not sources_in(path):
             raise ComboError(
                 f"{path} is neither a run ({SETTINGS} is missing) nor a store with something in "
@@ -199,11 +203,11 @@ def _panel(
         return dataclasses.replace(panel, title=f"{clip}   {source} in {store}")
     if opened is None:
         held = ", ".join(map(str, there)) or "nothing"
-        raise ComboError(f"no clip {clip} in {store}, which holds {held}; see: combo status")
+        raise ComboError(f"no clip {clip} in {store}, which holds {held}; see: {remedies.show()}")
     if run is not None:
         raise ComboError(
-            f"{store} has nothing of clip {clip}, which a network needs; run: combo preprocess all "
-            f"--data {where}"
+            f"{store} has nothing of clip {clip}, which a network needs; run: "
+            f"{remedies.make(remedies.ALL, where)}"
         )
     return _raw(opened, where, clip, split)
 

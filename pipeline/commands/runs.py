@@ -1,5 +1,6 @@
 """`combo train`."""
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .. import remedies
-from ..console import Output, duration
+from ..console import Bar, Output, duration
 from ..errors import counted
 from . import completion
 from .options import (
@@ -159,10 +160,15 @@ def settings(printing: Printing) -> None:
 
 
 def run_trainer(
-    output: Output, trainer: "Trainer", requeue: bool = False, profile: int = 0, tell: bool = True
+    output: Output,
+    trainer: "Trainer",
+    requeue: bool = False,
+    profile: int = 0,
+    of_all: Bar | None = None,
 ) -> None:
     """Train to the end with a progress bar. requeue, profile: as the options of `combo train`.
-    tell: whether what came of it is a result."""
+    of_all: the bar of a command that does more, to which this is no result; it knows of all
+    iterations."""
     from ..devices import keep_freed_memory
     from ..jobs import scheduler
     from ..jobs.stopping import Stopped, listening
@@ -184,10 +190,15 @@ def run_trainer(
     output.note(f"{root}: {counted(settings.iterations, 'iteration')} on {told}")
     done = trainer.iteration
     left, seconds_left = settings.iterations - done, ""
+    if of_all is not None:
+        of_all.add(-done)
+        of_all.advance(0, title=root.name)
     asked = "stopping after this iteration; Ctrl-C again leaves at once"
     with (
         listening(at_once=False, on_interrupt=lambda: output.warn(asked)) as stop,
-        output.bar("training", left, lambda: seconds_left) as bar,
+        nullcontext(of_all)
+        if of_all
+        else output.bar("training", left, lambda: seconds_left) as bar,
     ):
 
         def advance(step: "Step") -> None:
@@ -212,7 +223,7 @@ def run_trainer(
             if requeue and (here := scheduler.here()):
                 here.requeue(stop.warned, lambda said: output.warn(f"combo: {said}"))
             raise
-    if not trainer.together.first or not tell:
+    if not trainer.together.first or of_all is not None:
         return
     best = None if trainer.best < 0 else trainer.best
     words = "" if best is None else f"; best M_J on val {best:.4f}"

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from .. import durable
-from ..errors import ComboError
+from ..errors import WrongUsage
 from .options import Printing, command
 
 app = typer.Typer()
@@ -60,6 +60,6 @@ def sample(
 def _counts(name: str, text: str) -> tuple[int, int, int]:
     parts = text.split(",")
     if len(parts) != 3 or not all(part.strip().isdecimal() for part in parts):
-        raise ComboError(f"--{name} {text}: write clips in train, val and test, as in 24,6,8")
+        raise WrongUsage(f"--{name} {text}: write clips in train, val and test, as in 24,6,8")
     train, val, test = map(int, parts)
     return train, val, test

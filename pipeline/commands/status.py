@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .. import remedies
 from ..console import duration
 from ..errors import counted, unknown
 from .options import Printing, Splits, command
@@ -41,7 +42,7 @@ def status(
     if output.as_json:
         output.json([{**dataclasses.asdict(each), "state": each.state} for each in states])
     elif not states and not problems:
-        output.note(f"nothing in {manifest.store_path} yet; run: combo preprocess all")
+        output.note(f"nothing in {manifest.store_path} yet; run: {remedies.make(remedies.ALL)}")
     else:
         output.states(_lines(states))
     with contextlib.suppress(KeyboardInterrupt):  # it is how one leaves

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .. import remedies
 from ..console import Output
 from ..errors import ComboError, counted
 from .options import Manifest as ManifestFile
@@ -59,7 +60,7 @@ def verify(
         return
     found = _of(splits_in(store, lost=True), splits)
     if not found:
-        raise ComboError(f"nothing in {store} to verify; run: combo preprocess all")
+        raise ComboError(f"nothing in {store} to verify; run: {remedies.make(remedies.ALL)}")
     _tell(output, *_verify_store(output, manifest, found, repair, inputs, full))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import remedies
 from ..encoders import encoder
-from ..errors import ComboError, unknown
+from ..errors import ComboError, WrongUsage, unknown
 from ..generators import generator
 from ..imports import not_computed, stages_asked
 from ..layouts import Layout, Listing, layout
@@ -198,12 +198,12 @@ class PlannedSplit:
         data_set = self.where.data_set
         if trees:
             names = ", ".join(each.name for each in trees)
-            raise ComboError(
+            raise WrongUsage(
                 f"--tree {tree}: data set {data_set!r} ({self.rules.name}) has {names}"
             )
         raise ComboError(
             f"the public code has no {stage} of its own for data set {data_set!r} "
-            f"({self.rules.name}); run: combo preprocess {stage} --data {data_set}"
+            f"({self.rules.name}); run: {remedies.make(stage, data_set)}"
         )
 
 

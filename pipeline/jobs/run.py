@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ..errors import ComboError
+from ..errors import WrongUsage
 from ..store import Finished, Plan, SplitStore, StoreDamaged, Variant
 from . import kept, moved, records
 from .claims import Claims
@@ -71,7 +71,7 @@ def parse_part(text: str) -> tuple[int, int]:
     left, _, right = text.partition("/")
     if left.isdecimal() and right.isdecimal() and 1 <= int(left) <= int(right):
         return int(left), int(right)
-    raise ComboError(f"--part {text}: write I/N with 1 <= I <= N, such as --part 3/8")
+    raise WrongUsage(f"--part {text}: write I/N with 1 <= I <= N, such as --part 3/8")
 
 
 def settle_plan(job: Job, options: Options, told: Callable[[str], None] = lambda _: None) -> None:

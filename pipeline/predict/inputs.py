@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..durable import listed
-from ..errors import ComboError, MediaError, readable
+from ..errors import ComboError, MediaError, WrongUsage, readable
 from ..layouts import Clip
 from ..layouts.folders import IMAGES, VIDEOS, Folders
 from ..media.limits import USUAL, Limits
@@ -54,7 +54,7 @@ def found(paths: Sequence[str]) -> list[Path]:
             continue
         matches = _matching(path)
         if not matches:
-            raise ComboError(f"{readable(text)}: no such file, folder or pattern")
+            raise WrongUsage(f"{readable(text)}: no such file, folder or pattern")
         for match in matches:
             every += _inside(match) if match.is_dir() else [match]
     return list(dict.fromkeys(every))
@@ -67,7 +67,7 @@ def open_film(path: Path, fps: float = 1.0, limits: Limits = USUAL) -> Film:
     Raises MediaError, ComboError: not readable, no pictures, frames with a hole in their numbers.
     """
     if not 0.001 <= fps <= 1000:
-        raise ComboError(f"--fps {fps:g}: frames a second, from 0.001 to 1000")
+        raise WrongUsage(f"--fps {fps:g}: frames a second, from 0.001 to 1000")
     layout = Folders(ANY_LENGTH, 1 / fps, limits=limits)
     if not path.exists():
         raise MediaError(path, "missing")

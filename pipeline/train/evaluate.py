@@ -15,7 +15,7 @@ from torch import Tensor
 from ...model.interface import Network
 from ...model.metrics import ObjectMetrics, SemanticMetrics, foreground
 from ...model.transfers import send
-from .. import protocols
+from .. import protocols, remedies
 from ..errors import ComboError, unknown
 from ..jobs.stopping import Stop, Stopped
 from ..source import choose_variants, open_source
@@ -155,7 +155,7 @@ def measure_sounds(
     Raises ComboError for a split without any label, or without such sounds, and Stopped.
     """
     if not reader.labelled:
-        raise ComboError(f"no frame of {reader.split} has a label; see combo status")
+        raise ComboError(f"no frame of {reader.split} has a label; see: {remedies.show()}")
     network.eval()
     classes = len(reader.plan.classes)
     names = [reader.plan.clips[int(row)] for row in reader.rows]

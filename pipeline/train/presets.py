@@ -12,7 +12,7 @@ import torch
 from ...model.interface import Network, NetworkCriterion
 from ...model.networks import NETWORKS
 from ...model.settings import NetworkSettings
-from ..errors import ComboError, unknown
+from ..errors import ComboError, WrongUsage, unknown
 from .augment import Recipe
 from .cache import Cache
 
@@ -200,7 +200,7 @@ def amend(settings: RunSettings, changes: Sequence[str]) -> RunSettings:
         for key, value in updates[part].items():
             own = getattr(getattr(settings, part), key)
             if value != own and key not in ON_RESUME:
-                raise ComboError(
+                raise WrongUsage(
                     f"--set {key}={value} with --resume: the run goes on with its own {key}={own}; "
                     f"what may change is {', '.join(ON_RESUME)}; for all else begin a new run"
                 )
@@ -213,7 +213,7 @@ def _updates(settings: RunSettings, changes: Sequence[str]) -> dict[str, dict[st
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
-            raise ComboError(f"--set {change}: write key=value, such as --set iterations=1000")
+            raise WrongUsage(f"--set {change}: write key=value, such as --set iterations=1000")
         for part, known in (("train", train), ("network", network)):
             hints = typing.get_type_hints(type(known))
             if key in hints and key != "preset":
@@ -235,7 +235,7 @@ def _changed(
             dataclasses.replace(settings.network, **updates["network"]),
         )
     except ValueError as error:
-        raise ComboError(f"--set {' '.join(changes)}: {error}") from error
+        raise WrongUsage(f"--set {' '.join(changes)}: {error}") from error
 
 
 def parse(key: str, text: str, wanted: Any) -> Any:
@@ -251,7 +251,7 @@ def parse(key: str, text: str, wanted: Any) -> Any:
         return adapter.validate_python(yaml.safe_load(text))
     except (ValidationError, yaml.YAMLError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else "not a value"
-        raise ComboError(f"--set {key}={text}: {reason}") from None
+        raise WrongUsage(f"--set {key}={text}: {reason}") from None
 
 
 ON_RESUME = (

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch.profiler
 
 from .. import durable
-from ..errors import ComboError
+from ..errors import WrongUsage
 from .run_folder import RunFolder
 
 WARM_UP = 5
@@ -28,7 +28,7 @@ class Profile:
     def demand_steps(self, left: int) -> None:
         """Raises ComboError where fewer than needed are left of a run."""
         if left < WARM_UP + self.steps:
-            raise ComboError(
+            raise WrongUsage(
                 f"--profile {self.steps} needs {WARM_UP + self.steps} iterations ({WARM_UP} are to "
                 f"warm up), and {left} are left of the run; give fewer, or more --set iterations"
             )

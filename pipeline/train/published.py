@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 from ...model.state_dicts import StateDictError, published_combo, published_preset
+from .. import remedies
 from ..errors import ComboError
 from ..jobs.plan import stage_settings
 from ..manifest import Manifest
@@ -56,7 +57,7 @@ def make_run(
     if plan is None:
         raise ComboError(
             f"{manifest.store_path} holds nothing of data set {data_set!r}; "
-            f"run: combo preprocess all --data {data_set}"
+            f"run: {remedies.make(remedies.ALL, data_set)}"
         )
     data: RunData = {
         "data_set": data_set,

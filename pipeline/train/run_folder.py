@@ -34,7 +34,7 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from .. import durable, remedies
-from ..errors import ComboError, reason_of
+from ..errors import ComboError, WrongUsage, reason_of
 from .presets import RunSettings, restore
 
 PACKAGES = ("combo-avs", "torch", "torchvision", "timm", "numpy", "zarr", "tensorstore")
@@ -204,7 +204,11 @@ class RunFolder:
         try:
             return durable.read_json(self.root / name)
         except (FileNotFoundError, NotADirectoryError):
-            raise ComboError(
+            if not self.root.exists():
+                raise WrongUsage(
+                    f"{self.root}: no such run folder or checkpoint; combo train makes them"
+                ) from None
+            raise WrongUsage(
                 f"{self.root} is no run folder: {name} is missing; make one with combo train"
             ) from None
         except OSError as error:

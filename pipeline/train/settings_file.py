@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import ComboError, readable
+from ..errors import WrongUsage, readable
 from .presets import RunSettings
 
 
@@ -31,14 +31,14 @@ def read_settings(file: Path) -> tuple[str | None, list[str]]:
         json.dumps(value, default=str)  # an alias may stand in what it stands for
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise ComboError(readable(f"--config {file}: cannot be read ({reason})")) from None
+        raise WrongUsage(readable(f"--config {file}: cannot be read ({reason})")) from None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise ComboError(
+        raise WrongUsage(
             f"--config {file}: no mapping of settings; write lines such as iterations: 1000"
         )
     preset = value.pop("preset", None)
     if not isinstance(preset, str | None):
-        raise ComboError(f"--config {file}: preset {preset!r} is no name")
+        raise WrongUsage(f"--config {file}: preset {preset!r} is no name")
     return preset, [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in value.items()]
 
 

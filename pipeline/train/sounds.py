@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ComboError, unknown
+from ..errors import ComboError, WrongUsage, unknown
 from .loader import ClipReader
 
 MEANINGS = {
@@ -37,7 +37,7 @@ def parse(text: str) -> list[str]:
             raise unknown(f"--sound {text}: {name!r} is none", name, MEANINGS)
         if names.count(name) > 1:
             there = ", ".join(MEANINGS)
-            raise ComboError(f"--sound {text}: {name!r} is named twice; there are {there}")
+            raise WrongUsage(f"--sound {text}: {name!r} is named twice; there are {there}")
     return names
 
 

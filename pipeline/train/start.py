@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import remedies
 from ..devices import has_bf16
-from ..errors import ComboError
+from ..errors import ComboError, WrongUsage
 from ..jobs.plan import stage_settings
 from ..manifest import Manifest, load_manifest
 from ..source import Choice, choose_variants, open_source, sources_in
@@ -48,18 +48,14 @@ def start(
     manifest.choose([data_set])
     store = manifest.store_path
     if not store.exists():
-        raise ComboError(
-            f"the store {store} is not there; give another with --store, or "
-            f"run: combo preprocess all --data {data_set}"
-        )
+        make = remedies.make(remedies.ALL, data_set)
+        raise ComboError(f"the store {store} is not there; run: {make}")
     sources = {each.split: each for each in sources_in(store, [data_set])}
     if "train" not in sources:
         _refuse_undivided(manifest, data_set, list(sources))
-        command = "pack STORE --to FILE --data" if store.is_file() else "preprocess all --data"
-        raise ComboError(
-            f"{store} holds no split 'train' of data set {data_set!r}; "
-            f"run: combo {command} {data_set}"
-        )
+        pack = f"combo pack STORE --to FILE --data {data_set}"
+        run = pack if store.is_file() else remedies.make(remedies.ALL, data_set)
+        raise ComboError(f"{store} holds no split 'train' of data set {data_set!r}; run: {run}")
     asked = {split: stage_settings(manifest, data_set, split) for split in sources}
     if not settings.network.reads_maskige:
         for stages in asked.values():
@@ -71,8 +67,7 @@ def start(
     if not readers["train"].labelled:
         raise ComboError(
             f"no frame of {sources['train']} has a label, so there is nothing to learn; put label "
-            f"images where docs/data.md says and run: combo preprocess frames --overwrite --data "
-            f"{data_set}"
+            f"images where docs/data.md says and run: {remedies.make_again('frames', data_set)}"
         )
     if val := sources.get("val"):
         readers["val"] = ClipReader(val, choose_variants(val, wanted["val"], weights=weights))
@@ -110,7 +105,7 @@ def resume(
     """
     run = RunFolder(run_of(folder))
     if folder.is_file() and run.root != folder and folder != run.last:
-        raise ComboError(
+        raise WrongUsage(
             f"{folder} is a checkpoint of a run, which goes on from its last.pt: "
             f"{remedies.resume(run.root)}; to begin a run with this one: "
             f"combo train --preset PRESET --set initialisation={folder}"
@@ -150,7 +145,7 @@ def _refuse_undivided(manifest: Manifest, data_set: str, splits: Sequence[str]) 
         raise ComboError(
             f"{manifest.store_path} holds data set {data_set!r} as one split, 'all', and training "
             f"needs 'train'; write `split: {{train: 0.8, val: 0.1, test: 0.1}}` into its entry in "
-            f"{manifest.file} and run: combo preprocess all --data {data_set}"
+            f"{manifest.file} and run: {remedies.make(remedies.ALL, data_set)}"
         )
 
 

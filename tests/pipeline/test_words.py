@@ -129,3 +129,14 @@ def test_a_split_whose_clips_all_failed_is_not_called_finished(tmp_path: Path) -
     assert shown.startswith("mine/all: 2 clips\n")
     assert shown.count("all failed  0 done, 2 failed") == 3
     assert "finished" not in shown
+
+
+def test_advice_asks_for_what_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    file = tmp_path / "my own.yaml"
+    file.write_text("store: store\ndata_sets: {s4: {layout: folders, root: clips}}\n")
+    words = ("--manifest", str(file), "--encoder", "mel-stats")
+    said = str(combo("train", "--preset", "combo-small-s4", *words).exception)
+    assert said.endswith(
+        f"run: combo preprocess all --data s4 --encoder mel-stats --manifest '{file}'"
+    )

@@ -264,7 +264,7 @@ def test_a_run_a_checkpoint_and_what_is_neither(run: RunFolder, tmp_path: Path) 
     named_run, named_file = Predictor(run.root, "cpu"), Predictor(run.root / "last.pt", "cpu")
     assert (named_run.checkpoint.name, named_file.checkpoint.name) == ("best.pt", "last.pt")
     assert (named_run.length, named_run.classes) == (3, ["background", "object"])
-    with pytest.raises(ComboError, match="is no run folder"):
+    with pytest.raises(ComboError, match="no such run folder"):
         Predictor(tmp_path / "nothing", "cpu")
 
 

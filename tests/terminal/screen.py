@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pyte
 
-COLUMNS, LINES = 80, 400
+COLUMNS, LINES, EDGELESS = 80, 400, 300
 SERVED = Path(__file__).with_name("served.py")
 PATIENCE = 60.0
 """Seconds until a command is given up."""
@@ -34,10 +34,16 @@ class Shown:
     code: int
     lines: tuple[str, ...]
     colours: Mapping[str, str]
+    printed: bytes
 
     @property
     def text(self) -> str:
         return "\n".join(self.lines)
+
+    @property
+    def copied(self) -> tuple[str, ...]:
+        """The lines again, each whole that the terminal alone has broken at its edge."""
+        return _lines(_drawn(self.printed, EDGELESS))
 
 
 class Terminal:
@@ -76,12 +82,8 @@ class Terminal:
         _, *words = shlex.split(command)
         os.write(self._ask, (json.dumps(words) + "\n").encode())
         code, printed = self._read_answer(until.encode())
-        screen = pyte.Screen(COLUMNS, LINES)
-        pyte.ByteStream(screen).feed(printed)
-        lines = [line.rstrip() for line in screen.display]
-        while lines and not lines[-1]:
-            lines.pop()
-        return Shown(code, tuple(lines), _colours(screen))
+        screen = _drawn(printed, COLUMNS)
+        return Shown(code, _lines(screen), _colours(screen), printed)
 
     def _read_answer(self, until: bytes) -> tuple[int, bytes]:
         """The next answer of the server, and all that was printed until then."""
@@ -105,6 +107,16 @@ class Terminal:
             printed += os.read(self._master, 1 << 16)
         text = answer.strip()
         return 0 if text == b"ready" else int(text), printed
+
+
+def _drawn(printed: bytes, columns: int) -> pyte.Screen:
+    screen = pyte.Screen(columns, LINES)
+    pyte.ByteStream(screen).feed(printed)
+    return screen
+
+
+def _lines(screen: pyte.Screen) -> tuple[str, ...]:
+    return tuple("\n".join(map(str.rstrip, screen.display)).rstrip().splitlines())
 
 
 def _colours(screen: pyte.Screen) -> dict[str, str]:

@@ -49,6 +49,10 @@ threads: 1
 device: cpu
 """
 
+TABLE = """\
+presets: [combo-small-ms3]
+rows: {both: [], one: [sem=shared]}
+"""
 STUDENT = """\
 combo doctor
 combo preprocess all --data ms3 --dry-run
@@ -122,6 +126,7 @@ def terminal(sample: Path) -> Iterator[Terminal]:
     (home / "AVSBench").symlink_to(sample)
     (home / "data_manifest.yaml").write_text(MANIFEST)
     (home / "tiny.yaml").write_text(SETTINGS)
+    (home / "table.yaml").write_text(TABLE)
     (home / "clips").mkdir()
     film(home / "clips" / "talk.mp4", 2, Fraction(5))
     (home / "clips" / "broken.mp4").write_bytes(b"no video")
@@ -187,6 +192,15 @@ def test_three_roads_are_walked_to_their_ends_and_39_slips_end_in_the_right_advi
         for typed, shown in steps:
             assert "Traceback" not in shown.text, typed
             assert broken_words(shown) == [], typed
+    own = " ".join(f"--set {line.replace(': ', '=')}" for line in SETTINGS.splitlines()[1:])
+    of_all = {
+        "combo evaluate run run/last.pt --sound right,silent": "evaluating ━━━━━━━━━━ 8/8 ",
+        "combo report run store --out page.html": "page.html ━━━━━━━━━━ 11/11 ",
+        f"combo ablate table.yaml {own}": "table.yaml ━━━━━━━━━━ 12/12 ",
+    }
+    for typed, bar in of_all.items():
+        shown = terminal.types(typed)
+        assert [line[: len(bar)] for line in shown.lines if "━ " in line] == [bar], shown.text
     colours = walked["admin"][-1][1].colours
     assert colours["finished"] == "green"
     assert {colours["not"], colours["begun"]} == {"brown"}, "as this terminal calls its yellow"
@@ -229,3 +243,19 @@ def test_ctrl_c_says_what_was_done_and_the_command_that_goes_on(terminal: Termin
     went_on = terminal.types(more)
     assert went_on.code == 0
     assert "training ━━━━━━━━━━ 1/1" in went_on.text, "what was done when it was stopped is kept"
+
+
+@pytest.mark.slow
+def test_urls_and_commands_longer_than_a_line_can_be_copied(terminal: Terminal) -> None:
+    shown = terminal.types("combo preprocess audio --data ms3 --encoder vggish")
+    (url,) = (line for line in shown.copied if line.startswith("https://"))
+    assert url.endswith(".pth")
+    assert len(url) > COLUMNS
+    folder = terminal.home / "a folder of somebody who likes names to be long" / "and then another"
+    folder.mkdir(parents=True)
+    shutil.copy(terminal.home / "data_manifest.yaml", folder)
+    shown = terminal.types(f"combo verify --manifest '{folder}/data_manifest.yaml'")
+    command = shown.copied[-1]
+    assert command == f"combo preprocess all --manifest '{folder}/data_manifest.yaml'"
+    assert len(command) > COLUMNS
+    assert terminal.types(f"{command} --data ms3 --dry-run").code == 1, "there it finds no data"

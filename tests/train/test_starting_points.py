@@ -60,7 +60,7 @@ def test_weights_that_fit_nothing_or_are_not_there_are_one_line(
     for given, reason in (
         (str(file), r"weights\.pth fits neither the network nor its encoder test_convnext2 \("),
         ("resnet50", "combo weights fetch resnet50"),
-        ("nowhere", "nowhere is no run folder"),
+        ("nowhere", "nowhere: no such run folder"),
     ):
         with pytest.raises(ComboError, match=reason) as caught:
             small_run(finished, tmp_path / "other", *TINY, f"initialisation={given}")
