@@ -53,6 +53,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """Processes for `--numprocesses auto`: one more than cores, since now and then one waits for
     Slurm, a browser or a child."""
