@@ -52,6 +52,10 @@ class FoundData:
         return self.layout == Folders.name
 
     @property
+    def frames(self) -> int:
+        return sum(split.frames for split in self.splits)
+
+    @property
     def labelled(self) -> int:
         return sum(split.labelled for split in self.splits)
 

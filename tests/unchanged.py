@@ -55,8 +55,9 @@ def _autocast() -> dict[str, object]:
 
 
 def _environment() -> dict[str, str]:
-    """pytest tells in it which test runs."""
-    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    """Without what pytest says of the test that runs, and PyTorch when its compiler is imported."""
+    others = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")
+    return {name: value for name, value in os.environ.items() if name not in others}
 
 
 STATE: dict[str, Callable[[], object]] = {

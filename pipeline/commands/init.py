@@ -86,8 +86,15 @@ def _show(output: Output, found: "FoundData") -> None:
 def _advise(output: Output, found: "list[FoundData]", manifest: Path) -> None:
     """The commands that come next."""
     where = "" if manifest == Path("data_manifest.yaml") else f" --manifest {manifest}"
-    output.note(f"next: combo preprocess all{where}")
+    if any(each.frames for each in found):
+        output.note(f"next: combo preprocess all{where}")
     for each in found:
+        if not each.frames:
+            output.note(
+                f"{each.name}: no clip of it can be read; a clip is a video, or a folder with its "
+                "frames or one video straight in it (docs/data.md)"
+            )
+            continue
         preset = "combo-small-ms3" if each.own else f"combo-r50-{each.name}"
         data = f" --data {each.name}" if each.own else ""
         if not each.labelled:

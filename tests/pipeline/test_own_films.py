@@ -244,3 +244,9 @@ def test_init_knows_avsbench_and_says_where_nothing_can_be_learned(
     assert "clips: no frame has a label, so there is nothing to train on" in alone.stderr
     (tmp_path / "empty").mkdir()
     assert "no clip in it; put videos there" in str(combo("init", "empty").exception)
+    Path("deep/train/one/frames").mkdir(parents=True)
+    shutil.copy(next(sample.rglob("*.png")), "deep/train/one/frames/0.png")
+    shutil.copy(next(sample.rglob("*.wav")), "deep/train/one/sound.wav")
+    deep = combo("init", "deep", "--manifest", "deep.yaml").output
+    assert "deep: no clip of it can be read; a clip is a video, or a folder with" in deep
+    assert "next:" not in deep
