@@ -31,8 +31,8 @@ cluster: {{cores: 1, memory: 1GB, walltime: "00:30:00"}}
 """
 SETTINGS = (
     "width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "pixel_ffn=16", "decoder_layers=1",
-    "decoder_ffn=16", "audio_hidden=16", "query_count=4", "mask_points=64", "iterations=48",
-    "batch_size=4", "micro_batch=1", "evaluate_every=24", "log_every=1", "checkpoint_every=5",
+    "decoder_ffn=16", "audio_hidden=16", "query_count=4", "mask_points=64", "iterations=36",
+    "batch_size=4", "micro_batch=1", "evaluate_every=18", "log_every=1", "checkpoint_every=5",
     "ema=0.9", "augment=resize-crop-colour-flip", "fidelity=reference",
 )  # fmt: skip
 
@@ -68,7 +68,7 @@ def test_a_run_that_is_killed_three_times_ends_with_the_weights_of_an_undisturbe
     warned = ["--signal=USR1"]  # what --signal=USR1@120 does: the job queues itself again
     for kill in (warned, ["--signal=KILL"], ["--signal=KILL", "--batch"]):
         before = len(lines(run))
-        wait_until(lambda many=before + 8: len(lines(run)) >= many or are_over(job))
+        wait_until(lambda many=before + 6: len(lines(run)) >= many or are_over(job))
         assert not are_over(job), (run.root / "jobs" / "train.log").read_text()
         slurm("scancel", *kill, job)
         if kill == warned:
@@ -85,7 +85,7 @@ def test_a_run_that_is_killed_three_times_ends_with_the_weights_of_an_undisturbe
     undisturbed, whole = submitted(folder, "runs/whole")
     wait_until(lambda: are_over(undisturbed))
     one, two = (torch.load(each.last, weights_only=True) for each in (run, whole))
-    assert one["iteration"] == two["iteration"] == 48
+    assert one["iteration"] == two["iteration"] == 36
     for part in ("network", "averaged"):
         assert all(torch.equal(one[part][name], two[part][name]) for name in one[part])
     assert [json.loads(line)["iteration"] for line in lines(run)] == [
