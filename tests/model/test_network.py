@@ -295,6 +295,18 @@ def test_layers_of_one_kind_are_compiled_once() -> None:
     torch.testing.assert_close(out.mask_logits, exact.mask_logits, rtol=1e-4, atol=1e-4)
 
 
+def test_compiled_parts_take_more_kinds_of_calls_than_pytorch_allows_by_itself() -> None:
+    """A long run meets them: training and evaluation, lengths of clips, precisions."""
+    net = tiny()
+    net.compile_parts("eager")
+    part = net.mask_decoder.layers[0].ffn_norm
+    part.compile(fullgraph=True, backend="eager")
+    with torch.no_grad():
+        for dimensions in range(1, 13):
+            given = torch.randn([2] * dimensions + [32])
+            torch.testing.assert_close(part(given), part.forward(given))
+
+
 def test_the_network_exports() -> None:
     net = tiny(decoder_layers=1)
     batch = clips(1, 2)
