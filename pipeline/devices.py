@@ -7,8 +7,9 @@ import socket
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import ComboError
 
@@ -108,6 +109,7 @@ def _bound(claim: socket.socket, name: str) -> bool:
     return True
 
 
+@cache
 def keep_freed_memory() -> None:
     """Lets this process keep what it frees, for as long as it lives; for training and evaluation.
 
@@ -130,6 +132,36 @@ def set_threads(wanted: int = 0) -> None:
     import torch
 
     torch.set_num_threads(wanted or min(torch.get_num_threads(), cores()))
+
+
+@contextmanager
+def threads(wanted: int = 0) -> Generator[None]:
+    """`set_threads`, within the block: the process may be another's, which calls combo."""
+    import torch
+
+    before = torch.get_num_threads()
+    set_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def float32_products() -> Generator[None]:
+    """Within the block, products and convolutions of a GPU are those of float32: PyTorch's own
+    default rounds convolutions to TF32 on recent ones."""
+    import torch
+
+    backends: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [each.allow_tf32 for each in backends]
+    try:
+        for each in backends:
+            each.allow_tf32 = False
+        yield
+    finally:
+        for each, allowed in zip(backends, before, strict=True):
+            each.allow_tf32 = allowed
 
 
 def cores() -> int:

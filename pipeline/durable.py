@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial"
 
+CLOCKS_AGREE = 10.0
+"""Seconds to which the clocks that tell of processes and of files are taken to agree."""
+
 ABANDONED = 3600.0
 """Seconds after which a temporary file of another host has no writer any more: a shard takes
 seconds to write."""
@@ -213,8 +216,8 @@ def link(path: Path, name: Path) -> None:
 def leftovers(folder: Path, of: str | None = None) -> Iterator[Path]:
     """Temporary files below `folder` whose writer is dead.
 
-    One of this host is dead when no such process runs; one of another host when its file is old.
-    of: only those of the file of this name, in `folder` itself.
+    One of this host is dead when it does not run (see `alive`); one of another host when its file
+    is old.  of: only those of the file of this name, in `folder` itself.
     """
     mine = f".*{PARTIAL}" if of is None else f".{glob.escape(of)}.*{PARTIAL}"
     found = sorted(folder.rglob(mine) if of is None else folder.glob(mine))
@@ -223,10 +226,11 @@ def leftovers(folder: Path, of: str | None = None) -> Iterator[Path]:
     host, now = socket.gethostname(), clock(folder)
     for path in found:
         owner, pid, _ = path.name.removesuffix(PARTIAL).rsplit(".", 2)
+        old = age(path, now) or 0.0
         if owner.endswith(f".{host}"):
-            dead = pid.isdecimal() and not alive(int(pid))
+            dead = pid.isdecimal() and not alive(int(pid), old)
         else:
-            dead = (age(path, now) or 0.0) > ABANDONED
+            dead = old > ABANDONED
         if dead:
             yield path
 
@@ -305,15 +309,22 @@ def age(path: Path, now: float) -> float | None:
         return None
 
 
-def alive(pid: int) -> bool:
-    """Whether this host runs a process of that number."""
+def alive(pid: int, seconds: float) -> bool:
+    """Whether the process of this host that had that number `seconds` ago still runs.
+
+    It does not where only its number is left, since its parent has not asked how it ended: a
+    container's first process may never do so. Nor where the process is younger: numbers are given
+    again, in a container that is started anew the same ones in the same order.
+    """
+    import psutil
+
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        process = psutil.Process(pid)
+        if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return False
+        return time.time() - process.create_time() > seconds - CLOCKS_AGREE
+    except psutil.NoSuchProcess:
         return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _flush_folder(folder: Path) -> None:

@@ -12,7 +12,6 @@ from subprocess import CompletedProcess
 from unittest.mock import patch
 
 import pytest
-from unchanged import settings_put_back
 
 from combo.cli import main
 
@@ -21,7 +20,6 @@ def combo(*words: object, folder: Path | None = None, **variables: str) -> Compl
     """What a command given in `folder` answers, with these variables beside the environment's."""
     given = ["combo", *map(str, words)]
     with (
-        settings_put_back(),
         chdir(folder or Path.cwd()),
         patch.dict(os.environ, variables),
         patch.object(sys, "argv", given),

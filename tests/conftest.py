@@ -3,12 +3,12 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 from made_once import made_once
-from unchanged import pytest_collection_finish, settings_put_back, unchanged  # noqa: F401
+from unchanged import pytest_collection_finish, unchanged  # noqa: F401
 
 from combo.pipeline import devices
 from combo.pipeline.manifest import Manifest, load_manifest
@@ -29,6 +29,12 @@ stages:
 
 WriteManifest = Callable[..., Path]
 ALONE = "COMBO_TEST_ALONE"
+
+
+def pytest_configure() -> None:
+    """What commands that train set for good, which nothing puts back, is set before any test."""
+    if ALONE not in os.environ:
+        devices.keep_freed_memory()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -84,13 +90,6 @@ def manifest_file(tmp_path: Path, sample: Path) -> WriteManifest:
         return path
 
     return write
-
-
-@pytest.fixture
-def runs_stages() -> Iterator[None]:
-    """For tests that run stages or training in this process, which set its threads."""
-    with settings_put_back():
-        yield
 
 
 @pytest.fixture

@@ -18,7 +18,6 @@ TINY = (
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("runs_stages")
 def test_the_demo_goes_the_whole_road_and_given_again_trains_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

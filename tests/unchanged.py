@@ -1,8 +1,7 @@
 """A test that leaves its process changed for the next one fails: `unchanged`, used by all tests.
 
-A test passes or fails by itself only if it finds the process as any other test would. Only what
-any test may change is put back without a word: random states, since every layer that is built draws
-from them, and threads and precision, which every stage and training run sets.
+A test passes or fails by itself only if it finds the process as any other test would. Random
+states alone are put back without a word, since every layer that is built draws from them.
 """
 
 import gc
@@ -13,9 +12,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -107,8 +104,7 @@ def unchanged() -> Iterator[None]:
     """
     global _before
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    with settings_put_back():
-        yield
+    yield
     random.setstate(states[0])
     np.random.set_state(states[1])  # noqa: NPY002
     torch.set_rng_state(states[2])
@@ -125,17 +121,3 @@ def told(before: object, now: object) -> str:
         names = [n for n in before.keys() | now.keys() if before.get(n) != now.get(n)]
         return ", ".join(f"{n} {before.get(n)!r} -> {now.get(n)!r}" for n in sorted(names))
     return f"{before!r} -> {now!r}"
-
-
-@contextmanager
-def settings_put_back() -> Iterator[None]:
-    """Stages and training runs set threads and precision of their process, which is this one here:
-    they are put back. How it keeps memory, which nothing puts back, they do not change here.
-    """
-    threads, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-    try:
-        with patch("combo.pipeline.devices.keep_freed_memory"):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.backends.cudnn.allow_tf32 = tf32

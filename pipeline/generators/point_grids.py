@@ -1,13 +1,14 @@
 """Generators that ask a network for masks at the points of a grid: what they share."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import remedies
-from ..devices import Place
+from ..devices import Place, float32_products, threads
 from ..errors import ComboError
 from ..media.images import Pixels
 from .generator import Arithmetic, Generate, Generator, LabelMap
@@ -52,12 +53,8 @@ def point_grid(
 
         if weights is None:
             raise ComboError(f"{name} needs weights; run: {remedies.fetch(name)}")
-        torch.set_num_threads(place.threads)
         precisions = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
         precision = precisions[arithmetic.precision]
-        if precision is None:
-            # PyTorch's own default rounds convolutions to TF32 on recent GPUs.
-            torch.backends.cudnn.allow_tf32 = False
         try:
             net = network(load_state(weights))
         except (RuntimeError, ValueError) as error:
@@ -76,10 +73,12 @@ def point_grid(
 
         def generate(frames: Sequence[Pixels]) -> list[LabelMap]:
             stack = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
-            return [
-                LabelMap(m.label_map.cpu().numpy(), len(m.order) + m.left_out, m.left_out)
-                for m in grid.merged(stack)
-            ]
+            exact = nullcontext() if precision else float32_products()
+            with threads(place.threads), exact:
+                return [
+                    LabelMap(m.label_map.cpu().numpy(), len(m.order) + m.left_out, m.left_out)
+                    for m in grid.merged(stack)
+                ]
 
         return generate
 

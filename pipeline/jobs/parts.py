@@ -152,9 +152,10 @@ def _read(folder: Path, but: int | None = None) -> Iterator[Part]:
             continue  # just replaced, or damaged: the next sign of life mends it
         if part.state == "running":
             now = now or durable.clock(folder)
-            dead = (durable.age(path, now) or 0.0) > SILENT
+            silent = durable.age(path, now) or 0.0
+            dead = silent > SILENT
             if part.host == socket.gethostname():
-                dead = dead or not durable.alive(part.pid)
+                dead = dead or not durable.alive(part.pid, silent)
             if dead:
                 part = replace(part, state="died")
         yield part

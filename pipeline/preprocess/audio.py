@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..devices import Place
+from ..devices import Place, threads
 from ..encoders import encoder
 from ..encoders.encoder import LOG_MEL, Encoder
 from ..errors import ComboError, MediaError
@@ -105,14 +105,10 @@ class AudioStage:
         return clip.log_mel if self.settings.source == "log-mel" else clip.sound
 
     def open(self, place: Place) -> Worker:
-        import torch
-
-        threads = place.threads
-        torch.set_num_threads(threads)
         made, limit, usual = self._encoder, self.settings.memory_limit, 4
         front_end = made.front_end()
         # Pickles are only read, by code that changes what warnings Python shows.
-        readers, at_once = threads if self.settings.source == "sound" else 1, usual
+        readers, at_once = place.threads if self.settings.source == "sound" else 1, usual
         if limit is not None:
             readers = max(1, min(readers, limit // made.window_bytes))
             at_once = max(1, min(usual, limit // made.window_bytes // readers))
@@ -130,13 +126,10 @@ class AudioStage:
         def work(clips: Sequence[Clip]) -> list[Outcome]:
             # A clip a thread: threads that share one clip's small products wait for each other,
             # on a busy machine for longer than they compute.
-            torch.set_num_threads(1)
-            try:
-                with ThreadPoolExecutor(readers) as pool:
-                    found = list(pool.map(patches, clips))
-            finally:
-                torch.set_num_threads(threads)
-            return self._encoded(found, encode)
+            with threads(1), ThreadPoolExecutor(readers) as pool:
+                found = list(pool.map(patches, clips))
+            with threads(place.threads):
+                return self._encoded(found, encode)
 
         return work
 

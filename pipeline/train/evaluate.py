@@ -1,8 +1,7 @@
 """M_J and M_F of a run on a split, with the right sound or with another one on purpose."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -16,6 +15,7 @@ from ...model.interface import Network
 from ...model.metrics import ObjectMetrics, SemanticMetrics, foreground
 from ...model.transfers import send
 from .. import protocols, remedies
+from ..devices import float32_products
 from ..errors import ComboError, unknown
 from ..jobs.stopping import Stop, Stopped
 from ..source import choose_variants, open_source
@@ -229,7 +229,7 @@ class _Alone:
             part = clips.part(first, first + len(heard))
             of_all = send(torch.cat(heard), part.frames.device)
             try:
-                with _exactly():
+                with float32_products():
                     for scores in self.network.clip_scores(
                         part.frames, part.maskige, of_all, part.present
                     ):
@@ -258,20 +258,6 @@ def _per_class(
     j, f, count = (each.tolist() for each in metrics.per_class())
     found = zip(names, j, f, count, strict=True)
     return {name: (j, f, int(count)) for name, j, f, count in found if count}
-
-
-@contextlib.contextmanager
-def _exactly() -> Generator[None]:
-    """Within the block, products and convolutions of a GPU are those of float32."""
-    backends: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [each.allow_tf32 for each in backends]
-    try:
-        for each in backends:
-            each.allow_tf32 = False
-        yield
-    finally:
-        for each, allowed in zip(backends, before, strict=True):
-            each.allow_tf32 = allowed
 
 
 def open_run(run: RunFolder, device: torch.device) -> Network:

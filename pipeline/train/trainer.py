@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...model.interface import Network
 from .. import remedies
-from ..devices import set_threads
+from ..devices import threads
 from ..errors import ComboError
 from ..jobs.stopping import Stop, Stopped
 from . import checkpoint, draws, processes
@@ -64,7 +64,6 @@ class Trainer:
         self.together = together
         self.settings.demand_shared_by(together.count)
         self.device = together.device(self.settings.device)
-        set_threads(self.settings.threads)
         self.network = network.to(self.device)
         self.criterion = settings.criterion().to(self.device)
         self.optimiser = optimiser_of(network, self.settings)
@@ -131,7 +130,8 @@ class Trainer:
             profile.demand_steps(self.settings.iterations - self.iteration)
         stop = stop or Stop()
         go_on = f"go on with: {remedies.resume(self.run.root)}"
-        with self.run.claimed() if self.together.first else contextlib.nullcontext():
+        claimed = self.run.claimed() if self.together.first else contextlib.nullcontext()
+        with threads(self.settings.threads), claimed:
             if self.together.first and self.run.state() != self._begun_from:
                 raise ComboError(f"another process has trained {self.run.root} meanwhile; {go_on}")
             self._on_problem, self._on_evaluation = on_problem, on_evaluation

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 
+import psutil
 import pytest
 from commands import combo
 
@@ -292,6 +294,25 @@ def test_what_another_host_left_half_written_is_removed_when_it_is_old(tmp_path:
         path.touch()
     os.utime(old, (time.time() - 2 * durable.ABANDONED,) * 2)
     assert list(durable.leftovers(tmp_path)) == [old]
+
+
+def test_what_this_host_left_half_written_is_removed_when_its_writer_is_gone(
+    tmp_path: Path,
+) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    writing, of_killed, of_another = (
+        tmp_path / f".0.{socket.gethostname()}.{pid}.{n}.partial"
+        for n, pid in enumerate((os.getpid(), killed.pid, os.getpid()))
+    )
+    for path in (writing, of_killed, of_another):
+        path.touch()
+    # As in a container that is started anew, where each process has its number again.
+    os.utime(of_another, (psutil.Process().create_time() - 2 * durable.CLOCKS_AGREE,) * 2)
+    assert list(durable.leftovers(tmp_path)) == [of_another]
+    killed.kill()
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # it is dead, and nobody asked how
+    assert {*durable.leftovers(tmp_path)} == {of_killed, of_another}
+    killed.communicate()
 
 
 # -- what changes under a job --------------------------------------------------------------------

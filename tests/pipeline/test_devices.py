@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from combo.pipeline.devices import cores as of_host
-from combo.pipeline.devices import devices, keep_freed_memory, set_threads
+from combo.pipeline.devices import devices, keep_freed_memory, set_threads, threads
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs.local import LocalRunner
 from combo.pipeline.jobs.scheduler import cores
@@ -131,7 +131,8 @@ def test_threads_are_no_more_than_cores_whatever_the_environment_says() -> None:
         torch.set_num_threads(of_host() + 3)  # as OMP_NUM_THREADS does
         set_threads()
         assert torch.get_num_threads() == of_host()
-        set_threads(of_host() + 1)
-        assert torch.get_num_threads() == of_host() + 1
+        with threads(of_host() + 1):
+            assert torch.get_num_threads() == of_host() + 1
+        assert torch.get_num_threads() == of_host()
     finally:
         torch.set_num_threads(before)

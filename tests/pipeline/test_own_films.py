@@ -130,7 +130,6 @@ def test_long_clips_are_cut_into_parts_that_keep_their_times(tmp_path: Path) -> 
         listed(tmp_path, cut=3)
 
 
-@pytest.mark.usefixtures("runs_stages")
 def test_the_longest_clip_says_how_much_room_there_is_and_a_longer_one_costs_only_itself(
     tmp_path: Path,
 ) -> None:
@@ -168,7 +167,6 @@ def verified(manifest: Manifest) -> bool:
     return combo("verify", "--manifest", str(manifest.file)).exit_code == 0
 
 
-@pytest.mark.usefixtures("runs_stages")
 def test_the_parts_of_a_cut_film_are_what_the_film_is_there(
     tmp_path: Path,
 ) -> None:
@@ -185,7 +183,6 @@ def test_the_parts_of_a_cut_film_are_what_the_film_is_there(
 # combo init
 
 
-@pytest.mark.usefixtures("runs_stages")
 def test_init_writes_a_manifest_that_the_next_command_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

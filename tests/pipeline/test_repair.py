@@ -14,8 +14,6 @@ from combo.pipeline.jobs.unit import Job
 from combo.pipeline.jobs.verify import Finding, verify_description, verify_plan, verify_variant
 from combo.pipeline.manifest import Manifest, load_manifest
 
-pytestmark = pytest.mark.usefixtures("runs_stages")
-
 
 def made(manifest: Manifest, split: str = "test") -> Job:
     job = make_job(manifest, "ms3", split, "maskige")

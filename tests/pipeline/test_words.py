@@ -110,7 +110,6 @@ def combo(*words: str) -> Result:
     return CliRunner().invoke(app, list(words))
 
 
-@pytest.mark.usefixtures("runs_stages")
 def test_a_split_whose_clips_all_failed_is_not_called_finished(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     for name in ("a.mp4", "b.mp4"):

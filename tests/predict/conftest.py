@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from numbered_clips import film
 from PIL import Image
-from unchanged import settings_put_back
 
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
@@ -48,13 +47,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 Image.fromarray(label).save(clip / "labels" / f"{t}.png")
     (folder / "data_manifest.yaml").write_text(MANIFEST)
     manifest = load_manifest(folder / "data_manifest.yaml")
-    with settings_put_back():
-        for split in ("train", "val", "test"):
-            for stage in STAGES:
-                job = make_job(manifest, "mine", split, stage)
-                settle_plan(job, Options())
-                assert run_job(job, Options()).finished is not None
-        start(manifest, "combo-small-ms3", TINY, folder / "run").train()
+    for split in ("train", "val", "test"):
+        for stage in STAGES:
+            job = make_job(manifest, "mine", split, stage)
+            settle_plan(job, Options())
+            assert run_job(job, Options()).finished is not None
+    start(manifest, "combo-small-ms3", TINY, folder / "run").train()
     return folder
 
 

@@ -10,7 +10,6 @@ import torch
 from numbered_clips import film
 from PIL import Image
 from typer.testing import CliRunner
-from unchanged import settings_put_back
 
 from combo.cli import app
 from combo.model.interface import Network
@@ -49,11 +48,10 @@ def prepared(folder: Path, encoder: str = "mel-stats", scale: float = 200.0) -> 
     (folder / "clips" / "label2idx.json").write_text('{"background": 0, "cat": 1, "dog": 2}')
     (folder / "data_manifest.yaml").write_text(MANIFEST.format(encoder=encoder, scale=scale))
     manifest = load_manifest(folder / "data_manifest.yaml")
-    with settings_put_back():
-        for stage in STAGES:
-            job = make_job(manifest, "other", "test", stage)
-            settle_plan(job, Options())
-            assert run_job(job, Options()).finished is not None
+    for stage in STAGES:
+        job = make_job(manifest, "other", "test", stage)
+        settle_plan(job, Options())
+        assert run_job(job, Options()).finished is not None
     return folder / "store"
 
 

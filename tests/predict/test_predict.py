@@ -326,7 +326,6 @@ def test_stages_that_are_not_those_of_the_run_are_refused(
         stages_of(own, "felzenszwalb")
 
 
-@pytest.mark.usefixtures("runs_stages")
 def test_one_bad_film_costs_the_others_nothing(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from made_once import made_once
-from unchanged import settings_put_back
 
 from combo.pipeline.jobs.plan import make_job
 from combo.pipeline.jobs.run import Options, run_job, settle_plan
@@ -49,8 +48,7 @@ def prepared(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             for stage in STAGES:
                 job = make_job(manifest, data_set, split, stage)
                 settle_plan(job, Options())
-                with settings_put_back():
-                    assert run_job(job, Options()).finished is not None
+                assert run_job(job, Options()).finished is not None
 
     return made_once(tmp_path_factory, "prepared", make) / "data_manifest.yaml"
 
@@ -65,8 +63,7 @@ def finished_run(
 ) -> RunFolder:
     """A run to its end, nothing of which is left in this process."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    with settings_put_back():
-        small_run(load_manifest(prepared), folder, *settings).train()
+    small_run(load_manifest(prepared), folder, *settings).train()
     return RunFolder(folder)
 
 

@@ -24,8 +24,6 @@ from .test_training import TINY
 PAPER = Path(__file__).parents[3] / "shared" / "paper"
 TABLES = [f"table{number}" for number in range(3, 8)]
 
-pytestmark = pytest.mark.usefixtures("runs_stages")
-
 
 def ablate(*words: object) -> Any:
     done = CliRunner().invoke(app, ["ablate", *map(str, words), "--json"])

@@ -19,8 +19,6 @@ from .test_training import TINY
 CPU = torch.device("cpu")
 SOUNDS = ["right", "swapped", "same-class"]
 
-pytestmark = pytest.mark.usefixtures("runs_stages")
-
 
 def random_network(reader: ClipReader, fidelity: str) -> Combo:
     settings = [*TINY, f"fidelity={fidelity}", f"classes={len(reader.plan.classes)}"]

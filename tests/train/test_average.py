@@ -20,8 +20,6 @@ TINY = (
     "evaluate_every=3", "log_every=1", "warmup=0", "device=cpu",
 )  # fmt: skip
 
-pytestmark = pytest.mark.usefixtures("runs_stages")
-
 
 @pytest.mark.parametrize("checkpointing", ["none", "all"])
 def test_the_mean_of_the_networks_is_evaluated_and_the_best(

@@ -21,8 +21,6 @@ from combo.pipeline.train.run_folder import RunFolder
 from .conftest import finished_run
 from .test_run_folders import CPU, TINY, log, tiny
 
-pytestmark = pytest.mark.usefixtures("runs_stages")
-
 
 @pytest.fixture(scope="module")
 def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:

@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typer.testing import CliRunner
-from unchanged import settings_put_back
 
 from combo.cli import app
 from combo.model import (
@@ -136,9 +135,6 @@ TRAINING = {
 FILM = NetworkKind(FilmSettings, PRESETS, dict.fromkeys(PRESETS, TRAINING), Film, FilmCriterion)
 
 
-pytestmark = pytest.mark.usefixtures("runs_stages")
-
-
 @pytest.fixture(autouse=True)
 def film(monkeypatch: pytest.MonkeyPatch) -> None:
     """The entry that `model/networks.py` would have."""
@@ -155,8 +151,7 @@ def unpainted(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for stage in ("frames", "audio"):
             job = make_job(manifest, "s4", split, stage)
             settle_plan(job, Options())
-            with settings_put_back():
-                assert run_job(job, Options()).finished is not None
+            assert run_job(job, Options()).finished is not None
     return path
 
 

@@ -36,8 +36,6 @@ TINY = (
     "augment=resize-crop-colour-flip", "fusion_dropout=0.1",
 )  # fmt: skip
 
-pytestmark = pytest.mark.usefixtures("runs_stages")
-
 
 def tiny(manifest: Manifest, folder: Path, *changes: str) -> Trainer:
     return small_run(manifest, folder, *TINY, *changes)

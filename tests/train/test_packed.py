@@ -37,9 +37,6 @@ TINY = (
 )  # fmt: skip
 
 
-pytestmark = pytest.mark.usefixtures("runs_stages")
-
-
 def choice_of(split: SplitStore | PackedSplit) -> Choice:
     return Choice(*(split.variants(stage)[0] for stage in ("frames", "audio", "maskige")))
 

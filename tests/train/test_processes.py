@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from unchanged import settings_put_back
 
 from combo.pipeline.errors import ComboError
 from combo.pipeline.manifest import Manifest, load_manifest
@@ -24,7 +23,7 @@ from combo.pipeline.train.start import resume
 from .conftest import OF_PACE
 from .together import AVSS, COMMON, S4, begin
 
-pytestmark = [pytest.mark.usefixtures("runs_stages"), pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 WORKER = Path(__file__).with_name("together.py")
 
@@ -60,9 +59,8 @@ def both(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process leaves of the same runs."""
     root = tmp_path_factory.mktemp("alone")
-    with settings_put_back():
-        for name, changes in (("s4", S4), ("avss", AVSS)):
-            begin(load_manifest(prepared), root / name, changes).train()
+    for name, changes in (("s4", S4), ("avss", AVSS)):
+        begin(load_manifest(prepared), root / name, changes).train()
     return root
 
 

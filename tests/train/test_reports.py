@@ -98,7 +98,6 @@ def test_a_confusion_matrix_counts_each_labelled_pixel_once() -> None:
     assert (found.pixels == wanted).all()
 
 
-@pytest.mark.usefixtures("runs_stages")
 def test_a_store_is_told_with_its_counts_its_failures_and_its_masks(
     prepared: Path, tmp_path: Path
 ) -> None:

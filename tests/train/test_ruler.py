@@ -39,8 +39,6 @@ from .test_training import TINY
 CPU = torch.device("cpu")
 KEYS = Path(__file__).parents[1] / "data" / "network" / "r50_s4_keys.json"
 
-pytestmark = pytest.mark.usefixtures("runs_stages")
-
 
 @pytest.fixture(scope="module")
 def seeds(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[RunFolder]:

@@ -38,8 +38,6 @@ TINY = (
 )  # fmt: skip
 CPU = torch.device("cpu")
 
-pytestmark = pytest.mark.usefixtures("runs_stages")
-
 
 def tiny(manifest: Manifest, folder: Path, *changes: str) -> Trainer:
     return small_run(manifest, folder, *TINY, *changes)

@@ -22,8 +22,6 @@ from .conftest import small_run
 TINY = ("width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "decoder_layers=1")
 KEYS = Path(__file__).parents[1] / "data" / "network" / "r50_s4_keys.json"
 
-pytestmark = pytest.mark.usefixtures("runs_stages")
-
 
 @pytest.fixture(scope="module")
 def backbone() -> dict[str, Tensor]:

@@ -58,9 +58,6 @@ TINY = (
 CPU = torch.device("cpu")
 
 
-pytestmark = pytest.mark.usefixtures("runs_stages")
-
-
 @pytest.fixture(scope="module")
 def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A finished run; not to be changed."""

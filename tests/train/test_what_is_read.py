@@ -12,7 +12,6 @@ import pytest
 import torch
 from rewritten import rewrite_unit
 from typer.testing import CliRunner
-from unchanged import settings_put_back
 
 from combo.cli import app
 from combo.pipeline import durable
@@ -150,7 +149,6 @@ def test_files_that_go_while_training_reads_are_an_error_in_the_next_epoch(own: 
         reader.read([0, 13])
 
 
-@pytest.mark.usefixtures("runs_stages")
 def test_training_and_evaluation_end_with_that_line(own: Manifest, tmp_path: Path) -> None:
     trainer = start(own, "combo-small-s4", ["iterations=1", "batch_size=16"], tmp_path / "run")
     shard_of(train_split(own), "frames/frames", 5).unlink()
@@ -248,8 +246,7 @@ def test_a_record_that_speaks_of_another_unit_is_found_and_its_unit_not_done(
         (4, "its record speaks of unit 1"),
     ]
     job = make_job(own, "s4", "train", "audio")
-    with settings_put_back():
-        assert run_job(job, Options()).computed == 2
+    assert run_job(job, Options()).computed == 2
     assert findings(split) == []
 
 
