@@ -10,7 +10,7 @@ import torch
 
 from ...model.interface import Network
 from ...model.maskige import colour
-from ..devices import Place, choose_device
+from ..devices import Place, choose_device, float32_products
 from ..digests import file_digest
 from ..errors import ComboError, MediaError
 from ..generators.generator import Generate
@@ -158,6 +158,7 @@ class Predictor:
         return _Seen(picture, fitted, made.label_map)
 
     @torch.inference_mode()
+    @float32_products()
     def _scores(self, film: Film, seen: list[_Seen], sound: np.ndarray) -> torch.Tensor:
         """[n,K,h,w] of the n frames of one clip, as `combo evaluate` computes them: shorter clips
         are filled up with frames that are not there."""

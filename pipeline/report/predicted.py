@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ...model.interface import Network
+from ..devices import float32_products
 from ..errors import ComboError
 from ..media.images import Pixels
 from ..painting import paint
@@ -20,6 +21,7 @@ from .files import files_of
 
 
 @torch.inference_mode()
+@float32_products()
 def predict(network: Network, clip: StoredBatch, device: torch.device) -> Pixels:
     """The class of each pixel of a batch of one clip: [T,H,W] uint8."""
     there = clip.to(device)

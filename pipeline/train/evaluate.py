@@ -130,6 +130,7 @@ def measure(
 
 
 @torch.inference_mode()
+@float32_products()
 def measure_sounds(
     network: Network,
     reader: ClipReader,
@@ -229,12 +230,11 @@ class _Alone:
             part = clips.part(first, first + len(heard))
             of_all = send(torch.cat(heard), part.frames.device)
             try:
-                with float32_products():
-                    for scores in self.network.clip_scores(
-                        part.frames, part.maskige, of_all, part.present
-                    ):
-                        yield _numbers(scores.float(), clips.clips[first])
-                        first += 1
+                for scores in self.network.clip_scores(
+                    part.frames, part.maskige, of_all, part.present
+                ):
+                    yield _numbers(scores.float(), clips.clips[first])
+                    first += 1
             except torch.OutOfMemoryError:
                 if len(heard) == 1:
                     raise
