@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .interface import IGNORED
@@ -169,6 +168,8 @@ def match(
     arriving = fetch(torch.cat([costs.flatten(), present.to(costs.dtype)]))
 
     def assign() -> tuple[np.ndarray, np.ndarray]:
+        from scipy.optimize import linear_sum_assignment  # half a second, for training alone
+
         numbers = arriving()
         held = numbers[-count:] > 0
         of_frames = np.nan_to_num(
