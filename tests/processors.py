@@ -2,8 +2,8 @@
 
 PyTorch and oneDNN choose their kernels by the processor; variables make them choose those of older
 ones, whose sums differ in the last bit, as they do with another number of threads. --short: of
-these settings two, and only tests that compare with numbers of public implementations and take
-seconds. Further options are pytest's.
+these settings two, beside each other, and only tests that compare with numbers of public
+implementations and take seconds. Further options are pytest's.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -29,9 +30,8 @@ SHORT = (("ATEN_CPU_CAPABILITY=default", 1), ("ONEDNN_MAX_CPU_ISA=SSE41", 2))
 ROW = "{:50} {:>7} {:>7} {:>7} {:>8} {:>8}"
 
 
-def run(kind: str, threads: int, options: list[str]) -> bool:
+def run(kind: str, threads: int, processes: int, options: list[str]) -> bool:
     """Runs the tests, prints their row of the table, and what failed; whether nothing did."""
-    processes = max(1, (os.cpu_count() or 1) // threads)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         command = [sys.executable, "-m", "pytest", f"--junitxml={report}"]
@@ -67,7 +67,11 @@ def main() -> None:
     if chosen.short:
         options = ["-m", "golden", "-k", "not semantic_sam and not fully_annotated", *options]
     print(ROW.format("setting", "threads", "passed", "failed", "skipped", "time"))
-    good = [run(kind, threads, options) for kind, threads in settings]
+    cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(len(settings) if chosen.short else 1) as beside:
+        good = beside.map(
+            lambda of: run(*of, 1 if chosen.short else max(1, cores // of[1]), options), settings
+        )
     sys.exit(0 if all(good) else 1)
 
 

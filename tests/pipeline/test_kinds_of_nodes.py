@@ -22,12 +22,12 @@ from combo.pipeline.store import SplitStore
 OLD = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
 NEW = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 NODE = """
-import torch
 from combo.cli import main
 from combo.pipeline.encoders import ENCODERS
 from combo.pipeline.encoders.encoder import Encoder
 
 def opened(weights, device, memory_limit):
+    import torch
     kernels = torch.randn(128, 1, 9, 9, generator=torch.Generator().manual_seed(0))
     return lambda patches: torch.conv2d(patches[:, None], kernels).tanh().mean((2, 3))
 
