@@ -68,10 +68,13 @@ def main() -> None:
         options = ["-m", "golden", "-k", "not semantic_sam and not fully_annotated", *options]
     print(ROW.format("setting", "threads", "passed", "failed", "skipped", "time"))
     cores = os.cpu_count() or 1
+
+    def of_setting(setting: tuple[str, int]) -> bool:
+        kind, threads = setting
+        return run(kind, threads, 1 if chosen.short else max(1, cores // threads), options)
+
     with ThreadPoolExecutor(len(settings) if chosen.short else 1) as beside:
-        good = beside.map(
-            lambda of: run(*of, 1 if chosen.short else max(1, cores // of[1]), options), settings
-        )
+        good = list(beside.map(of_setting, settings))
     sys.exit(0 if all(good) else 1)
 
 
