@@ -14,6 +14,15 @@ from .settings import Queries
 LEVELS = 3
 
 
+def for_products(parameter: Tensor) -> Tensor:
+    """A parameter as autocast makes it for a product: once, where products are of parts of it,
+    each of which autocast would take for another."""
+    kind = parameter.device.type
+    if not torch.is_autocast_enabled(kind):
+        return parameter
+    return parameter.to(torch.get_autocast_dtype(kind))
+
+
 class Attention(nn.Module):
     """Multi-head attention with the parameters of `nn.MultiheadAttention`, batch first."""
 
@@ -29,7 +38,9 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, open_to: Tensor | None) -> Tensor:
         """query: [F, Q, C]; key, value: [F, K, C]; open_to: [F, Q, K] bool, or None for all."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        weights, biases = (
+            for_products(each).chunk(3) for each in (self.in_proj_weight, self.in_proj_bias)
+        )
         q, k, v = (
             F.linear(x, weight, bias).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)

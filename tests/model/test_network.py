@@ -1,13 +1,17 @@
 """What the network promises beside the numbers of the public one (test_golden_network.py)."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from combo.model import Combo, Criterion, deformable_attention, preset
 from combo.model.clips import ClipLayout
 from combo.model.levels import Levels
+from combo.model.mask_decoder import Attention
 
 TINY = {
     "backbone": "test_convnext2", "image_size": 64, "width": 32, "heads": 4, "fusion_heads": 4,
@@ -408,6 +412,41 @@ def test_the_resnet_network_learns_under_autocast(dtype: torch.dtype) -> None:
         half = gradient()
     assert half.dtype == torch.float32
     assert nn.functional.cosine_similarity(half.flatten(), exact.flatten(), dim=0) > 0.9
+
+
+def test_half_precision_converts_packed_parameters_once_to_the_same_bits() -> None:
+    torch.manual_seed(0)
+    attention, query, key = Attention(32, 4), torch.randn(2, 5, 32), torch.randn(2, 9, 32)
+    parts = [each.detach().chunk(3) for each in (attention.in_proj_weight, attention.in_proj_bias)]
+    with torch.autocast("cpu", torch.bfloat16), Conversions() as conversions:
+        out = attention(query, key, key, None)
+        made, by_attention = out.square().mean(), conversions.of_parameters
+        leaves = [[each.requires_grad_() for each in part] for part in parts]
+        q, k, v = (
+            nn.functional.linear(x, *of).unflatten(2, (4, -1)).transpose(1, 2)
+            for x, *of in zip((query, key, key), *leaves, strict=True)
+        )
+        attended = nn.functional.scaled_dot_product_attention(q, k, v)
+        plain = attention.out_proj(attended.transpose(1, 2).flatten(2))
+        assert torch.equal(out, plain)
+    made.backward()
+    plain.square().mean().backward()
+    for packed, of in zip((attention.in_proj_weight, attention.in_proj_bias), leaves, strict=True):
+        assert torch.equal(packed.grad, torch.cat([each.grad for each in of]))
+    assert by_attention == 4, "two packed ones and two of the product at the end"
+
+
+class Conversions(TorchDispatchMode):
+    """Counts what autocast, or anybody, converts of what is learned."""
+
+    of_parameters = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        converts = func.overloadpacket is torch.ops.aten._to_copy
+        self.of_parameters += converts and args[0].requires_grad
+        return func(*args, **(kwargs or {}))
 
 
 def test_the_resnet_network_is_the_same_in_channels_last(resnet: Combo) -> None:
