@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PARTIAL = ".partial"
 
+_CLOCK = "clock"
 CLOCKS_AGREE = 10.0
 """Seconds to which the clocks that tell of processes and of files are taken to agree."""
 
@@ -46,8 +47,7 @@ def replacing(path: Path, lasting: bool = True, keep: Path | None = None) -> Gen
     Whatever is raised in the block, no temporary file is left. A write that failed is raised as the
     system's OSError, which names `path`, whatever the library that wrote makes of it.
     """
-    name = f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}{PARTIAL}"
-    temporary = path.with_name(name)
+    temporary = _temporary(path)
     written: _Written | None = None
     try:
         written = _new_file(temporary)
@@ -82,6 +82,12 @@ def _also(path: Path, name: Path) -> None:
     except OSError:  # a file system without links
         shutil.copyfile(path, temporary)
     temporary.replace(name)
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that nobody else takes, and that tells who did; see `leftovers`."""
+    who = f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name}.{who}{PARTIAL}")
 
 
 class _Written(FileIO):
@@ -217,10 +223,14 @@ def leftovers(folder: Path, of: str | None = None) -> Iterator[Path]:
     """Temporary files below `folder` whose writer is dead.
 
     One of this host is dead when it does not run (see `alive`); one of another host when its file
-    is old.  of: only those of the file of this name, in `folder` itself.
+    is old.  of: only those of the file of this name, and of `clock`, in `folder` itself.
     """
-    mine = f".*{PARTIAL}" if of is None else f".{glob.escape(of)}.*{PARTIAL}"
-    found = sorted(folder.rglob(mine) if of is None else folder.glob(mine))
+    if of is None:
+        found = sorted(folder.rglob(f".*{PARTIAL}"))
+    else:
+        found = [
+            p for name in (of, _CLOCK) for p in folder.glob(f".{glob.escape(name)}.*{PARTIAL}")
+        ]
     if not found:
         return
     host, now = socket.gethostname(), clock(folder)
@@ -290,7 +300,7 @@ def clock(folder: Path) -> float:
 
     On a folder that cannot be written, this host's time.
     """
-    probe = folder / f".clock.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}{PARTIAL}"
+    probe = _temporary(folder / _CLOCK)
     try:
         probe.touch()
         return probe.stat().st_mtime

@@ -314,6 +314,10 @@ def test_what_this_host_left_half_written_is_removed_when_its_writer_is_gone(
     assert {*durable.leftovers(tmp_path)} == {of_killed, of_another}
     killed.communicate()
 
+    asked = tmp_path / f".clock.{socket.gethostname()}.{killed.pid}.0.partial"
+    asked.touch()
+    assert list(durable.leftovers(tmp_path, of="plan.json")) == [asked]
+
 
 # -- what changes under a job --------------------------------------------------------------------
 
