@@ -324,7 +324,8 @@ def alive(pid: int, seconds: float) -> bool:
 
     It does not where only its number is left, since its parent has not asked how it ended: a
     container's first process may never do so. Nor where the process is younger: numbers are given
-    again, in a container that is started anew the same ones in the same order.
+    again, in a container that is started anew the same ones in the same order. Another user's
+    process runs, where the system shows nothing else of it.
     """
     import psutil
 
@@ -333,7 +334,13 @@ def alive(pid: int, seconds: float) -> bool:
         if process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
             return False
         return time.time() - process.create_time() > seconds - CLOCKS_AGREE
-    except psutil.NoSuchProcess:
+    except psutil.Error:
+        try:
+            os.kill(pid, 0)
+        except PermissionError:
+            return True
+        except (OSError, OverflowError):
+            pass
         return False
 
 
