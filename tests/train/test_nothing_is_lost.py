@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from combo.pipeline.devices import threads
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs.stopping import Stop, Stopped
 from combo.pipeline.manifest import Manifest, load_manifest
@@ -254,7 +255,8 @@ def test_a_gradient_that_is_no_number_costs_its_step_and_nothing_else(
     batch = reader.read([reader.plan.clips.index(name) for name in kept["clips"]])
     assert equal(kept["batch"], {k: v for k, v in vars(batch).items() if k != "clips"})
     again.network.train()
-    assert float(again._step(batch, Stop())["total"]) == train[2]["total"]
+    with threads(settings.threads):
+        assert float(again._step(batch, Stop())["total"]) == train[2]["total"]
 
 
 def test_a_run_is_killed_after_a_skipped_step_and_ends_with_the_same_bits(
