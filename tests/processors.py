@@ -27,7 +27,7 @@ KINDS: dict[str, dict[str, str]] = {
     "ONEDNN_MAX_CPU_ISA=SSE41": {"ONEDNN_MAX_CPU_ISA": "SSE41"},
 }
 SHARING = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Threads that wait for each other leave their core to others: half of the time where it is busy."""
+"""Threads that wait for each other leave their core to others: half of the time on a busy one."""
 SHORT = (("ATEN_CPU_CAPABILITY=default", 1), ("ONEDNN_MAX_CPU_ISA=SSE41", 2))
 ROW = "{:50} {:>7} {:>7} {:>7} {:>8} {:>8}"
 
