@@ -75,13 +75,15 @@ def replacing(path: Path, lasting: bool = True, keep: Path | None = None) -> Gen
 
 def _also(path: Path, name: Path) -> None:
     """Make a file known under another name, too; whatever had that name goes."""
-    temporary = name.with_name(f".{name.name}.{socket.gethostname()}.{os.getpid()}.0{PARTIAL}")
-    temporary.unlink(missing_ok=True)
+    temporary = _temporary(name)
     try:
-        os.link(path, temporary)
-    except OSError:  # a file system without links
-        shutil.copyfile(path, temporary)
-    temporary.replace(name)
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, temporary)
+        temporary.replace(name)
+    finally:  # it is still there when a write failed, and when both names were one file's already
+        temporary.unlink(missing_ok=True)
 
 
 def _temporary(path: Path) -> Path:

@@ -14,7 +14,7 @@ from PIL import Image
 from public_masks import PublicGrid
 
 from combo.model.semantic_sam import SemanticSam
-from combo.pipeline.devices import Place
+from combo.pipeline.devices import Place, cores
 from combo.pipeline.digests import file_digest
 from combo.pipeline.errors import ComboError
 from combo.pipeline.generators.felzenszwalb import FelzenszwalbSettings
@@ -74,7 +74,13 @@ def test_semantic_sam_goes_from_published_weights_to_label_maps(
     torch.save({"model": state}, tmp_path / "weights.pth")
 
     job = make_job(manifest(tmp_path, "semantic-sam-t"), "mine", "all", "maskige")
+    seen = set[tuple[int, bool]]()
+    watching = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda *_: seen.add((torch.get_num_threads(), torch.backends.cudnn.allow_tf32))
+    )
     label_map = run(job)
+    watching.remove()
+    assert seen == {(cores(), False)}, "the threads of its place, and no TF32"
 
     settings = dict(job.variant.settings)
     assert (settings["level"], settings["internal_level"]) == (3, 0)

@@ -27,6 +27,7 @@ from combo.pipeline.predict.masks import class_map, read_facts, read_mask
 from combo.pipeline.predict.predictor import Frame, Predictor
 from combo.pipeline.predict.stages import stages_of
 from combo.pipeline.predict.trained import trained
+from combo.pipeline.report.predicted import predict
 from combo.pipeline.train.evaluate import measure, open_run, open_split
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.windows import Windows
@@ -324,6 +325,30 @@ def test_stages_that_are_not_those_of_the_run_are_refused(
         changed(audio__version=1)
     with pytest.raises(ComboError, match="leave --generator out"):
         stages_of(own, "felzenszwalb")
+
+
+def test_what_is_predicted_evaluated_and_reported_is_computed_without_tf32(
+    home: Path, run: RunFolder, predictor: Predictor
+) -> None:
+    def rounding() -> tuple[bool, ...]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    seen, network, reader = list[tuple[bool, ...]](), open_run(run, CPU), open_split(run, "test")
+    before, exact = rounding(), (False, False)
+    assert before != exact, "as PyTorch begins"
+    for each in (network, predictor.network):
+        each.register_forward_pre_hook(lambda *_: seen.append(rounding()))
+    made = open_film(home / "clips" / "test" / "clip0" / "film.mp4", 1.0)
+    for compute in (
+        lambda: measure(network, reader, CPU),
+        lambda: predict(network, reader.read([0]), CPU),
+        lambda: list(predictor.frames(made, predictor.hear(made))),
+    ):
+        seen.clear()
+        compute()
+        assert seen
+        assert {*seen} == {exact}
+        assert rounding() == before
 
 
 def test_one_bad_film_costs_the_others_nothing(
