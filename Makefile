@@ -1,6 +1,8 @@
 # Everything a newcomer needs: `make demo` and `make test`, from a clone, with Python 3.11+ and make.
 PYTHON ?= python3
 BIN := .venv/bin
+# `make install PIP="uv pip"` takes a third of the time where uv is there.
+PIP = $(BIN)/python -m pip
 
 .PHONY: demo test test-processors check format install clean
 
@@ -9,8 +11,8 @@ install: .venv/installed
 # The versions in constraints.txt are those the tests last passed with.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	VIRTUAL_ENV=$(CURDIR)/.venv $(PIP) install --quiet --upgrade pip
+	VIRTUAL_ENV=$(CURDIR)/.venv $(PIP) install --quiet --editable '.[dev]' --constraint constraints.txt
 	touch $@
 
 demo: install

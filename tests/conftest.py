@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from made_once import made_once
 from unchanged import pytest_collection_finish, unchanged  # noqa: F401
 
@@ -29,6 +30,10 @@ stages:
 
 WriteManifest = Callable[..., Path]
 ALONE = "COMBO_TEST_ALONE"
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("combo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("combo")
 
 
 def pytest_configure() -> None:

@@ -116,7 +116,7 @@ def test_a_list_that_changes_again_and_again_takes_everything_along(world: World
     assert world.run("wzyxhgfedcba", per_unit=2) == ["w", "z", "y", "x"]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     before=st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=10, unique=True),
     after=st.lists(st.sampled_from(ALPHABET), min_size=1, max_size=10, unique=True),

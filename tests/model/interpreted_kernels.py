@@ -54,7 +54,7 @@ def both(problem: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     [
         {},
         {"shared": True, "batch": 3},
-        {"queries": 40, "width": 8},
+        {"queries": 11, "width": 8},
         {"queries": 1, "batch": 1},
     ],
 )

@@ -335,7 +335,7 @@ def test_labels_that_cannot_be_are_refused(labels: Tensor, named: str) -> None:
         Criterion.from_preset("combo-r50-ms3", **SMALL)(predictions(), labels)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 3), st.integers(1, 5), st.integers(2, 9), st.integers(2, 9), st.integers())
 def test_rows_sampled_at_points_are_grid_samples(
     n: int, channels: int, h: int, w: int, seed: int

@@ -52,7 +52,7 @@ def problem(
     return draw(2, size, 2, 3), locations, draw(2, 7, 2, levels, 3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.tuples(st.integers(1, 7), st.integers(1, 7)), min_size=1, max_size=4),
     st.integers(0, 99),

@@ -16,7 +16,7 @@ stacks = st.tuples(
 ).map(lambda v: np.random.default_rng(v[3]).random(v[:3]) < (v[3] % 9 + 1) / 10)
 
 
-@hypothesis_settings(max_examples=150, deadline=None)
+@hypothesis_settings(max_examples=150)
 @given(masks=stacks, min_area=st.integers(1, 30))
 def test_small_regions_go_from_a_stack_as_from_each_mask(
     masks: NDArray[np.bool_], min_area: int
@@ -59,7 +59,7 @@ def test_of_equally_small_islands_the_one_that_opencv_numbers_first_stays() -> N
     assert changed.tolist() == [True]
 
 
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=100)
 @given(masks=stacks)
 def test_boxes_hold_the_outermost_pixels(masks: NDArray[np.bool_]) -> None:
     expected = []

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
@@ -113,14 +113,12 @@ def test_a_frame_without_masks_is_uncovered_everywhere() -> None:
 
 
 @given(masks=small_masks)
-@settings(deadline=None)
 def test_merging_equals_painting_the_masks_one_by_one(masks: Tensor) -> None:
     merged = merge(masks)
     assert torch.equal(merged.label_map.int(), painted_one_by_one(masks, areas_order(masks)))
 
 
 @given(masks=small_masks)
-@settings(deadline=None)
 def test_how_the_masks_lie_in_memory_changes_nothing(masks: Tensor) -> None:
     turned = masks.transpose(1, 2).contiguous().transpose(1, 2)
     assert torch.equal(label_map(turned), label_map(masks))
@@ -150,7 +148,6 @@ def test_the_palette_is_the_published_one() -> None:
 
 
 @given(shape=st.lists(st.integers(1, 4), min_size=2, max_size=4), seed=st.integers(0, 99))
-@settings(deadline=None)
 def test_colouring_is_a_product_with_the_palette(shape: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 256, shape, generator=generator).to(torch.uint8)

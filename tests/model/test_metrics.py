@@ -100,7 +100,7 @@ def test_all_published_object_clips() -> None:
 
 
 @given(seed=seeds, levels=st.sampled_from([1, 2, 254, 1000, 0]))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_one_histogram_equals_255_comparisons(seed: int, levels: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     probability = torch.rand((2, 9, 11), generator=generator)
@@ -357,7 +357,7 @@ def test_of_equal_scores_the_first_class_wins() -> None:
 
 
 @given(seed=seeds, classes=st.sampled_from([1, 2, 71, 255]))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_classes_are_counted_as_one_by_one(seed: int, classes: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(-3, 3, (2, classes, 5, 6), generator=generator).float()

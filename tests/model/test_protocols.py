@@ -68,7 +68,7 @@ def agree(one: object, two: object) -> None:
 
 
 @given(seeds, lengths, st.integers(1, 6))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_protocols_of_objects_agree_where_they_say_the_same(
     seed: int, frames: list[int], batch: int
 ) -> None:
@@ -96,7 +96,7 @@ def test_protocols_of_objects_agree_where_they_say_the_same(
 
 
 @given(seeds, lengths)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_protocols_of_classes_agree_where_they_say_the_same(seed: int, frames: list[int]) -> None:
     clips = classes(seed, frames)
     metrics = SemanticMetrics(CLASSES)
@@ -126,7 +126,7 @@ def test_protocols_of_classes_agree_where_they_say_the_same(seed: int, frames: l
 
 
 @given(seeds, lengths)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_scores_do_not_depend_on_the_order_of_the_clips(seed: int, frames: list[int]) -> None:
     assume(len(frames) > 1)
     for clips, score in ((objects(seed, frames), of_objects), (classes(seed, frames), of_classes)):

@@ -116,7 +116,6 @@ def test_a_clip_in_a_batch_gets_the_numbers_it_gets_alone() -> None:
 
 
 @given(samples=st.integers(1, 40_000))
-@settings(deadline=None)
 def test_the_number_of_patches_is_the_front_ends(samples: int) -> None:
     columns = 1 + (samples - 400) // 160
     if columns < 96:
@@ -155,7 +154,7 @@ def test_a_window_reaching_over_an_end_holds_zeros_there() -> None:
 
 
 @given(rate=st.floats(0.5, 60), start=st.integers(0, 5))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_centred_windows_follow_any_frame_rate(rate: float, start: int) -> None:
     ramp = torch.arange(10 * RATE, dtype=torch.float64)
     times = [start + index / rate for index in range(4) if start + index / rate < 9]

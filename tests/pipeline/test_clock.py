@@ -103,7 +103,6 @@ GAP = Recipe("mov", "libx264", Fraction(25), (0, *range(30, 50)), group=5, b_fra
 @given(recipes(), st.sampled_from([1.0, 0.5, 0.2]))
 @settings(
     max_examples=EXAMPLES,
-    deadline=None,
     derandomize=True,  # by hand, with more of them, at random
     suppress_health_check=list(HealthCheck),
 )

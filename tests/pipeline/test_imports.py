@@ -366,7 +366,7 @@ label_maps = arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1,
 
 
 @given(labels=label_maps)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_any_label_map_comes_back_from_its_picture(
     labels: np.ndarray, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

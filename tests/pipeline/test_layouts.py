@@ -152,7 +152,7 @@ cells = st.one_of(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cells, cells, cells)
 def test_no_csv_text_whatever_makes_a_path_outside_the_root(name: str, category: str, label: str):
     root = Path("/data/root")

@@ -35,7 +35,7 @@ def outcome(path: Path, times: tuple[float, ...], windows: str = "centred") -> O
     cuts=st.lists(st.integers(0, 60_000), max_size=6),
     times=st.lists(st.floats(-0.48, 4.2), min_size=1, max_size=8),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_windows_cut_in_passing_are_those_of_the_whole_sound(
     cuts: list[int], times: list[float]
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
@@ -326,7 +326,6 @@ def test_frames_that_a_clip_does_not_have_have_no_masks(manifest: Manifest, samp
         np.int64, st.tuples(st.integers(1, 24), st.integers(1, 24)), elements=st.integers(0, 400)
     )
 )
-@settings(deadline=None)
 def test_segments_merge_as_their_masks_do(segments: np.ndarray) -> None:
     found = merge_segments(segments)
     tensor = torch.from_numpy(segments)

@@ -105,7 +105,7 @@ def test_any_zarr_reader_opens_it(split: SplitStore) -> None:
 
 
 @given(rows=st.lists(st.integers(0, 8), min_size=1, max_size=12))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_the_loaders_reader_sees_what_zarr_sees(
     rows: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -279,7 +279,6 @@ nested = st.dictionaries(st.text(max_size=3), value, min_size=2, max_size=4)
 
 
 @given(value=st.dictionaries(st.text(max_size=3), value | nested, min_size=2, max_size=4))
-@settings(deadline=None)
 def test_a_fingerprint_does_not_depend_on_the_order_of_keys(value: dict) -> None:
     assert fingerprint(dict(reversed(value.items()))) == fingerprint(value)
     assert fingerprint(json.loads(json.dumps(value))) == fingerprint(value)

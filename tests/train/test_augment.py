@@ -90,7 +90,7 @@ def test_the_batch_that_came_in_and_what_is_no_picture_stay_as_they_are(recipe: 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 @given(seed=st.integers(0, 2**31))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_labels_go_where_frames_and_maskiges_go(recipe: Recipe, seed: int) -> None:
     batch = augmented(shapes(seed=seed), recipe, seed)
     # At a blob's edge the frame blends and the label does not.
@@ -103,7 +103,7 @@ def test_labels_go_where_frames_and_maskiges_go(recipe: Recipe, seed: int) -> No
 
 
 @given(seed=st.integers(0, 2**31))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_padding_lies_right_and_below_in_grey_with_labels_that_do_not_count(seed: int) -> None:
     batch = augmented(shapes(), "resize-crop-colour-flip", seed)
     for clip in range(4):

@@ -239,7 +239,7 @@ def test_of_several_variants_one_must_be_named(own: Manifest) -> None:
 
 
 @given(clips=st.lists(st.integers(0, 15), min_size=1, max_size=9))
-@settings(deadline=None, max_examples=15, suppress_health_check=[])
+@settings(max_examples=15)
 def test_clips_may_be_asked_for_in_any_order_and_twice(prepared: Path, clips: list[int]) -> None:
     manifest = load_manifest(prepared)
     split = SplitStore(manifest.store_path, "s4", "train")

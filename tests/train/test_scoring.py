@@ -66,7 +66,7 @@ def test_a_saved_evaluation_scores_what_it_scored(
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_eight_bits_hold_all_that_the_metrics_ask_of_a_probability(
     tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
