@@ -84,17 +84,15 @@ def drip(text: bytes) -> Callable[[socket.socket], None]:
         drip(HEAD + b"X: "),
         drip(HEAD + b"Transfer-Encoding: chunked\r\n\r\n"),
         drip(HEAD + b"Content-Length: 1000000\r\n\r\n"),
-        lambda _: time.sleep(9),
+        lambda connection: connection.recv(1),  # nothing at all, until the client leaves
     ],
 )
 def test_who_brings_nothing_useful_for_a_while_is_given_up(
     serve: Serve, tmp_path: Path, answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PATIENCE", 0.5)
-    began = time.monotonic()
     with pytest.raises(ComboError, match=r"nothing useful came for 0\.5 s.*go on with: again"):
         fetch(serve(answer), tmp_path)
-    assert time.monotonic() - began < 5
 
 
 def test_bytes_that_were_there_before_are_nothing_useful(serve: Serve, tmp_path: Path) -> None:
