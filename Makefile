@@ -11,8 +11,8 @@ install: .venv/installed
 # The versions in constraints.txt are those the tests last passed with.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	VIRTUAL_ENV=$(CURDIR)/.venv $(PIP) install --quiet --upgrade pip
-	VIRTUAL_ENV=$(CURDIR)/.venv $(PIP) install --quiet --editable '.[dev]' --constraint constraints.txt
+	VIRTUAL_ENV='$(CURDIR)/.venv' $(PIP) install --quiet --upgrade pip
+	VIRTUAL_ENV='$(CURDIR)/.venv' $(PIP) install --quiet --editable '.[dev]' --constraint constraints.txt
 	touch $@
 
 demo: install
