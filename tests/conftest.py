@@ -1,5 +1,6 @@
 """What several tests share: a small sample data set, and manifests over it."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -62,6 +63,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     )
     assert "1 passed" in done.stdout, done.stdout + done.stderr
     return True
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Function, nextitem: pytest.Function | None) -> None:
+    """What a file's tests freed goes back to the system: kept, it is gigabytes in each process."""
+    library = ctypes.CDLL(None)
+    if (nextitem is None or nextitem.path != item.path) and hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 @pytest.hookimpl(optionalhook=True)
