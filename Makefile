@@ -1,7 +1,7 @@
 # Everything a newcomer needs: `make demo` and `make test`, from a clone, with Python 3.11+ and make.
 PYTHON ?= python3
 BIN := .venv/bin
-# `make install PIP="uv pip"` takes a third of the time where uv is there.
+# `make install PIP="uv pip"` takes less than half of the time where uv is there.
 PIP = $(BIN)/python -m pip
 
 .PHONY: demo test test-processors check format install clean

@@ -68,8 +68,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Function, nextitem: pytest.Function | None) -> None:
     """What a file's tests freed goes back to the system: kept, it is gigabytes in each process."""
+    if nextitem is not None and nextitem.path == item.path:
+        return
     library = ctypes.CDLL(None)
-    if (nextitem is None or nextitem.path != item.path) and hasattr(library, "malloc_trim"):
+    if hasattr(library, "malloc_trim"):
         library.malloc_trim(0)
 
 

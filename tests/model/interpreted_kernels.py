@@ -54,7 +54,7 @@ def both(problem: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     [
         {},
         {"shared": True, "batch": 3},
-        {"queries": 11, "width": 8},
+        {"queries": kernels.ROWS + 1, "width": 8},  # of two heads: three programs, one not full
         {"queries": 1, "batch": 1},
     ],
 )

@@ -70,11 +70,17 @@ def test_a_download_stops_at_the_size_that_is_expected(serve: Serve, tmp_path: P
 def drip(text: bytes) -> Callable[[socket.socket], None]:
     def answer(connection: socket.socket) -> None:
         connection.sendall(text)
-        while True:
+        for _ in range(40):  # four times what the client has patience for; then it is cut
             time.sleep(0.05)
             connection.sendall(b"1")
 
     return answer
+
+
+def silence(connection: socket.socket) -> None:
+    """Nothing at all, until the client leaves, or for as long as `drip`."""
+    connection.settimeout(2)
+    connection.recv(1)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +90,7 @@ def drip(text: bytes) -> Callable[[socket.socket], None]:
         drip(HEAD + b"X: "),
         drip(HEAD + b"Transfer-Encoding: chunked\r\n\r\n"),
         drip(HEAD + b"Content-Length: 1000000\r\n\r\n"),
-        lambda connection: connection.recv(1),  # nothing at all, until the client leaves
+        silence,
     ],
 )
 def test_who_brings_nothing_useful_for_a_while_is_given_up(
