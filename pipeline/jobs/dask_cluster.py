@@ -5,15 +5,18 @@ through the scheduler. A worker loads the stage once. Workers may come, go and b
 time: Dask gives the units of a lost one to another, and a unit is done by its record alone.
 """
 
+import asyncio
+import concurrent.futures
 import contextlib
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
+from threading import Lock, Thread
 from typing import Any
 
 from distributed import (
@@ -28,6 +31,7 @@ from distributed import (
 )
 from distributed.client import ClosedClientError, FutureCancelledError
 from distributed.comm.core import CommClosedError
+from tornado.ioloop import IOLoop
 
 from ..devices import Place, claimed_device, devices
 from ..errors import ComboError
@@ -180,26 +184,28 @@ def dask_runner(
     scheduler.  workers: how many, at most.  cluster, lifetime, logs: of workers that are jobs.
     Raises ComboError.
     """
-    from distributed import Client
-
     with contextlib.ExitStack() as stack:
         threads: int | None = None
         if where == "local":
             count = workers or _local_workers(device)
             threads = max(1, cores() // count)
             made: Any = LocalCluster(
-                n_workers=count, threads_per_worker=1, memory_limit=None, dashboard_address=":0"
+                n_workers=count,
+                threads_per_worker=1,
+                memory_limit=None,
+                dashboard_address=":0",
+                loop=_event_loop(),
             )
             stack.callback(made.close)
         elif where in SCHEDULERS:
             count, threads = workers or 1, cluster.cores or 1
-            made = SCHEDULERS[where].dask_cluster(cluster, lifetime, logs)
+            made = SCHEDULERS[where].dask_cluster(cluster, lifetime, logs, _event_loop())
             stack.callback(made.close)
             made.adapt(minimum_jobs=1, maximum_jobs=count)
         else:
             made, count = where, workers or 0
         try:
-            client = stack.enter_context(Client(made, timeout="30s"))
+            client = stack.enter_context(Client(made, timeout="30s", loop=_event_loop()))
         except (OSError, ValueError) as error:
             raise ComboError(
                 f"--dask {where}: no scheduler answers there ({error}); give local, "
@@ -210,6 +216,30 @@ def dask_runner(
         if made is not where and find_spec("bokeh") is None:
             shown = "none without bokeh, which is in the extra combo-avs[cluster]"
         yield DaskRunner(client, count or max(1, len(there)), device, threads), shown
+
+
+@cache
+def _event_loop() -> IOLoop:
+    """The event loop of a process's clusters and clients, in a thread of its own to its end.
+
+    Dask would start one itself, and end in an assertion where that takes ten seconds.
+    """
+    running: concurrent.futures.Future[IOLoop] = concurrent.futures.Future()
+
+    async def live() -> None:
+        running.set_result(IOLoop.current())
+        await asyncio.Event().wait()
+
+    def serve() -> None:
+        try:
+            asyncio.run(live())
+        except BaseException as error:
+            if running.done():
+                raise
+            running.set_exception(error)
+
+    Thread(target=serve, name="event loop of Dask", daemon=True).start()
+    return running.result()
 
 
 def _local_workers(device: str) -> int:

@@ -66,11 +66,14 @@ class Scheduler(Protocol):
         """
         ...
 
-    def dask_cluster(self, cluster: ClusterSettings, lifetime: str | None, logs: Path) -> Any:
+    def dask_cluster(
+        self, cluster: ClusterSettings, lifetime: str | None, logs: Path, loop: Any
+    ) -> Any:
         """A dask-jobqueue cluster whose workers are jobs, one unit at a time each.
 
         lifetime: after which a worker leaves in good order, such as `55m`; by default in time.
-        logs: folder for what workers print.  Raises ComboError when no worker would ever start.
+        logs: folder for what workers print.  loop: the tornado loop, running, that the cluster
+        lives in.  Raises ComboError when no worker would ever start.
         """
         ...
 

@@ -176,7 +176,7 @@ def requeue(warned: bool, say: Callable[[str], None]) -> None:
             return
 
 
-def dask_cluster(cluster: ClusterSettings, lifetime: str | None, logs: Path) -> Any:
+def dask_cluster(cluster: ClusterSettings, lifetime: str | None, logs: Path, loop: Any) -> Any:
     """A dask-jobqueue cluster whose workers are Slurm jobs; see `Scheduler`. Raises ComboError."""
     interrupt = signal.getsignal(signal.SIGINT)
     try:
@@ -203,6 +203,7 @@ def dask_cluster(cluster: ClusterSettings, lifetime: str | None, logs: Path) -> 
         log_directory=str(logs),
         scheduler_options={"dashboard_address": ":0"},
         job_name="combo-dask",
+        loop=loop,
     )
     try:
         # Dask would ask for workers that sbatch refuses for ever.

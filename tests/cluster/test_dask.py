@@ -147,21 +147,17 @@ def test_workers_of_a_cluster_that_is_there_are_used_and_may_come_late(
             each.wait()
 
 
-def test_an_address_where_nobody_answers_is_one_line(tmp_path: Path) -> None:
-    from combo.pipeline.jobs.dask_cluster import dask_runner
-
-    with (
-        pytest.raises(ComboError, match=r"--dask nonsense: .*; give local, slurm, or an address"),
-        dask_runner(
-            "nonsense",
-            workers=None,
-            device="cpu",
-            cluster=ClusterSettings(),
-            lifetime=None,
-            logs=tmp_path,
-        ),
-    ):
-        pass
+def test_an_address_where_nobody_answers_is_one_line(manifest_file) -> None:
+    words = ("preprocess", "audio", "--data", "s4", "--manifest", manifest_file())
+    done = subprocess.run(
+        [sys.executable, "-m", "combo", *map(str, words), "--dask", "nonsense"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert re.search("--dask nonsense: .*; give local, slurm, or an address such as tcp://", line)
 
 
 @pytest.mark.parametrize(
@@ -215,3 +211,30 @@ def test_without_the_extra_there_is_no_dashboard_and_all_else_works(manifest_fil
     assert done.returncode == 0, done.stderr
     assert "finished" in done.stdout
     assert "dashboard: none without bokeh, which is in the extra combo-avs[cluster]" in done.stderr
+
+
+SLOW_LOOP = """
+import asyncio, sys, time
+soon = asyncio.new_event_loop
+
+def late():
+    time.sleep(10.5)  # Dask waits for its own for ten seconds
+    return soon()
+
+asyncio.new_event_loop = asyncio.events.new_event_loop = late
+from combo.cli import main
+main()
+"""
+
+
+def test_a_machine_on_which_an_event_loop_starts_slowly(manifest_file) -> None:
+    words = ("preprocess", "audio", "--data", "s4", "--manifest", manifest_file())
+    dask = ("--dask", "local", "--workers", "1")
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW_LOOP, *map(str, words + dask)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert Counter(re.findall("finished", done.stdout))["finished"] == 3
