@@ -20,6 +20,7 @@ from commands import combo
 from typer.testing import CliRunner
 
 from combo.cli import app
+from combo.pipeline import console
 from combo.pipeline.console import Output
 
 ROOT = typer.main.get_command(app)
@@ -353,16 +354,18 @@ def test_a_sample_brings_a_manifest_that_reads_it(tmp_path: Path) -> None:
 
 
 def test_a_failed_clip_is_exit_code_1_and_named(
-    sample: Path, tmp_path: Path, manifest_file
+    sample: Path, tmp_path: Path, manifest_file, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
 
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
     root = shutil.copytree(sample, tmp_path / "own")
     sound = next(root.glob("AVSBench_object/Single-source/s4_data/audio_wav/test/*/*.wav"))
     sound.unlink()
     where = ("--data", "s4", "--split", "test", "--manifest", str(manifest_file(root)))
-    failed = combo("preprocess", "audio", *where)
+    failed = combo("preprocess", "all", *where)
     assert failed.returncode == 1
+    assert re.search(r"preprocessing: (\d+)/\1, took .+, 1 failed", failed.stderr)
     assert sound.name in failed.stderr
     assert "--retry-failed" in failed.stderr
 

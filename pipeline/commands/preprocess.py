@@ -100,7 +100,7 @@ def run_jobs(
         try:
             with output.bar("preprocessing", total, lambda: _left(shares)) as bar:
                 summaries += (_run(output, bar, share, options, runner, stop) for share in shares)
-                bar.advance(0, title="preprocessing")
+                bar.advance(0, _failed(sum(share.failed for share in shares)), "preprocessing")
         except (Stopped, KeyboardInterrupt):
             _tell_what_is_done(output, shares)
             raise
@@ -216,6 +216,10 @@ def _foretell(
     output.result(f"in all: {counted(whole.units, 'unit')} to do; {needs(whole)}{more}")
 
 
+def _failed(clips: int) -> str:
+    return f"{clips} failed" if clips else ""
+
+
 def _run(
     output: Output,
     bar: Bar,
@@ -228,7 +232,7 @@ def _run(
 
     def done(record: "UnitRecord") -> None:
         share.unit(len(record.failed))
-        bar.advance(len(record.clips), f"{share.failed} failed" if share.failed else "")
+        bar.advance(len(record.clips), _failed(share.failed))
 
     share.begin()
     bar.advance(0, "", share.name)
