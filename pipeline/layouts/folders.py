@@ -276,10 +276,12 @@ class Folders(Layout):
             names = [str(n) for n in range(len(frames))]
         if not frames:
             there = ", ".join(f.name for f in contents.files if f not in sounds)
+            inside = f"; frames lie straight in it, not in {', '.join(unread)}" if unread else ""
             raise MediaError(
                 folder,
                 "no frame images and no video in the clip's folder"
-                + (f" (only {there[:200]})" if there else ""),
+                + (f" (only {there[:200]})" if there else "")
+                + inside[:200],
             )
         self._refuse_too_many(folder, len(frames))
         labels, others = (None,) * len(frames), list[str]()

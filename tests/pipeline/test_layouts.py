@@ -326,6 +326,7 @@ def problems(root: Path, rules: Folders | None = None) -> dict[str, str | None]:
 def test_a_clip_folder_that_is_unclear_is_a_problem_of_that_clip_only(tmp_path: Path):
     picture(tmp_path / "good" / "0.png")
     sound(tmp_path / "silent" / "a.wav")
+    sound(picture(tmp_path / "deeper" / "frames" / "0.png").parent.parent / "a.wav")
     for name in ("a.wav", "b.wav"):
         sound(picture(tmp_path / "two_sounds" / "0.png").with_name(name))
     for name in ("a.mp4", "b.mp4"):
@@ -338,6 +339,7 @@ def test_a_clip_folder_that_is_unclear_is_a_problem_of_that_clip_only(tmp_path: 
     assert found.pop("good") is None
     for name, text in {
         "silent": "no frame images and no video",
+        "deeper": "frames lie straight in it, not in frames/",
         "two_sounds": "more than one sound file",
         "two_videos": "more than one video file",
         "bad_video": "damaged video",
