@@ -99,7 +99,7 @@ def test_losses_and_weights_are_those_of_one_process(
     }  # fmt: skip
     assert one[0] == pytest.approx(two[0], rel=1e-5)
     for line, other in zip(one, two, strict=True):
-        assert line == pytest.approx(other, rel=1e-4, abs=1e-6)  # noise that has grown
+        assert line == pytest.approx(other, rel=5e-4, abs=1e-6)  # noise that has grown
     begun = begin(finished, tmp_path / "run", S4 if name == "s4" else AVSS).network.state_dict()
     networks = [last(root / name).network for root in (alone, both)]
     assert apart(*networks, dict(begun)) < 0.01
