@@ -99,8 +99,10 @@ def run_jobs(
         total = sum(share.clips for share in shares)
         try:
             with output.bar("preprocessing", total, lambda: _left(shares)) as bar:
-                summaries += (_run(output, bar, share, options, runner, stop) for share in shares)
-                bar.advance(0, _failed(sum(share.failed for share in shares)), "preprocessing")
+                summaries += (
+                    _run(output, bar, share, shares, options, runner, stop) for share in shares
+                )
+                bar.advance(0, title="preprocessing")
         except (Stopped, KeyboardInterrupt):
             _tell_what_is_done(output, shares)
             raise
@@ -216,26 +218,25 @@ def _foretell(
     output.result(f"in all: {counted(whole.units, 'unit')} to do; {needs(whole)}{more}")
 
 
-def _failed(clips: int) -> str:
-    return f"{clips} failed" if clips else ""
-
-
 def _run(
     output: Output,
     bar: Bar,
     share: "Share",
+    shares: "Sequence[Share]",
     options: "Options",
     runner: "Runner",
     stop: "Stop | None",
 ) -> "Summary":
+    """Run one of the command's jobs; the bar counts the clips of all of them."""
     from ..jobs.run import run_job
 
     def done(record: "UnitRecord") -> None:
         share.unit(len(record.failed))
-        bar.advance(len(record.clips), _failed(share.failed))
+        failed = sum(each.failed for each in shares)
+        bar.advance(len(record.clips), f"{failed} failed" if failed else "")
 
     share.begin()
-    bar.advance(0, "", share.name)
+    bar.advance(0, title=share.name)
     return run_job(
         share.job,
         options,

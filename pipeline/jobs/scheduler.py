@@ -6,7 +6,7 @@ or variables: to add one, write `jobs/NAME.py` and name it in `SCHEDULERS`.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import devices, durable
 from ..errors import ComboError
@@ -14,6 +14,9 @@ from ..manifest import ClusterSettings
 from . import slurm
 from .job_array import JobArray
 from .training import TrainingJob
+
+if TYPE_CHECKING:
+    from tornado.ioloop import IOLoop
 
 
 class Scheduler(Protocol):
@@ -67,13 +70,13 @@ class Scheduler(Protocol):
         ...
 
     def dask_cluster(
-        self, cluster: ClusterSettings, lifetime: str | None, logs: Path, loop: Any
+        self, cluster: ClusterSettings, lifetime: str | None, logs: Path, loop: "IOLoop"
     ) -> Any:
         """A dask-jobqueue cluster whose workers are jobs, one unit at a time each.
 
         lifetime: after which a worker leaves in good order, such as `55m`; by default in time.
-        logs: folder for what workers print.  loop: the tornado loop, running, that the cluster
-        lives in.  Raises ComboError when no worker would ever start.
+        logs: folder for what workers print.  loop: running; the cluster lives in it.
+        Raises ComboError when no worker would ever start.
         """
         ...
 

@@ -14,12 +14,15 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ComboError
 from ..manifest import ClusterSettings
 from .job_array import JobArray
 from .training import TrainingJob
+
+if TYPE_CHECKING:
+    from tornado.ioloop import IOLoop
 
 ATTEMPTS = 5
 PAUSE = 3.0
@@ -176,7 +179,7 @@ def requeue(warned: bool, say: Callable[[str], None]) -> None:
             return
 
 
-def dask_cluster(cluster: ClusterSettings, lifetime: str | None, logs: Path, loop: Any) -> Any:
+def dask_cluster(cluster: ClusterSettings, lifetime: str | None, logs: Path, loop: "IOLoop") -> Any:
     """A dask-jobqueue cluster whose workers are Slurm jobs; see `Scheduler`. Raises ComboError."""
     interrupt = signal.getsignal(signal.SIGINT)
     try:

@@ -36,6 +36,32 @@ def bytes_of(job: Job) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
+MAIN = """
+from combo.cli import main
+main()
+"""
+HIDDEN = (
+    """
+import sys
+sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(",")))  # as if they were not installed
+"""
+    + MAIN
+)
+
+
+def begun_by(
+    code: str, *words: object, timeout: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own that this code begins."""
+    command = [sys.executable, "-c", code, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout)
+
+
+def without(modules: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """A command where these modules are not installed."""
+    return begun_by(HIDDEN, modules, *words, timeout=120)
+
+
 @contextmanager
 def local(tmp_path: Path, workers: int):
     from combo.pipeline.jobs.dask_cluster import dask_runner
@@ -149,12 +175,7 @@ def test_workers_of_a_cluster_that_is_there_are_used_and_may_come_late(
 
 def test_an_address_where_nobody_answers_is_one_line(manifest_file) -> None:
     words = ("preprocess", "audio", "--data", "s4", "--manifest", manifest_file())
-    done = subprocess.run(
-        [sys.executable, "-m", "combo", *map(str, words), "--dask", "nonsense"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = begun_by(MAIN, *words, "--dask", "nonsense")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert re.search("--dask nonsense: .*; give local, slurm, or an address such as tcp://", line)
@@ -181,20 +202,6 @@ def test_a_scheduler_that_is_gone_is_one_line_and_what_is_done_stays(
     assert is_good(job)
 
 
-HIDDEN = """
-import sys
-sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(",")))  # as if they were not installed
-from combo.cli import main
-main()
-"""
-
-
-def without(modules: str, *words: object) -> subprocess.CompletedProcess[str]:
-    """A command where these modules are not installed."""
-    command = [sys.executable, "-c", HIDDEN, modules, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-
-
 def test_workers_as_jobs_without_the_extra_are_one_line_that_names_it(manifest_file) -> None:
     words = ("preprocess", "frames", "--data", "s4", "--manifest", manifest_file())
     done = without("dask_jobqueue", *words, "--dask", "slurm")
@@ -213,7 +220,8 @@ def test_without_the_extra_there_is_no_dashboard_and_all_else_works(manifest_fil
     assert "dashboard: none without bokeh, which is in the extra combo-avs[cluster]" in done.stderr
 
 
-SLOW_LOOP = """
+SLOW_LOOP = (
+    """
 import asyncio, sys, time
 soon = asyncio.new_event_loop
 
@@ -222,19 +230,14 @@ def late():
     return soon()
 
 asyncio.new_event_loop = asyncio.events.new_event_loop = late
-from combo.cli import main
-main()
 """
+    + MAIN
+)
 
 
 def test_a_machine_on_which_an_event_loop_starts_slowly(manifest_file) -> None:
     words = ("preprocess", "audio", "--data", "s4", "--manifest", manifest_file())
     dask = ("--dask", "local", "--workers", "1")
-    done = subprocess.run(
-        [sys.executable, "-c", SLOW_LOOP, *map(str, words + dask)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = begun_by(SLOW_LOOP, *words, *dask)
     assert done.returncode == 0, done.stderr
     assert Counter(re.findall("finished", done.stdout))["finished"] == 3
