@@ -52,8 +52,10 @@ def _autocast() -> dict[str, object]:
 
 
 def _environment() -> dict[str, str]:
-    """Without what pytest says of the test that runs, and PyTorch when its compiler is imported."""
-    others = ("PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR")
+    """Without what pytest says of the test that runs, and PyTorch's compiler when it is imported
+    or first compiles for a GPU."""
+    compiler = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TRITON_PTXAS_PATH")
+    others = ("PYTEST_CURRENT_TEST", *compiler)
     return {name: value for name, value in os.environ.items() if name not in others}
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..devices import Place, threads
+from ..devices import Place, float32_products, threads
 from ..encoders import encoder
 from ..encoders.encoder import LOG_MEL, Encoder
 from ..errors import ComboError, MediaError
@@ -112,8 +112,7 @@ class AudioStage:
         if limit is not None:
             readers = max(1, min(readers, limit // made.window_bytes))
             at_once = max(1, min(usual, limit // made.window_bytes // readers))
-        files = {name: path for name, (path, _) in self.weights.items()}
-        encode = made.open(files, place.device, limit)
+        encode = self._encode(place.device)
 
         def patches(clip: Clip) -> "tuple[Tensor, str] | Outcome":
             if clip.problem is not None:
@@ -132,6 +131,11 @@ class AudioStage:
                 return self._encoded(found, encode)
 
         return work
+
+    def _encode(self, device: str) -> "Encode":
+        """The encoder's function, which gives the same numbers on every device but for noise."""
+        files = {name: path for name, (path, _) in self.weights.items()}
+        return float32_products()(self._encoder.open(files, device, self.settings.memory_limit))
 
     def _encoded(
         self, found: "Sequence[tuple[Tensor, str] | Outcome]", encode: "Encode"
@@ -235,9 +239,8 @@ class AudioStage:
         frames around which there is no sound: their rows are zeros. Keeps no more of the sound than
         seconds.  on_frames: told how many more are done.  Raises MediaError.
         """
-        made, limit = self._encoder, self.settings.memory_limit
+        made, encode = self._encoder, self._encode(device)
         front_end = made.front_end()
-        encode = made.open({n: path for n, (path, _) in self.weights.items()}, device, limit)
         found = np.zeros((len(clip.times), made.width), np.float32)
         lacking: list[int] = []
         if clip.sound is None:

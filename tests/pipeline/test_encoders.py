@@ -51,6 +51,33 @@ def test_vggish_gives_what_the_package_gives_from_the_sound_to_the_store(
     assert len({each.variant().fingerprint for each in described}) == len(described)
 
 
+@pytest.mark.parametrize("name", ["vggish", "torchvggish"])
+def test_no_network_of_an_encoder_computes_in_tf32(
+    weights: dict[str, tuple[Path, str]], name: str
+) -> None:
+    def rounding() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before, seen = rounding(), set[tuple[bool, bool]]()
+    assert before != (False, False), "as PyTorch begins"
+    clip = Clip("clip", sound=SOUNDS / "test.wav", times=(0.5, 1.5))
+    stage = AudioStage(AudioSettings(encoder=name), "centred", 2, weights)
+    watching = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, _: seen.add(rounding()) if isinstance(module, torch.nn.Conv2d) else None
+    )
+    try:
+        (outcome,) = stage.open(Place())([clip])
+        assert outcome.arrays is not None, outcome.reason
+        assert seen == {(False, False)}
+        seen.clear()
+        embeddings, lacking = stage.embed(clip, "cpu")
+    finally:
+        watching.remove()
+    assert seen == {(False, False)}
+    assert rounding() == before
+    assert (len(embeddings), lacking) == (2, [])
+
+
 def _loudness() -> Encoder:
     """Loudness in eight equal parts of half a second at 8 kHz: 8 numbers."""
 
