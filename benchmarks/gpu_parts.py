@@ -116,6 +116,7 @@ def a_step(
     frames: int = 0,
     compiled: bool = False,
     layout: torch.memory_format = Combo.memory_format,
+    checkpointing: str = "none",
 ) -> tuple[Callable[[], None], Callable[[], None]]:
     """Forward alone, and a training step, of a batch of S4 or of AVSS."""
     torch.manual_seed(0)
@@ -123,6 +124,8 @@ def a_step(
     settings = preset(name, image_size=size.pixels)
     net = Combo(settings).to(size.device).train()
     net.memory_format = layout
+    if checkpointing != "none":
+        net.recompute(everything=checkpointing == "all")
     criterion = Criterion(settings)
     if compiled:
         net.compile_parts()
@@ -205,14 +208,19 @@ def avss(size: Size) -> Iterator[Row]:
     """Ten frames, 71 classes, all annotated: speed and memory by setting."""
     for precision in ("bf16", "fp16", "fp32") if not size.small else ("fp32",):
         yield _avss_step(size, precision)
+    for checkpointing in ("encoder", "all"):
+        precision = "fp32" if size.small else "bf16"
+        yield _avss_step(
+            size, precision, f"checkpointing={checkpointing}", checkpointing=checkpointing
+        )
 
 
-def _avss_step(size: Size, precision: str, compiled: bool = False) -> Row:
+def _avss_step(size: Size, precision: str, setting: str = "", **settings: Any) -> Row:
     frames = size.frames if size.small else 10
-    _, step = a_step(size, "combo-r50-avss", precision, frames=frames, compiled=compiled)
+    _, step = a_step(size, "combo-r50-avss", precision, frames=frames, **settings)
     seconds, memory = timed(step, size)
     row: Row = {
-        "what": f"R50 AVSS step, {precision}{' compiled' if compiled else ''}",
+        "what": f"R50 AVSS step, {precision} {setting}".rstrip(),
         "ms": seconds * 1e3,
         "clips/s": size.batch / seconds,
         **memory,
@@ -225,7 +233,7 @@ def compiled(size: Size) -> Iterator[Row]:
     if size.small:
         yield {"what": "compiled parts: on a GPU only"}
         return
-    yield _avss_step(size, "bf16", compiled=True)
+    yield _avss_step(size, "bf16", "compiled", compiled=True)
     yield from _forward_and_step(size, "r50", "bf16", compiled=True)
 
 
