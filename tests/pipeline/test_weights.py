@@ -350,10 +350,10 @@ def test_a_web_page_in_place_of_the_file_is_refused(server, monkeypatch):
 
 
 def archive() -> bytes:
-    """A zip file as PyTorch writes them: entries as they are, each with its checksum."""
+    """A zip file as PyTorch writes them: entries as they are, each with its checksum, no times."""
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as file:
-        file.writestr("archive/data.pkl", b"\x80")
+        file.writestr(zipfile.ZipInfo("archive/data.pkl"), b"\x80")
         file.writestr(zipfile.ZipInfo("archive/data/0"), bytes(range(256)) * 40)
     return made.getvalue()
 
