@@ -1,7 +1,7 @@
 """Everything a GPU decides, in one command: is it right there, how fast, with how much memory.
 
     python benchmarks/gpu.py                     # some nine minutes
-    python benchmarks/gpu.py --parts layout compiled_pvt     # two more, which take as long
+    python benchmarks/gpu.py --parts layout compiled_pvt     # two more, minutes each
     python benchmarks/gpu.py --device cpu        # a small size: shows that the script works
 
 Each part runs in a process of its own and its rows are written to gpu.json at once, so that a call

@@ -90,7 +90,7 @@ def kernels(once: Callable[[], object], size: Size) -> Row:
     times: Counter[str] = Counter()
     launches: Counter[str] = Counter()
     for event in profiled.events():
-        if event.device_type == DeviceType.CUDA and "#" not in event.name:  # Optimizer.step#...
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation:
             times[event.name] += event.device_time_total / 1e3
             launches[event.name] += 1
     longest = (f"{ms:8.2f} ms {launches[name]:5} x {name:.90}" for name, ms in times.most_common(5))
@@ -430,9 +430,9 @@ def masks(size: Size) -> Iterator[Row]:
 
 def tests(size: Size) -> Iterator[Row]:
     """The tests that need a GPU; without one they are skipped, each with its reason."""
-    at_once = 0 if size.small else 4
-    chosen = ["tests/train/test_gpu.py", "-q", "-p", "no:cacheprovider", "-rs", "-n", str(at_once)]
-    chosen += ["--durations", "5"]
+    workers = "0" if size.small else "4"
+    chosen = ["tests/train/test_gpu.py", "-q", "-p", "no:cacheprovider", "-rs", "-n", workers]
+    chosen += ["--durations", "5", "--show-capture", "no"]  # a compiler's log has 2,000 lines
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *chosen],
         cwd=HOME,

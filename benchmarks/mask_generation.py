@@ -127,6 +127,10 @@ def pictures(job: Job) -> list[Tensor]:
     return [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in opened]
 
 
+def one_of_each_size(images: Sequence[Tensor]) -> list[Tensor]:
+    return [*{image.shape: image for image in images}.values()]
+
+
 def seeded_sam(job: Job) -> Any:
     """The package's network with random weights whose mask logits scatter by hundreds."""
     from segment_anything import sam_model_registry
@@ -272,8 +276,8 @@ def ours(job: Job) -> Cost:
         compile=job.compile,
     )
     if job.compile or device.type == "cuda":
-        for size in {image.shape: image for image in images}.values():
-            list(grid.found(size[None]))
+        for image in one_of_each_size(images):
+            list(grid.found(image[None]))
         cost.reset()
     for image in images:
         with cost.timed("total", device):
@@ -315,8 +319,8 @@ def theirs(job: Job) -> Cost:
     for name in ("mask_to_rle_pytorch", "rle_to_mask", "area_from_rle"):
         setattr(codes, name, timing(getattr(codes, name), "run lengths"))
     if device.type == "cuda":
-        for size in {image.shape: image for image in images}.values():
-            generator.generate(size.permute(1, 2, 0).numpy())
+        for image in one_of_each_size(images):
+            generator.generate(image.permute(1, 2, 0).numpy())
         cost.reset()
     for image in images:
         with cost.timed("total", device):

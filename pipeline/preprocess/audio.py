@@ -112,7 +112,7 @@ class AudioStage:
         if limit is not None:
             readers = max(1, min(readers, limit // made.window_bytes))
             at_once = max(1, min(usual, limit // made.window_bytes // readers))
-        encode = self._encode(place.device)
+        encode = self._encoder_on(place.device)
 
         def patches(clip: Clip) -> "tuple[Tensor, str] | Outcome":
             if clip.problem is not None:
@@ -132,7 +132,7 @@ class AudioStage:
 
         return work
 
-    def _encode(self, device: str) -> "Encode":
+    def _encoder_on(self, device: str) -> "Encode":
         """The encoder's function, which gives the same numbers on every device but for noise."""
         files = {name: path for name, (path, _) in self.weights.items()}
         return float32_products()(self._encoder.open(files, device, self.settings.memory_limit))
@@ -239,7 +239,7 @@ class AudioStage:
         frames around which there is no sound: their rows are zeros. Keeps no more of the sound than
         seconds.  on_frames: told how many more are done.  Raises MediaError.
         """
-        made, encode = self._encoder, self._encode(device)
+        made, encode = self._encoder, self._encoder_on(device)
         front_end = made.front_end()
         found = np.zeros((len(clip.times), made.width), np.float32)
         lacking: list[int] = []
