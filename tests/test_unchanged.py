@@ -22,6 +22,7 @@ CHANGES = {
     "signal handlers": "signal.signal(signal.SIGUSR1, signal.SIG_IGN)",
     "umask": "os.umask(0o117)",
     "limits": "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))",
+    "bytecode": "sys.dont_write_bytecode = not sys.dont_write_bytecode",
     "memory switches looked up": "ctypes.CDLL(None).mallopt(-1, -1)",
 }
 SEEDING = """\
@@ -80,7 +81,7 @@ def changing() -> str:
         f"def test_{number}():\n    {change}\n\ndef test_{number}_next():\n    pass\n"
         for number, change in enumerate(CHANGES.values())
     ]
-    return "import ctypes, os, resource, signal\nimport torch\n" + "\n".join(tests)
+    return "import ctypes, os, resource, signal, sys\nimport torch\n" + "\n".join(tests)
 
 
 def outcomes(said: str, of: str) -> Counter[str]:

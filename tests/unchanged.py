@@ -78,6 +78,7 @@ STATE: dict[str, Callable[[], object]] = {
     "limits": _limits,
     "memory switches looked up": lambda: len(_looked_up),
     "import path": lambda: list(sys.path),
+    "bytecode": lambda: sys.dont_write_bytecode,
     "garbage collector": lambda: (gc.isenabled(), gc.get_threshold()),
     "NumPy's errors": np.geterr,
     "log level": lambda: logging.getLogger().level,

@@ -1,11 +1,11 @@
 """Disks that are too small, full or read-only."""
 
-import resource
 import subprocess
 from pathlib import Path
 
 import pytest
 from commands import combo
+from system_limits import file_limit
 
 from combo.pipeline import durable
 from combo.pipeline.jobs import records
@@ -68,12 +68,9 @@ def test_a_write_that_failed_is_told_as_the_system_told_it(tmp_path: Path) -> No
             except OSError as error:
                 raise RuntimeError("cannot encode") from error
 
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
-    try:
+    with file_limit() as limit:
+        limit(10)
         with pytest.raises(OSError, match="File too large") as caught:
             encode()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert caught.value.filename == str(tmp_path / "film")
     assert list(tmp_path.iterdir()) == []

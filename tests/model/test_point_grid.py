@@ -8,8 +8,7 @@ network play no part in the rules tested here.
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -27,6 +26,7 @@ from segment_anything.modeling import (
     Sam,
     TwoWayTransformer,
 )
+from system_limits import memory_limit
 from torch import Tensor
 
 from combo.model.mask_settings import GridSettings, SemanticSamSettings
@@ -210,21 +210,6 @@ def test_little_memory_makes_smaller_steps_and_the_same_masks(sam: Sam) -> None:
         assert int((a.segmentation != b.segmentation).sum()) <= 2
 
 
-@contextmanager
-def address_space(mebibytes: int) -> Iterator[None]:
-    """No more than this many MiB beside what the process has already."""
-    import resource
-
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = pages * resource.getpagesize() + (mebibytes << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="limits its own memory as Linux does it")
 @pytest.mark.own_process
 def test_when_memory_really_runs_out_the_batch_is_halved_until_it_fits(
@@ -245,7 +230,7 @@ def test_when_memory_really_runs_out_the_batch_is_halved_until_it_fits(
     # All 256 points at once, of which each takes a quarter MiB several times over.
     monkeypatch.setattr("combo.model.point_grid.CPU_WORKING_SET", 1 << 33)
     grid = PublicGrid(sam, **settings, memory_limit=1 << 33)
-    with address_space(mebibytes=32):
+    with memory_limit(mebibytes=32):
         records = grid.records(image)
     assert sizes[:2] == [256, 128]
     assert sizes[-1] < 256

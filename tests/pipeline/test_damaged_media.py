@@ -19,6 +19,7 @@ import soundfile
 import torch
 from numbered_clips import Recipe, make, picture, tones
 from PIL import Image
+from system_limits import memory_limit
 
 from combo.pipeline.errors import MediaError
 from combo.pipeline.layouts import Clip
@@ -34,8 +35,8 @@ from combo.pipeline.preprocess.frames import FramesStage
 from combo.pipeline.preprocess.stage import Outcome, Place
 
 DAMAGED = 520
-SPARE = 1_500 << 20
-"""Bytes that a damaged file may make a process use, which is about what an 8K video takes."""
+SPARE = 1_500
+"""MiB that a damaged file may make a process use, which is about what an 8K video takes."""
 
 IMAGES = {
     "png": {},
@@ -144,8 +145,6 @@ def outcomes(path: Path, kind: str) -> Iterator[Outcome]:
 @pytest.mark.own_process
 @pytest.mark.filterwarnings("ignore")
 def test_hundreds_of_damaged_files_end_as_as_many_clips_or_reasons(tmp_path: Path) -> None:
-    import resource
-
     (tmp_path / "whole").mkdir()
     (tmp_path / "root" / "c").mkdir(parents=True)
     files = whole_files(tmp_path / "whole")
@@ -155,20 +154,15 @@ def test_hundreds_of_damaged_files_end_as_as_many_clips_or_reasons(tmp_path: Pat
         if kind != "frames":  # a picture is its own label here, of the wrong kind
             assert all(made.arrays is not None for made in outcomes(target, kind)), path
         target.unlink()
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + SPARE, hard))
     random = np.random.default_rng(int(os.environ.get("COMBO_DAMAGE_SEED", "0")))
     made: list[Outcome] = []
-    try:
+    with memory_limit(SPARE):
         for number in range(DAMAGED):
             path, kind = list(files.items())[number % len(files)]
             target = tmp_path / "root" / "c" / path.name
             target.write_bytes(damaged(path.read_bytes(), random))
             made += outcomes(target, kind)
             target.unlink()
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert len(made) >= DAMAGED
     assert all((each.arrays is None) == bool(each.reason) for each in made)
     assert all("\n" not in each.reason for each in made)

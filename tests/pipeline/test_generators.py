@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from public_masks import PublicGrid
+from system_limits import memory_limit
 
 from combo.model.semantic_sam import SemanticSam
 from combo.pipeline.devices import Place, cores
@@ -163,8 +164,6 @@ def test_stages_without_a_network_go_without_pytorch(manifest_file) -> None:
 def test_a_frame_too_large_for_the_memory_fails_its_clip_and_no_other(
     tmp_path: Path, frame: np.ndarray
 ) -> None:
-    import resource
-
     large = tmp_path / "clips" / "wide"
     large.mkdir()
     Image.fromarray(frame).resize((1600, 1200)).save(large / "0.png")
@@ -174,14 +173,8 @@ def test_a_frame_too_large_for_the_memory_fails_its_clip_and_no_other(
     work = job.stage.open(Place())
     clips = {clip.name: clip for clip in job.clips}
     assert work([clips["clip"]])[0].arrays is not None
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = pages * resource.getpagesize() + (160 << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    try:
+    with memory_limit(160):
         small, wide = work([clips["clip"], clips["wide"]])
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert small.arrays is not None
     assert wide.arrays is None
     assert "frames of 1600 x 1200: no memory" in wide.reason

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import re
-import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from permissions import modes_count
+from system_limits import file_limit
 from typer.testing import CliRunner
 
 from combo.cli import app
@@ -272,16 +272,6 @@ def test_an_odd_index_of_a_packed_file_is_one_line(
     with pytest.raises(ComboError, match=r"odd\.h5 is damaged \(index: .*combo pack") as caught:
         resume(run.root, file)
     said(caught)
-
-
-@contextmanager
-def file_limit() -> Iterator[Callable[[int], None]]:
-    """Sets how large files of this process may grow."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("what", ["log", "checkpoint"])
