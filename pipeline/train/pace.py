@@ -54,10 +54,13 @@ class Pace:
             yield batch
 
     def counted(self, step: Callable[[], Value]) -> Value:
-        """Does a step; of the first, where the device's speed is known, products are counted."""
+        """Does a step; of the first, where the device's speed is known, products are counted.
+
+        That one is taken without compiled parts, in which no operator would be seen.
+        """
         if self._flops is not None or self._peak() is None:
             return step()
-        with FlopCounterMode(display=False) as counter:
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
             done = step()
         self._flops = counter.get_total_flops()
         return done
