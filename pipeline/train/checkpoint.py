@@ -16,6 +16,9 @@ from .run_folder import DATA, RunFolder
 
 Value = TypeVar("Value")
 
+SAFETENSORS = ".safetensors"
+"""What the name of a network ends with that no checkpoint is around."""
+
 
 @dataclass
 class Checkpoint:
@@ -59,7 +62,7 @@ def save_network(
 
     told = {"iteration": str(iteration), "M_J": str(best), "run": run}
     plain = {name: value.contiguous() for name, value in network.items()}
-    durable.write_bytes(path.with_suffix(".safetensors"), as_bytes(plain, told))
+    durable.write_bytes(path.with_suffix(SAFETENSORS), as_bytes(plain, told))
     save(path, {"network": network, "iteration": iteration, "best": best, "run": run})
 
 
@@ -126,10 +129,24 @@ class _OfAnotherRun(Exception):
 def _opened(path: Path) -> dict[str, Any]:
     """What a file holds. One that names no run is of an older combo, and is taken as it is."""
     durable.open_regular(path).close()
-    value = torch.load(path, map_location="cpu", weights_only=True)
+    if path.suffix == SAFETENSORS:
+        value = _opened_alone(path)
+    else:
+        value = torch.load(path, map_location="cpu", weights_only=True)
     if (of := value.get("run")) and RunFolder(path.parent).identity not in (None, of):
         raise _OfAnotherRun
     return value
+
+
+def _opened_alone(path: Path) -> dict[str, Any]:
+    """What `save_network` wrote beside its checkpoint, told as there, but for numbers as text."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return {
+            **(file.metadata() or {}),
+            "network": {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
+        }
 
 
 def _read(path: Path) -> Checkpoint:
@@ -146,7 +163,14 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _mend(path: Path) -> str:
-    """What can take a checkpoint's place: the run's newest other one that is whole."""
+    """What can take a checkpoint's place: the run's newest other one that is whole, or the file of
+    the same network."""
+    if path.suffix == SAFETENSORS:
+        with contextlib.suppress(Exception):
+            same = path.with_suffix(".pt")
+            _opened(same)
+            return f"the same network is in {same}"
+        return "give a checkpoint of the run"
     whole: list[tuple[int, Path]] = []
     for name in ("best.pt", "last.pt", "previous.pt"):  # best.pt of older runs is a checkpoint
         other = path.with_name(name)

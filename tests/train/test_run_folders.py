@@ -18,6 +18,7 @@ from permissions import modes_count
 from system_limits import file_limit
 from typer.testing import CliRunner
 
+from combo import Combo
 from combo.cli import app
 from combo.pipeline.errors import ComboError
 from combo.pipeline.manifest import Manifest
@@ -209,6 +210,33 @@ def test_a_file_of_another_run_is_told_from_the_runs_own(
     torch.save({**vars(checkpoint.load(run.last)), "run": "another"}, run.last)
     with pytest.raises(ComboError, match=r"last.pt is of another run .*previous\.pt \(iteration"):
         resume(run.root)
+
+
+def test_the_best_network_alone_is_taken_in_its_folder_as_elsewhere(
+    run: RunFolder, finished: Manifest, tmp_path: Path
+) -> None:
+    alone = run.root / "best.safetensors"
+    state = checkpoint.network_of(run.best)
+    for name, value in checkpoint.network_of(alone).items():
+        assert torch.equal(value, state[name])
+    words = ("--split", "val", "--json")
+    told = [json.loads(combo("evaluate", file, *words)[1]) for file in (run.best, alone)]
+    assert told[0]["M_J"] == told[1]["M_J"]
+    assert Combo.from_run(alone).settings == Combo.from_run(run.root).settings
+
+    whole = alone.read_bytes()
+    for damaged in (whole[:100], whole[:-1], b"", b"\xff" * 20):
+        alone.write_bytes(damaged)
+        with pytest.raises(ComboError, match=r"the same network is in .*/best\.pt") as caught:
+            checkpoint.network_of(alone)
+        assert "cp " not in said(caught)
+    run.best.unlink()
+    with pytest.raises(ComboError, match="give a checkpoint of the run"):
+        checkpoint.network_of(alone)
+    other = tiny(finished, tmp_path / "other").run
+    (other.root / alone.name).write_bytes(whole)
+    with pytest.raises(ComboError, match=r"best\.safetensors is of another run"):
+        checkpoint.network_of(other.root / alone.name)
 
 
 def test_a_run_goes_on_under_another_name_and_so_does_one_of_an_older_combo(run: RunFolder) -> None:
