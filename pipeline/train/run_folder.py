@@ -25,6 +25,7 @@ import platform
 import secrets
 import socket
 import sys
+import time
 from collections.abc import Generator
 from functools import cached_property
 from importlib import metadata
@@ -43,6 +44,8 @@ BEFORE_THE_FIRST_CHECKPOINT = {SETTINGS, DATA, VERSIONS, "lock", "tensorboard", 
 
 HELD_ELSEWHERE = (errno.EACCES, errno.EAGAIN)
 NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+FREE_WITHIN = 5.0
+"""Seconds after which the lock of a process that was killed is free, with its other files."""
 
 
 class NamedVariant(TypedDict):
@@ -149,7 +152,38 @@ class RunFolder:
                 file.truncate(0)
                 file.write(f"{socket.gethostname()} {os.getpid()}\n")
                 file.flush()
-            yield
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    file.truncate(0)  # one that was killed leaves its name
+
+    @contextlib.contextmanager
+    def inherited(self) -> Generator[bool]:
+        """While the block runs this process trains here in place of one that was killed, whose lock
+        is free and names it still. False where that one lives, or ended by itself; where another
+        took its place; and where there are no locks.
+        """
+        with contextlib.ExitStack() as stack:
+            yield self._inherits(stack)
+
+    def _inherits(self, stack: contextlib.ExitStack) -> bool:
+        until = time.monotonic() + FREE_WITHIN
+        while True:
+            try:
+                with (self.root / "lock").open() as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    killed = bool(file.read())
+                break
+            except OSError as error:
+                if error.errno not in HELD_ELSEWHERE or time.monotonic() > until:
+                    return False
+            time.sleep(0.1)
+        if killed:
+            with contextlib.suppress(ComboError):
+                stack.enter_context(self.claimed())
+                return True
+        return False
 
     def state(self) -> list[tuple[int, int] | None]:
         """Tells whether somebody began the run anew, or trained it, since it was last looked at."""

@@ -155,13 +155,7 @@ class Trainer:
             except Exception as error:
                 if not processes.lost_one(error):
                     raise
-                self._write()
-                raise self.together.ended(
-                    ComboError(
-                        f"another process of {self.run.root} is gone, or does not answer; "
-                        f"iteration {self.iteration} is saved, {go_on}"
-                    )
-                ) from error
+                raise self._left_behind(go_on) from error
 
     def _go(self, on_step: Callable[[Step], None], stop: Stop, profile: Profile | None) -> None:
         settings, reader = self.settings, self.readers["train"]
@@ -246,7 +240,8 @@ class Trainer:
             bad = dataclasses.replace(bad, batch=whole)
             tell(bad, self.run, self._state(), self.journal, self._on_problem)
         if bad.in_a_row >= MOST_IN_A_ROW:
-            self._write()
+            if self.together.first:
+                self._write()
             raise self.together.ended(several(bad, self.run))
 
     def _log(self, losses: Mapping[str, Tensor], pace: Pace) -> Step:
@@ -301,6 +296,19 @@ class Trainer:
         self._on_evaluation(self.iteration, result.m_j, self.best)
         return True
 
+    def _left_behind(self, go_on: str) -> BaseException:
+        """What to raise where another process is gone. The first one saves the step before, or
+        one that takes its place."""
+        place = contextlib.nullcontext(True) if self.together.first else self.run.inherited()
+        with place as mine:
+            if not mine:
+                return SystemExit(1)
+            self._write()
+        return ComboError(
+            f"another process of {self.run.root} is gone, or does not answer; "
+            f"iteration {self.iteration} is saved, {go_on}"
+        )
+
     def _note(self, kind: str, values: Mapping[str, Any]) -> None:
         if self.together.first:
             self.journal.write(self.iteration, kind, values)
@@ -308,12 +316,11 @@ class Trainer:
     def _save(self) -> None:
         """Write a checkpoint; all processes come here."""
         self._look_back()
-        self._write()
+        if self.together.first:
+            self._write()
 
     def _write(self) -> None:
-        """The first process writes last.pt; the one there becomes previous.pt."""
-        if not self.together.first:
-            return
+        """Write last.pt; the one there becomes previous.pt."""
         with self.run.writing():
             checkpoint.save(self.run.last, self._state(), keep=self.run.previous)
         self._saved, self._saved_at = (self.iteration, self.evaluated), time.monotonic()

@@ -1,6 +1,7 @@
 """Two processes train like one: the same losses and weights, the same end, and nothing lost."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from combo.pipeline.errors import ComboError
 from combo.pipeline.manifest import Manifest, load_manifest
-from combo.pipeline.train import checkpoint
+from combo.pipeline.train import checkpoint, run_folder
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import resume
 
@@ -173,19 +174,65 @@ def test_a_batch_that_cannot_be_shared_is_refused(finished: Manifest, tmp_path: 
         begin(finished, tmp_path / "run", S4, Processes(0, 3))
 
 
+def torchrun(*words: str) -> list[str]:
+    """The command that trains with two processes."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    return [*start, "--master-port", str(free_port()), "-m", "combo", "train", *words]
+
+
+def begun(prepared: Path, run: RunFolder, iterations: int) -> subprocess.Popen[str]:
+    """Such a run, three steps of which are done."""
+    changes = (*COMMON, f"iterations={iterations}", "batch_size=2", "micro_batch=1")
+    changes = (*changes, f"evaluate_every={iterations}")
+    settings = [word for each in changes for word in ("--set", each)]
+    words = ("--preset", "combo-small-s4", "--manifest", str(prepared), "--out", str(run.root))
+    command = torchrun(*words, *settings)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not run.metrics.exists() or run.metrics.read_bytes().count(b"\n") < 3:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.05)
+    return process
+
+
+def test_when_the_first_is_killed_another_one_saves_and_says_how_to_go_on(
+    prepared: Path, tmp_path: Path
+) -> None:
+    run = RunFolder(tmp_path / "run")
+    process = begun(prepared, run, 1000)
+    _, first = (run.root / "lock").read_text().split()
+    os.kill(int(first), signal.SIGKILL)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode != 0
+    iteration = last(run.root).iteration
+    (line,) = (line for line in said.splitlines() if line.startswith("combo: "))
+    assert line == (
+        f"combo: another process of {run.root} is gone, or does not answer; "
+        f"iteration {iteration} is saved, go on with: combo train --resume {run.root}"
+    )
+    assert 3 <= iteration <= lines(run.root)[-1]["iteration"] + 1 < 1000
+    assert (run.root / "lock").read_text() == ""
+    resume(run.root, changes=[f"iterations={iteration + 1}"]).train()
+
+
+def test_who_ended_by_itself_or_lives_is_not_inherited_from(
+    finished: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "FREE_WITHIN", 0.2)
+    run = begin(finished, tmp_path / "run", S4).run
+    with run.inherited() as mine:
+        assert not mine, "the one before left in order"
+    (run.root / "lock").write_text("elsewhere 1\n")
+    with run.inherited() as mine, run.inherited() as another:
+        assert (mine, another) == (True, False)
+    with run.inherited() as mine:
+        assert not mine
+
+
 def test_torchrun_told_to_stop_leaves_a_run_that_it_goes_on_with(
     prepared: Path, tmp_path: Path
 ) -> None:
     run = RunFolder(tmp_path / "run")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-                "--master-port", str(free_port()), "-m", "combo", "train"]  # fmt: skip
-    changes = (*COMMON, "iterations=16", "evaluate_every=16", "batch_size=2", "micro_batch=1")
-    settings = [word for each in changes for word in ("--set", each)]
-    begun = ["--preset", "combo-small-s4", "--manifest", str(prepared), "--out", str(run.root)]
-    process = subprocess.Popen([*torchrun, *begun, *settings], stderr=subprocess.PIPE, text=True)
-    while not run.metrics.exists() or run.metrics.read_bytes().count(b"\n") < 3:
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.05)
+    process = begun(prepared, run, 16)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=300)
     assert process.returncode != 0
@@ -193,7 +240,7 @@ def test_torchrun_told_to_stop_leaves_a_run_that_it_goes_on_with(
     assert lines_said == [f"combo: told to stop; go on with: combo train --resume {run.root}"]
     assert last(run.root).iteration == lines(run.root)[-1]["iteration"] < 16
     resumed = subprocess.run(
-        [*torchrun, "--resume", str(run.root)], capture_output=True, text=True, check=True
+        torchrun("--resume", str(run.root)), capture_output=True, text=True, check=True
     )
     assert re.fullmatch(rf"{run.root}: trained 16 iterations; best M_J .*\n", resumed.stdout)
     assert "2 processes" in resumed.stderr
