@@ -230,7 +230,7 @@ class Criterion(NetworkCriterion):
         truth = torch.full((layers, n * (queries + 1)), outputs - 1, device=logits.device)
         place = targets.frame * (queries + 1) + matched.remainder(queries + 1)
         truth = truth.scatter_(1, place, targets.label.expand(layers, -1))
-        truth = truth.unflatten(1, (n, -1))[..., :queries]
+        truth = truth.unflatten(1, (n, queries + 1))[..., :queries]
         weight = F.pad(logits.new_ones(outputs - 1), (0, 1), value=self.settings.no_object_weight)
         loss = F.cross_entropy(logits.flatten(0, 2), truth.flatten(), weight, reduction="none")
         of_layers = loss.unflatten(0, (layers, -1)).sum(dim=1)

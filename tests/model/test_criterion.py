@@ -286,6 +286,23 @@ def test_frames_without_an_object_teach_that_there_is_none() -> None:
     assert losses.total.isfinite()
 
 
+@pytest.mark.parametrize("points", [None, grid_points()], ids=["drawn", "given"])
+def test_clips_without_a_label_teach_consistency_alone(points: Tensor | None) -> None:
+    out, labels = predictions(), labelled()
+    leaves = [sets.requires_grad_() for sets in (out.class_sets, out.mask_sets)]
+    criterion = Criterion.from_preset("combo-r50-ms3", **SMALL)
+    nothing = torch.zeros(2, 5, dtype=torch.bool)
+    losses = criterion(out, labels, points, annotated=nothing)
+    whole = criterion(out, labels, points)
+    assert losses.keys() == whole.keys()
+    for name, value in losses.items():
+        assert torch.equal(value, whole[name] if "cosine" in name else torch.zeros(())), name
+    of_classes, of_masks = torch.autograd.grad(losses.total, leaves)
+    assert not of_classes.any()
+    assert of_masks.isfinite().all()
+    assert of_masks.any()
+
+
 def test_more_targets_than_queries_leaves_the_dearest_out() -> None:
     out, labels, points = predictions(queries=2), labelled(), grid_points()
     criterion = Criterion.from_preset("combo-r50-ms3", **SMALL)
@@ -359,22 +376,23 @@ def test_a_diverged_network_is_still_matched() -> None:
 
 @pytest.mark.parametrize("fidelity", ["reference", "paper"])
 def test_losses_and_gradients_of_a_batchs_parts_add_up_to_the_batchs(fidelity: str) -> None:
-    valid = torch.tensor([[True] * 5, [True] * 5, [True] * 2 + [False] * 3])
-    out, labels = predictions(batch=3, valid=valid), labelled(3)
+    valid = torch.tensor([[True] * 5, [True] * 5, [True] * 2 + [False] * 3, [True] * 5])
+    out, labels = predictions(batch=4, valid=valid), labelled(4)
     labels[0] = 1  # one target a frame, and three
     labels[1, 1:] = 255  # and frames without labels
+    labels[3] = 255  # and a whole part
     leaves = [sets.requires_grad_() for sets in (out.class_sets, out.mask_sets)]
     settings = {**SMALL, "fidelity": fidelity, "query_count": 4}
     criterion = Criterion.from_preset("combo-r50-ms3", **settings)
     annotated = (labels != 255).flatten(2).any(dim=2)
 
     def draws(part: slice) -> list[torch.Generator]:
-        return [torch.Generator().manual_seed(clip) for clip in range(3)[part]]
+        return [torch.Generator().manual_seed(clip) for clip in range(4)[part]]
 
-    whole = criterion(out, labels, annotated=annotated, draws=draws(slice(3)))
+    whole = criterion(out, labels, annotated=annotated, draws=draws(slice(4)))
     expected = torch.autograd.grad(whole.total, leaves)
 
-    parts = (slice(0, 1), slice(1, 3))
+    parts = (slice(0, 1), slice(1, 3), slice(3, 4))
     divisors = sum(criterion.divisors(labels[p], annotated[p], valid[p]) for p in parts)
     assert torch.equal(divisors, criterion.divisors(labels, annotated, valid))
     sums, gradients = dict.fromkeys(whole, 0.0), [torch.zeros_like(leaf) for leaf in leaves]

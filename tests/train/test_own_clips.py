@@ -138,6 +138,18 @@ def test_clips_without_a_label_are_left_out_of_the_metrics_and_counted(
         measure(network, open_split(run, "unlabelled"), CPU)
 
 
+@pytest.mark.parametrize("changes", [("batch_size=1",), ("batch_size=3", "micro_batch=1")], ids=str)
+def test_a_batch_or_a_part_of_one_without_a_label_is_trained_on(
+    manifest: Manifest, tmp_path: Path, changes: tuple[str, ...]
+) -> None:
+    start(manifest, "combo-small-ms3", (*TINY, "iterations=3", *changes), tmp_path / "run").train()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    told = [line for line in map(json.loads, lines) if line["kind"] == "train"]
+    assert [line["skipped"] for line in told] == [0, 0, 0]
+    # Each clip once: the third one has no label.
+    assert [line["loss_ce"] == 0 for line in told].count(True) == ("micro_batch=1" not in changes)
+
+
 def renamed(home: Path, folder: Path, **splits: str) -> Manifest:
     """A copy of the store under other names of splits."""
     for old, new in splits.items():
