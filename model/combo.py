@@ -138,6 +138,12 @@ class Combo(Network):
             self.register_buffer(name, values, persistent=False)
 
     @property
+    def all_learn(self) -> bool:
+        # Sound that was fused and then goes into no query is for nothing.
+        fused = self.settings.fusion in ("bilateral", "audio")
+        return not fused or self.settings.queries != "none"
+
+    @property
     def parts(self) -> list[nn.Module]:
         encoders = [self.siam_encoder.frames, self.siam_encoder.maskiges]
         return [

@@ -62,6 +62,12 @@ class Network(nn.Module, ABC):
             yield self.scores(self(frames[one], seen, sound[one], there))[0]
 
     @property
+    def all_learn(self) -> bool:
+        """Whether each parameter gets a gradient in every step. Several processes look for those
+        that do not in every step, unless the network knows that there are none."""
+        return False
+
+    @property
     def parts(self) -> Sequence[nn.Module]:
         """What computes nearly all, in modules that torch.compile takes whole; those of one kind
         have one code, which is compiled once."""

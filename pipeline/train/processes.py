@@ -8,9 +8,9 @@ step; the first one writes. What only the others do not need to say is said by t
 import contextlib
 import os
 import sys
-import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ...model.interface import Network
 from ...model.transfers import fetch, send
 from ..devices import choose_device
 from ..errors import ComboError
@@ -87,15 +88,16 @@ class Processes:
         dist.all_gather_object(found, value)
         return found
 
-    def spread(self, network: nn.Module) -> nn.Module:
+    def spread(self, network: Network) -> nn.Module:
         """The network, whose gradients are summed over all processes while they come."""
         if self.count == 1:
             return network
-        # Some ablations leave layers without gradient, and no output knows them; others do not.
-        warnings.filterwarnings("ignore", "find_unused_parameters=True was specified")
+        for parameter in network.parameters():
+            if 1 in parameter.shape and parameter.requires_grad:
+                parameter.register_hook(partial(_laid_out, parameter.stride()))
         spread = DistributedDataParallel(
             network,
-            find_unused_parameters=True,
+            find_unused_parameters=not network.all_learn,
             gradient_as_bucket_view=True,
         )
         spread.broadcast_buffers = False  # nothing changes them
@@ -185,6 +187,12 @@ def lost_one(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(name in text for name in ("gloo", "NCCL"))
     )
+
+
+def _laid_out(strides: Sequence[int], gradient: Tensor) -> Tensor:
+    """A gradient with its parameter's strides, where it differs in such as say nothing: of a
+    dimension of one place. PyTorch takes it for laid out otherwise, and warns of the time."""
+    return gradient.as_strided(gradient.shape, strides) if gradient.is_contiguous() else gradient
 
 
 def _sum(

@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 from combo.model import Combo, ComboOutput, Criterion, parameter_groups
 from combo.model.interface import label_values
 from combo.model.matching import Targets, match, sample_rows
+from combo.model.settings import Fusion, Queries, Sem
 from combo.model.state_dicts import combo_key
 
 from .golden import golden_batch
 from .near_zero import NearZero, settled
+from .test_network import clips, tiny
 
 Arrays = dict[str, np.ndarray]
 OPTIM = Path(__file__).parent.parent / "data" / "network" / "r50_s4_optim.json"
@@ -284,6 +287,25 @@ def test_frames_without_an_object_teach_that_there_is_none() -> None:
     expected = nn.functional.cross_entropy(logits, torch.full((4,), 3))
     torch.testing.assert_close(losses["loss_ce"], expected)
     assert losses.total.isfinite()
+
+
+@pytest.mark.parametrize("queries", get_args(Queries))
+@pytest.mark.parametrize("fusion", get_args(Fusion))
+@pytest.mark.parametrize("sem", get_args(Sem))
+def test_a_network_knows_whether_all_its_parameters_learn(
+    fusion: str, queries: str, sem: str
+) -> None:
+    settings = {"fusion": fusion, "queries": queries, "sem": sem, "mask_points": 16}
+    net = tiny(backbone="resnet10t", **settings).train()
+    frames, maskige, sound = clips(1, 2)
+    out = net(frames, None if sem == "off" else maskige, sound)
+    labels = torch.zeros(1, 2, 64, 64, dtype=torch.uint8)
+    for annotated in (torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool)):
+        losses = Criterion(net.settings)(out, labels, annotated=annotated)
+        found = torch.autograd.grad(
+            losses.total, list(net.parameters()), retain_graph=True, allow_unused=True
+        )
+        assert net.all_learn == all(gradient is not None for gradient in found)
 
 
 @pytest.mark.parametrize("points", [None, grid_points()], ids=["drawn", "given"])

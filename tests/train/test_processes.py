@@ -244,5 +244,6 @@ def test_torchrun_told_to_stop_leaves_a_run_that_it_goes_on_with(
     )
     assert re.fullmatch(rf"{run.root}: trained 16 iterations; best M_J .*\n", resumed.stdout)
     assert "2 processes" in resumed.stderr
+    assert "Warning" not in resumed.stderr
     numbers = [line["iteration"] for line in lines(run.root) if line["kind"] == "train"]
     assert numbers == list(range(1, 17))
