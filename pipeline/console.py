@@ -31,6 +31,7 @@ PLAIN_WIDTH = 160
 """Columns of a table that goes into a file or a pipe."""
 
 SECONDS_BETWEEN_LINES = 10.0
+MOST_BETWEEN_LINES = 300.0
 """How often progress is told when there is no terminal to draw a bar on."""
 
 STYLES = {
@@ -211,10 +212,14 @@ class Bar(AbstractContextManager["Bar"]):
         if self._progress:
             task = self._progress.task_ids[0]
             self._progress.update(task, completed=self._done, description=self._title)
-        elif now - self._told > SECONDS_BETWEEN_LINES:
+        elif now - self._told > self._between_lines(now):
             self._told = now
             count = f"{self._done}/{self._total}"
             self._output.note(f"{self._title}: {', '.join(filter(None, [count, self.said()]))}")
+
+    def _between_lines(self, now: float) -> float:
+        """Seconds: the longer it takes the fewer lines, so that a log of days can be read."""
+        return min(max(SECONDS_BETWEEN_LINES, (now - self._began) / 100), MOST_BETWEEN_LINES)
 
     def add(self, count: int) -> None:
         """There is more to do than was known."""

@@ -205,7 +205,8 @@ def run_trainer(
             nonlocal done, seconds_left
             skipped = f", {counted(step.skipped, 'step')} skipped" if step.skipped else ""
             seconds_left = f"{duration(step.seconds_left)} left"
-            bar.advance(step.iteration - done, f"loss {step.loss:.3f}{skipped}")
+            pace = f", {step.pace}" if step.pace else ""
+            bar.advance(step.iteration - done, f"loss {step.loss:.3f}{skipped}{pace}")
             done = step.iteration
 
         def tell_score(iteration: int, score: float, best: float) -> None:

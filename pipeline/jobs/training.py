@@ -58,7 +58,7 @@ class TrainingJob:
                 "fi",
                 "# Near the time limit a signal comes: the step in hand is finished and saved, and",
                 "# the job queued again.",
-                f'exec {start} {combo} "${{words[@]}}" --requeue --quiet',
+                f'exec {start} {combo} "${{words[@]}}" --requeue',
                 "",
             ]
         )

@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ Value = TypeVar("Value")
 class Step:
     """What the trainer tells after a step. seconds_left: at the speed of the last steps.
     skipped: steps of the run that were not taken, since a loss or gradient was no number.
+    pace: what is logged of the last steps' speed, in words; of a run's first step nothing is.
     """
 
     iteration: int
@@ -26,6 +27,19 @@ class Step:
     loss: float
     seconds_left: float
     skipped: int
+    pace: str = ""
+
+
+def in_words(told: Mapping[str, Any]) -> str:
+    """What `Pace.told` tells, for a line."""
+    words = [
+        f"{told['clips_per_second']:.1f} clips/s",
+        f"{100 * told['waited']:.1f} % waited",
+        f"{told['peak_memory_gb']:.1f} GB",
+    ]
+    if "mfu" in told:
+        words.append(f"MFU {100 * told['mfu']:.1f} %")
+    return ", ".join(words)
 
 
 class Pace:

@@ -35,7 +35,7 @@ from .health import MOST_IN_A_ROW, Health, several, tell
 from .journal import Journal
 from .loader import ClipReader, StoredBatch, shuffled
 from .optimisation import learning_rate_factor, optimiser_of, set_learning_rate
-from .pace import Pace, Step
+from .pace import Pace, Step, in_words
 from .panels import Panels
 from .presets import RunSettings
 from .processes import ALONE, Agreement, Processes
@@ -248,25 +248,26 @@ class Trainer:
         """Write a log entry. Here, and not in a step, the host waits."""
         self._look_back()
         values = dict(zip(losses, torch.stack([*losses.values()]).tolist(), strict=True))
-        skipped = int(self.health.skipped)
         rate = learning_rate_factor(self.settings, self.iteration - 1)
         seconds, of_pace = pace.told()
+        step = self._told(values["total"], seconds, in_words(of_pace))
         told: dict[str, Any] = {
             **values,
-            "skipped": skipped,
+            "skipped": step.skipped,
             **of_pace,
+            "seconds_left": round(step.seconds_left),
             "learning_rate": self.settings.learning_rate * rate,
         }
         if self.scaler.is_enabled():
             told["loss_scale"] = self.scaler.get_scale()
         self._note("train", told)
-        return self._told(values["total"], seconds)
+        return step
 
-    def _told(self, loss: float, seconds: float) -> Step:
+    def _told(self, loss: float, seconds: float, pace: str = "") -> Step:
         """seconds: of a step."""
         whole = self.settings.iterations
         left = seconds * (whole - self.iteration)
-        return Step(self.iteration, whole, loss, left, int(self.health.skipped))
+        return Step(self.iteration, whole, loss, left, int(self.health.skipped), pace)
 
     def _evaluate(self, stop: Stop) -> bool:
         """Evaluate where it is time. Raises Stopped after some clips; it then begins again."""

@@ -32,7 +32,7 @@ stages:
 
 OpenSplit = Callable[..., ClipReader]
 
-OF_PACE = ("clips_per_second", "waited", "peak_memory_gb", "mfu")
+OF_PACE = ("clips_per_second", "waited", "peak_memory_gb", "mfu", "seconds_left")
 """What a log says that is another number each time."""
 
 
