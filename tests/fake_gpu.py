@@ -62,13 +62,14 @@ def fake_gpu() -> Iterator[Watch]:
 @contextmanager
 def autocast(dtype: torch.dtype | None) -> Iterator[None]:
     """`torch.autocast`, which asks whether the device is there."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", dtype is not None)
     torch.set_autocast_dtype("cuda", dtype or torch.float16)
     try:
         yield
     finally:
-        torch.set_autocast_enabled("cuda", False)
-        torch.set_autocast_dtype("cuda", torch.float16)
+        torch.set_autocast_enabled("cuda", before[0])
+        torch.set_autocast_dtype("cuda", before[1])
         torch.clear_autocast_cache()
 
 

@@ -30,8 +30,9 @@ class TrainSettings:
     data: str
     """Data set of the manifest."""
     initialisation: str = "imagenet"
-    """`imagenet` (backbones), `random`, a run folder whose best network to start from, or a file: a
-    checkpoint of a run, or one of `combo weights convert`."""
+    """`imagenet` (backbones), `random`, a run folder whose best network to start from, or a file, or
+    a name of `combo weights list`: a checkpoint of a run, a published one, or weights of a
+    backbone."""
     iterations: int = 90_000
     """Optimiser steps."""
     batch_size: int = 8
