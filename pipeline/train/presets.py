@@ -30,7 +30,7 @@ class TrainSettings:
     data: str
     """Data set of the manifest."""
     initialisation: str = "imagenet"
-    """`imagenet` (backbones), `random`, a run folder whose best network to start from, or a file, or
+    """`imagenet` (backbones), `random`, a run folder whose best network to start from, or a file or
     a name of `combo weights list`: a checkpoint of a run, a published one, or weights of a
     backbone."""
     iterations: int = 90_000
