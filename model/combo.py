@@ -139,9 +139,11 @@ class Combo(Network):
 
     @property
     def all_learn(self) -> bool:
-        # Sound that was fused and then goes into no query is for nothing.
+        # Sound that was fused and then goes into no query is for nothing, as are the names of the
+        # levels where no layer looks at them.
         fused = self.settings.fusion in ("bilateral", "audio")
-        return not fused or self.settings.queries != "none"
+        heard = not fused or self.settings.queries != "none"
+        return heard and self.settings.pixel_layers > 0
 
     @property
     def parts(self) -> list[nn.Module]:

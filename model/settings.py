@@ -139,6 +139,8 @@ class ComboSettings(NetworkSettings):
         for name in ("drop_path", "fusion_dropout", "importance"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but is a share, from 0 to 1")
+        if not all(each > 0 for each in self.pixel_std):
+            raise ValueError(f"pixel_std is {self.pixel_std}, but is divided by: above 0 each")
         if self.oversample < 1:
             raise ValueError(f"oversample is {self.oversample}, but must be at least 1")
         if self.width % 4 or self.width % self.heads:

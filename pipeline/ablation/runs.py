@@ -95,7 +95,20 @@ def _flat(settings: RunSettings) -> dict[str, Any]:
 def runs_of(
     table: Table, seeds: int, common: Sequence[str], out: Path
 ) -> dict[tuple[str, str], list[Run]]:
-    """The runs of each cell: (row, preset) -> one a seed. common: `key=value` of every run."""
+    """The runs of each cell: (row, preset) -> one a seed. common: `key=value` of every run.
+
+    Raises ComboError for one of them that a row sets itself, or the seeds do: one of the two would
+    not be what it says.
+    """
+    asked = {change.partition("=")[0] for change in common}
+    if "seed" in asked:
+        raise ComboError(
+            f"the {seeds} seeds of each row are 0 to {seeds - 1}; leave out --set seed"
+        )
+    for name, row in table.rows.items():
+        for key in (own.partition("=")[0] for own in row.set):
+            if key in asked:
+                raise ComboError(f"row {name!r} sets {key} itself; leave out --set {key}")
     return {
         (name, preset): [_run(preset, row.set, common, seed, out) for seed in range(seeds)]
         for name, row in table.rows.items()

@@ -13,7 +13,6 @@ from typing import Any
 from ...model.interface import Network
 from ..errors import ComboError
 from ..jobs.plan import layout_of, stage_settings
-from ..layouts.avsbench import AVSS
 from ..layouts.layout import BINARY_CLASSES
 from ..manifest import Manifest, load_manifest
 from ..ruler.recognised import recognise
@@ -99,5 +98,5 @@ def _alone(
             f"{given} tells {found.settings.classes} classes apart, and {data_set} has "
             f"{len(classes)}; name another data set with --data"
         )
-    length = rules.frames_per_clip or AVSS.frames_per_clip
+    length = found.clip_length(rules)
     return Trained(given, file, found.build, stages, None, length, classes, manifest)

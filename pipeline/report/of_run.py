@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ...model.interface import Network
 from ..media.labels import LABEL_IGNORED
-from ..train.evaluate import Evaluation, by_category, measure_sounds, open_run, open_split
+from ..train.elsewhere import open_run_for
+from ..train.evaluate import Evaluation, by_category, measure_sounds, open_split
 from ..train.loader import ClipReader, StoredBatch
 from ..train.run_folder import RunData, RunFolder
 from ..train.sounds import other_clips
@@ -107,7 +108,7 @@ def look_at_run(
     reader = open_split(run, split, store)
     also = Path(data["manifest"]) if "manifest" in data else None
     files = files_of(reader.split, manifest, also)
-    network = open_run(run, device)
+    network = open_run_for(run, reader, device)
     confusions = Confusions(len(reader.plan.classes))
 
     def seen(sound: str, clip: StoredBatch, scores: Tensor) -> None:

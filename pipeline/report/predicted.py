@@ -13,7 +13,8 @@ from ..errors import ComboError
 from ..media.images import Pixels
 from ..painting import paint
 from ..source import Source
-from ..train.evaluate import open_run, open_split
+from ..train.elsewhere import open_run_for
+from ..train.evaluate import open_split
 from ..train.loader import ClipReader, StoredBatch
 from ..train.run_folder import RunFolder
 from .clips import FRAMES, PREDICTION, Panel, StoredClips, classes_in, columns
@@ -54,7 +55,7 @@ def predicted_panel(root: Path, source: Source, clip: str, manifest: Path | None
     place = places_of(reader, [clip])[0]
     clips = StoredClips(reader.split, files_of(source, manifest), reader.choice.frames)
     batch = reader.read([place])
-    predicted = predict(open_run(run, device), batch, device)
+    predicted = predict(open_run_for(run, reader, device), batch, device)
     panel = clips.panel(int(reader.rows[place]))
     titled = replace(panel, title=f"{clip}   {source}, predicted by {root}")
     return with_prediction(titled, predicted, batch.present[0].numpy(), clips)

@@ -13,12 +13,12 @@ import torch
 from ...model.interface import Network
 from .. import remedies
 from ..errors import ComboError
-from ..jobs.plan import stage_settings
+from ..jobs.plan import layout_of, stage_settings
 from ..manifest import load_manifest
 from ..report.files import files_of
 from ..source import choose_variants, sources_in
 from ..train import checkpoint
-from ..train.elsewhere import Elsewhere, clips_of, open_elsewhere
+from ..train.elsewhere import Elsewhere, clips_of, in_windows, length_for, open_elsewhere
 from ..train.evaluate import open_split
 from ..train.loader import ClipReader
 from ..train.run_folder import SETTINGS, checkpoint_of
@@ -73,7 +73,7 @@ def _of_run(path: Path, where: Where) -> Candidate:
     settings, data, naming = run.settings(), run.data(), None
     if where.data in (None, data["data_set"]):
         reader = open_split(run, where.split, where.store, where.variants)
-        length = data.get("frames_per_clip", reader.plan.frames_per_clip)
+        length = length_for(data, reader)
     else:
         length, _ = clips_of(run, data)
         reader, naming = open_elsewhere(run, where.data, where.split, where.store, where.variants)
@@ -105,9 +105,14 @@ def _alone(path: Path, where: Where) -> Candidate:
         raise ComboError(f"{path} does not say what it was trained on; say so: --data s4")
     reader = _by_manifest(where, data, found.settings.reads_maskige)
     _demand_fit(path, found.settings.classes, found.settings.audio_dim, reader)
+    length = found.clip_length(layout_of(load_manifest(where.manifest), data))
+
+    def build() -> Network:
+        return in_windows(found.build(), reader, length)
+
     noted = _noted(reader, str(path), found.settings.noted)
     categories = _categories(reader, where.manifest)
-    return Candidate(str(path), found.build, reader, str(path), None, noted, categories)
+    return Candidate(str(path), build, reader, str(path), None, noted, categories)
 
 
 def _by_manifest(where: Where, data: str, reads_maskige: bool) -> ClipReader:

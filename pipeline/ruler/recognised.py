@@ -22,6 +22,8 @@ from ...model.state_dicts import (
     settings_of,
 )
 from ..errors import ComboError
+from ..layouts.avsbench import AVSS
+from ..layouts.layout import Layout
 from ..state_files import load_state
 from ..train.presets import kind_of
 
@@ -37,6 +39,15 @@ class Recognised:
     kind: str
     settings: NetworkSettings
     state: State
+
+    def clip_length(self, rules: Layout) -> int:
+        """Frames of the longest clips that it was trained with, as far as the rules of their data
+        set say, or it does itself."""
+        known = rules.frames_per_clip or AVSS.frames_per_clip
+        if not isinstance(self.settings, ComboSettings):
+            return known
+        most = self.settings.max_frames
+        return min(rules.frames_per_clip or most, most)
 
     def build(self) -> Network:
         """The network with the file's parameters."""

@@ -20,6 +20,7 @@ from ..layouts.layout import BINARY_CLASSES
 from ..media.labels import LABEL_IGNORED
 from ..source import Source, Variant, choose_variants, open_source, remake, usable
 from ..store import UNASKED
+from .evaluate import open_run
 from .loader import ClipReader, StoredBatch
 from .run_folder import RunData, RunFolder
 from .windows import RunningMean, Windows
@@ -171,6 +172,16 @@ def in_windows(network: Network, reader: ClipReader, length: int) -> Network:
     """The network, for clips that may be longer than the `length` it was trained with."""
     longer = reader.plan.frames_per_clip > length
     return Elsewhere(network, length, None) if longer else network
+
+
+def open_run_for(run: RunFolder, reader: ClipReader, device: torch.device) -> Network:
+    """A run's network, as `open_run`, for a split of its data set."""
+    return in_windows(open_run(run, device), reader, length_for(run.data(), reader))
+
+
+def length_for(data: RunData, reader: ClipReader) -> int:
+    """Frames of the clips that a run was trained with; older runs do not say it."""
+    return data.get("frames_per_clip", reader.plan.frames_per_clip)
 
 
 def open_elsewhere(

@@ -32,6 +32,9 @@ from .run_folder import RunFolder
 IMAGENET = {"resnet50": "resnet50", "pvt_v2_b5": "pvt-v2-b5"}
 """timm's name of a backbone -> the catalogue's name of its ImageNet weights."""
 
+FRAMES = "audio_pos"
+"""In the name of what has a row for each frame of a clip."""
+
 RANDOM = "train without: --set initialisation=random"
 
 
@@ -71,7 +74,10 @@ def first_network(settings: RunSettings, manifest: Manifest) -> Network:
     if not state.keys() & mine.keys():
         _fill_encoders(network, state, path)
         return network
-    # Another number of classes: its classifier starts anew, all else must fit.
+    # Another number of classes: its classifier starts anew, all else must fit. Of longer clips the
+    # further frames' positions do.
+    state = {k: _as_many_frames(v, mine[k]) if FRAMES in k and k in mine else v
+             for k, v in state.items()}  # fmt: skip
     fits = {k: v for k, v in state.items() if k in mine and v.shape == mine[k].shape}
     strange = set(state.keys() ^ mine.keys()) | {
         k for k in state.keys() & mine.keys() if k not in fits and "class" not in k
@@ -83,6 +89,14 @@ def first_network(settings: RunSettings, manifest: Manifest) -> Network:
         )
     network.load_state_dict({**mine, **fits})
     return network
+
+
+def _as_many_frames(given: Tensor, mine: Tensor) -> Tensor:
+    """The rows of `given`, cut or filled up with those of `mine`, where both have one a frame."""
+    of_frames = min(len(given), len(mine)) > 1  # the public code has one for all
+    if given.shape[1:] != mine.shape[1:] or not of_frames:
+        return given
+    return torch.cat([given[: len(mine)], mine[len(given) :]])
 
 
 def _state_of(path: Path) -> Mapping[str, Tensor]:

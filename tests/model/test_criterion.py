@@ -291,12 +291,12 @@ def test_frames_without_an_object_teach_that_there_is_none() -> None:
 
 @pytest.mark.parametrize("queries", get_args(Queries))
 @pytest.mark.parametrize("fusion", get_args(Fusion))
-@pytest.mark.parametrize("sem", get_args(Sem))
+@pytest.mark.parametrize(("sem", "layers"), [*((sem, 1) for sem in get_args(Sem)), ("shared", 0)])
 def test_a_network_knows_whether_all_its_parameters_learn(
-    fusion: str, queries: str, sem: str
+    fusion: str, queries: str, sem: str, layers: int
 ) -> None:
-    settings = {"fusion": fusion, "queries": queries, "sem": sem, "mask_points": 16}
-    net = tiny(backbone="resnet10t", **settings).train()
+    settings = {"fusion": fusion, "queries": queries, "sem": sem, "pixel_layers": layers}
+    net = tiny(backbone="resnet10t", mask_points=16, **settings).train()
     frames, maskige, sound = clips(1, 2)
     out = net(frames, None if sem == "off" else maskige, sound)
     labels = torch.zeros(1, 2, 64, 64, dtype=torch.uint8)

@@ -127,6 +127,25 @@ def test_a_table_that_cannot_be_is_one_line(tmp_path: Path, text: str, why: str)
         read_table("table8")
 
 
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ("query_count=4", "row 'few' sets query_count itself"),
+        ("seed=3", "seeds of each row are 0 to"),
+    ],
+)
+def test_what_a_row_sets_is_not_set_for_all(
+    finished: Manifest, tmp_path: Path, change: str, why: str
+) -> None:
+    path = tmp_path / "table.yaml"
+    path.write_text("presets: [combo-small-s4]\nrows: {all: [], few: [query_count=1]}")
+    words = ["ablate", path, "--out", tmp_path / "runs", "--manifest", finished.file]
+    done = CliRunner().invoke(app, [*map(str, words), "--set", change])
+    assert isinstance(done.exception, ComboError)
+    assert re.search(f"{why}.*; leave out --set {change.partition('=')[0]}", str(done.exception))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_table_in_the_documentation_can_be_read(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text()
     path = tmp_path / "depth.yaml"

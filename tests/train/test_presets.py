@@ -115,6 +115,7 @@ def test_another_batch_is_taken_at_once_unless_said_otherwise() -> None:
         ("lambda_ada=.nan", "lambda_ada is nan, but must be 0 or more"),
         ("importance=5", r"importance is 5\.0, but is a share"),
         ("oversample=0", r"oversample is 0\.0, but must be at least 1"),
+        ("pixel_std=[0,1,1]", r"pixel_std is .*, but is divided by: above 0 each"),
         ("micro_batch=3", "micro_batch 3 must divide batch_size 8; add --set micro_batch=8"),
         ("learning_rate=!!python/object/apply:os.getcwd []", "not a value"),
     ],
