@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 160
 """Columns of a table that goes into a file or a pipe."""
 
+WIDE = 140
+"""Columns of a terminal on which a bar has room for all that is said of it."""
+
 SECONDS_BETWEEN_LINES = 10.0
 MOST_BETWEEN_LINES = 300.0
 """How often progress is told when there is no terminal to draw a bar on."""
@@ -202,10 +205,14 @@ class Bar(AbstractContextManager["Bar"]):
                 raise
         return self
 
-    def advance(self, by: int = 1, note: str | None = None, title: str | None = None) -> None:
-        """note: what is said behind, title: what is said before, from now on."""
+    def advance(
+        self, by: int = 1, note: str | None = None, title: str | None = None, more: str = ""
+    ) -> None:
+        """note: what is said behind, title: what is said before, from now on. more: said behind
+        the note where there is room for it, in a line or on a wide terminal."""
         self._done += by
-        self._note = self._note if note is None else note
+        room = not self._progress or self._output.err.width >= WIDE
+        self._note = self._note if note is None else f"{note}{more if room else ''}"
         self._title = title or self._title
         now = time.monotonic()
         self._moved = now if by else self._moved

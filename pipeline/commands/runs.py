@@ -206,7 +206,7 @@ def run_trainer(
             skipped = f", {counted(step.skipped, 'step')} skipped" if step.skipped else ""
             seconds_left = f"{duration(step.seconds_left)} left"
             pace = f", {step.pace}" if step.pace else ""
-            bar.advance(step.iteration - done, f"loss {step.loss:.3f}{skipped}{pace}")
+            bar.advance(step.iteration - done, f"loss {step.loss:.3f}{skipped}", more=pace)
             done = step.iteration
 
         def tell_score(iteration: int, score: float, best: float) -> None:

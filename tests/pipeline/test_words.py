@@ -1,6 +1,7 @@
 """How combo speaks: lines, bars, times, states."""
 
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,35 @@ def test_a_bar_knows_the_time_left_also_when_one_takes_40_seconds(
     told = capsys.readouterr().err.splitlines()
     assert told[0] == "frames: 1/10, 40.0 s each, 6 min 00 s left"
     assert told[-1] == "frames: 10/10, took 6 min 40 s"
+
+
+def test_what_takes_days_is_told_less_often(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    day = 24 * 3600
+    with Bar(Output(), "training", 2 * day // 10) as bar:
+        for _ in range(2 * day // 10):
+            clock[0] += 10.001
+            bar.advance(note="loss 1", more=", 2.0 clips/s")
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("training: 1/17280, ")
+    assert all(line.endswith(" left, loss 1, 2.0 clips/s") for line in told[:-1])
+    places = [int(line.split()[1].partition("/")[0]) for line in told]
+    apart = [b - a for a, b in pairwise(places)]
+    assert max(apart) <= 31, "ten seconds each"
+    assert 600 < len(told) < 1000
+
+
+@pytest.mark.parametrize(("width", "said"), [(100, "loss 1"), (160, "loss 1, 2.0 clips/s")])
+def test_a_terminal_is_told_more_where_there_is_room(
+    monkeypatch: pytest.MonkeyPatch, clock: list[float], width: int, said: str
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    with Bar(Output(), "training", 4) as bar:
+        clock[0] += 1
+        bar.advance(note="loss 1", more=", 2.0 clips/s")
+        assert bar.said() == f"1.0 s each, 3 s left, {said}"
 
 
 def test_the_time_left_is_that_of_all_stages_as_far_as_they_are_known(
