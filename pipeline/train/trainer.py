@@ -127,7 +127,8 @@ class Trainer:
         cannot be written, another run trains there, or a process of this one is gone.
         """
         if profile is not None:
-            profile.demand_steps(self.settings.iterations - self.iteration)
+            left = self.settings.iterations - self.iteration
+            self.together.alike(partial(profile.demand_steps, left))
         stop = stop or Stop()
         go_on = f"go on with: {remedies.resume(self.run.root)}"
         claimed = self.run.claimed() if self.together.first else contextlib.nullcontext()
