@@ -32,7 +32,8 @@ class Network(nn.Module, ABC):
     """A network for audio-visual segmentation.
 
     A parameter or buffer whose shape depends on the number of classes has "class" in its name: it
-    starts anew where a run begins with the network of another data set.
+    starts anew where a run begins with the network of another data set. One with a row for each
+    frame of a clip has "audio_pos" in it: of longer clips the further rows start anew.
     """
 
     @abstractmethod
@@ -63,8 +64,8 @@ class Network(nn.Module, ABC):
 
     @property
     def all_learn(self) -> bool:
-        """Whether each parameter gets a gradient in every step. Several processes look for those
-        that do not in every step, unless the network knows that there are none."""
+        """Whether each parameter gets a gradient in every step. Where a network does not know that,
+        several processes look in each step for those without one, which takes time."""
         return False
 
     @property

@@ -5,16 +5,20 @@ would stop the device are seen on their way. What the host has of its own is as 
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import Node
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
+
+from combo.model import matching
 
 GPU = torch.device("cuda", 0)
 
@@ -57,6 +61,18 @@ def fake_gpu() -> Iterator[Watch]:
     """Inside, device `GPU` is there whether it is or not."""
     with FakeTensorMode(allow_non_fake_inputs=True), Watch() as watch:
         yield watch
+
+
+def answered(patch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Has ones arrive where the matching asks for its costs; the shapes of what was asked for."""
+    shapes: list[tuple[int, ...]] = []
+
+    def fetch(values: Tensor) -> Callable[[], np.ndarray]:
+        shapes.append(tuple(values.shape))
+        return lambda: np.ones(values.shape, np.float32)
+
+    patch.setattr(matching, "fetch", fetch)
+    return shapes
 
 
 @contextmanager

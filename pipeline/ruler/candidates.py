@@ -14,7 +14,7 @@ from ...model.interface import Network
 from .. import remedies
 from ..errors import ComboError
 from ..jobs.plan import layout_of, stage_settings
-from ..manifest import load_manifest
+from ..manifest import Manifest, load_manifest
 from ..report.files import files_of
 from ..source import choose_variants, sources_in
 from ..train import checkpoint
@@ -103,9 +103,10 @@ def _alone(path: Path, where: Where) -> Candidate:
     data = where.data or (where.preset and where.preset.rsplit("-", 1)[-1])
     if not data:
         raise ComboError(f"{path} does not say what it was trained on; say so: --data s4")
-    reader = _by_manifest(where, data, found.settings.reads_maskige)
+    manifest = load_manifest(where.manifest).with_store(where.store)
+    reader = _by_manifest(manifest, where, data, found.settings.reads_maskige)
     _demand_fit(path, found.settings.classes, found.settings.audio_dim, reader)
-    length = found.clip_length(layout_of(load_manifest(where.manifest), data))
+    length = found.clip_length(layout_of(manifest, data))
 
     def build() -> Network:
         return in_windows(found.build(), reader, length)
@@ -115,9 +116,8 @@ def _alone(path: Path, where: Where) -> Candidate:
     return Candidate(str(path), build, reader, str(path), None, noted, categories)
 
 
-def _by_manifest(where: Where, data: str, reads_maskige: bool) -> ClipReader:
+def _by_manifest(manifest: Manifest, where: Where, data: str, reads_maskige: bool) -> ClipReader:
     """A split of a data set of the manifest, as its stages make it."""
-    manifest = load_manifest(where.manifest).with_store(where.store)
     manifest.choose([data])
     store = manifest.store_path
     sources = {each.split: each for each in sources_in(store, [data])}

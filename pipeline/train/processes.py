@@ -93,7 +93,7 @@ class Processes:
         if self.count == 1:
             return network
         for parameter in network.parameters():
-            if 1 in parameter.shape and parameter.requires_grad:
+            if 1 in parameter.shape and parameter.is_contiguous() and parameter.requires_grad:
                 parameter.register_hook(partial(_laid_out, parameter.stride()))
         spread = DistributedDataParallel(
             network,
@@ -190,8 +190,8 @@ def lost_one(error: BaseException) -> bool:
 
 
 def _laid_out(strides: Sequence[int], gradient: Tensor) -> Tensor:
-    """A gradient with its parameter's strides, where it differs in such as say nothing: of a
-    dimension of one place. PyTorch takes it for laid out otherwise, and warns of the time."""
+    """A gradient with the strides of its parameter, which has its numbers in the same order: they
+    differ for a dimension of one place, where they say nothing. PyTorch warns of them."""
     return gradient.as_strided(gradient.shape, strides) if gradient.is_contiguous() else gradient
 
 

@@ -33,7 +33,7 @@ IMAGENET = {"resnet50": "resnet50", "pvt_v2_b5": "pvt-v2-b5"}
 """timm's name of a backbone -> the catalogue's name of its ImageNet weights."""
 
 FRAMES = "audio_pos"
-"""In the name of what has a row for each frame of a clip."""
+"""In the name of what has a row for each frame of a clip; see `Network`."""
 
 RANDOM = "train without: --set initialisation=random"
 
@@ -76,8 +76,8 @@ def first_network(settings: RunSettings, manifest: Manifest) -> Network:
         return network
     # Another number of classes: its classifier starts anew, all else must fit. Of longer clips the
     # further frames' positions do.
-    state = {k: _as_many_frames(v, mine[k]) if FRAMES in k and k in mine else v
-             for k, v in state.items()}  # fmt: skip
+    of_frames = [name for name in state.keys() & mine.keys() if FRAMES in name]
+    state = {**state, **{k: _as_many_frames(state[k], mine[k]) for k in of_frames}}
     fits = {k: v for k, v in state.items() if k in mine and v.shape == mine[k].shape}
     strange = set(state.keys() ^ mine.keys()) | {
         k for k in state.keys() & mine.keys() if k not in fits and "class" not in k

@@ -3,15 +3,12 @@
 Shown without a GPU, by tensors that have a device but no numbers (tests/fake_gpu.py).
 """
 
-from collections.abc import Callable
-
-import numpy as np
 import pytest
 import torch
-from fake_gpu import GPU, autocast, backward, fake_gpu
+from fake_gpu import GPU, answered, autocast, backward, fake_gpu
 from torch import Tensor
 
-from combo.model import Combo, Criterion, matching
+from combo.model import Combo, Criterion
 from combo.model.interface import label_values
 from combo.model.maskige import reference_palette
 from combo.pipeline.train.augment import Augment, Recipe
@@ -24,15 +21,7 @@ FRAMES = torch.tensor([[True] * 3, [True, True, False]])
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes of all that was fetched, for which ones are given."""
-    shapes: list[tuple[int, ...]] = []
-
-    def fetch(values: Tensor) -> Callable[[], np.ndarray]:
-        shapes.append(tuple(values.shape))
-        return lambda: np.ones(values.shape, np.float32)
-
-    monkeypatch.setattr(matching, "fetch", fetch)
-    return shapes
+    return answered(monkeypatch)
 
 
 def step(

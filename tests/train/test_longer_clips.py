@@ -89,5 +89,12 @@ def test_a_run_on_longer_clips_begins_with_the_positions_that_there_are(
     random, filled = begun("initialisation=random"), begun(f"initialisation={home / 'run'}")
     assert (len(given), len(filled)) == (10, 12)
     assert torch.equal(filled, torch.cat([given, random[10:]]))
+    of_longer = tmp_path / "longer.pth"
+    torch.save({**checkpoint.network_of(RunFolder(home / "run").best), name: filled}, of_longer)
+    settings = ("data=mine", *SETTINGS, f"initialisation={of_longer}")
+    shorter = start(
+        load_manifest(home / "data_manifest.yaml"), "combo-small-s4", settings, tmp_path / "shorter"
+    )
+    assert torch.equal(shorter.network.state_dict()[name], given)
     with pytest.raises(ComboError, match="has another network"):
         begun(f"initialisation={home / 'run'}", "fidelity=reference")

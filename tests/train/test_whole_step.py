@@ -5,19 +5,16 @@ Shown without a GPU (tests/fake_gpu.py): what PyTorch makes of a device that is 
 its events and random generators, is stood in for.
 """
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from fake_gpu import GPU, autocast, backward, fake_gpu
+from fake_gpu import GPU, answered, autocast, backward, fake_gpu
 from torch import Tensor
 
-from combo.model import matching
 from combo.pipeline.jobs.stopping import Stop
 from combo.pipeline.manifest import Manifest
 from combo.pipeline.train import draws, processes
@@ -30,8 +27,6 @@ TINY = (
     "decoder_ffn=16", "audio_hidden=16", "query_count=4", "mask_points=64", "batch_size=4",
     "ema=0.9", "device=cpu", "augment=resize-crop-colour-flip",
 )  # fmt: skip
-
-
 CPU = torch.device("cpu")
 
 
@@ -45,11 +40,6 @@ class Event:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of what the host asked for. Puts its parts in the place of a GPU's."""
-    shapes: list[tuple[int, ...]] = []
-
-    def fetch(values: Tensor) -> Callable[[], np.ndarray]:
-        shapes.append(tuple(values.shape))
-        return lambda: np.ones(values.shape, np.float32)
 
     def of_cpu(*numbers: Any) -> list[torch.Generator]:
         return generators(*numbers[:4])
@@ -64,14 +54,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
             leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
 
     generators = draws.generators
-    monkeypatch.setattr(matching, "fetch", fetch)
     monkeypatch.setattr(draws, "generators", of_cpu)
     monkeypatch.setattr(processes, "choose_device", lambda name: {"cuda": GPU, "cpu": CPU}[name])
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, _: module)  # made where it is to be
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch, "autocast", autocast_of)
     monkeypatch.setattr(Tensor, "backward", backward_of)
-    return shapes
+    return answered(monkeypatch)
 
 
 def on_gpu(trainer: Trainer) -> Trainer:
