@@ -22,7 +22,7 @@ from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import resume
 
 from .conftest import OF_PACE
-from .together import AVSS, COMMON, S4, begin
+from .together import ALIKE, COMMON, S4, begin
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ def both(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process leaves of the same runs."""
     root = tmp_path_factory.mktemp("alone")
-    for name, changes in (("s4", S4), ("avss", AVSS)):
+    for name, changes in ALIKE.items():
         begin(load_manifest(prepared), root / name, changes).train()
     return root
 
@@ -87,11 +87,10 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor], begun: dict[str, Ten
     return float(difference.norm() / way.norm())
 
 
-@pytest.mark.parametrize("name", ["s4", "avss"])
+@pytest.mark.parametrize("name", ALIKE)
 def test_losses_and_weights_are_those_of_one_process(
     both: Path, alone: Path, finished: Manifest, tmp_path: Path, name: str
 ) -> None:
-    # AVSS: clips of five and ten frames, with different numbers of classes. S4: micro-batches.
     one, two = lines(alone / name), lines(both / name)
     for word in ("kind", "precision"):
         assert [line.pop(word, None) for line in one] == [line.pop(word, None) for line in two]
@@ -101,7 +100,7 @@ def test_losses_and_weights_are_those_of_one_process(
     assert one[0] == pytest.approx(two[0], rel=1e-5)
     for line, other in zip(one, two, strict=True):
         assert line == pytest.approx(other, rel=5e-4, abs=1e-6)  # noise that has grown
-    begun = begin(finished, tmp_path / "run", S4 if name == "s4" else AVSS).network.state_dict()
+    begun = begin(finished, tmp_path / "run", ALIKE[name]).network.state_dict()
     networks = [last(root / name).network for root in (alone, both)]
     assert apart(*networks, dict(begun)) < 0.01
 

@@ -29,6 +29,10 @@ COMMON = (
 )  # fmt: skip
 S4 = (*COMMON, "batch_size=4", "micro_batch=1", "ema=0.9")
 AVSS = (*COMMON, "batch_size=2", "micro_batch=2")
+UNHEARD = (*S4, "queries=none", "iterations=3")
+ALIKE = {"s4": S4, "avss": AVSS, "unheard": UNHEARD}
+"""Runs that are those of one process. S4: micro-batches.  AVSS: clips of five and ten frames, with
+different numbers of classes.  The last one has parameters without a gradient."""
 REFERENCE = (*S4, "fidelity=reference", "fusion_dropout=0.1", "checkpoint_every=1")
 
 SOUNDS = ("right", "noise")
@@ -86,7 +90,8 @@ def main(rank: int, manifest: Manifest, root: Path, together: Processes) -> None
     whole = begin(manifest, root / "s4", S4, together)
     whole.train()
     found["scores"] = scores(whole)
-    begin(manifest, root / "avss", AVSS, together).train()
+    for name in ("avss", "unheard"):
+        begin(manifest, root / name, ALIKE[name], together).train()
 
     reference = begin(manifest, root / "reference", REFERENCE, together)
     reference.train()
