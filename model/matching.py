@@ -6,6 +6,7 @@ the stored labels; which are left after augmentation only the device knows, and 
 with the costs of the matching: the one thing that a step waits for.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,10 @@ from torch import Tensor
 
 from .interface import IGNORED
 from .transfers import fetch, send
+
+PIECES = 16
+"""Into how many the points of a product are divided, at most. Of a few targets and many points a
+GPU makes one row of blocks a frame, each with all points to add, and leaves most of itself idle."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,11 @@ def sample_rows(maps: Tensor, points: Tensor) -> Tensor:
     return Samples.at(points, maps.shape[0], maps.shape[2], maps.shape[3]).of(maps)
 
 
+def _whole(products: list[Tensor], n: int) -> Tensor:
+    """L products of pieces, [n * pieces, r, Q] each -> [L, n, r, Q]."""
+    return torch.stack(products).unflatten(1, (n, -1)).sum(dim=2)
+
+
 @torch.no_grad()
 def match(
     class_logits: Tensor,
@@ -152,16 +162,19 @@ def match(
     chosen = probability.gather(2, label.expand(layers, -1, -1, queries))
 
     samples = Samples.at(points, n, mask_logits.shape[3], mask_logits.shape[4])
+    pieces = math.gcd(truth.shape[2], PIECES)
     and_all = torch.cat([truth, torch.ones_like(truth[:, :1])], dim=1)  # whose product is a sum
+    and_all = and_all.unflatten(2, (pieces, -1)).transpose(1, 2).flatten(0, 1)
     sums, products, insides = [], [], []
     for masks in mask_logits.unbind(1):  # points are more than masks' pixels: set after set
         x = samples.of(masks.float())
         sums.append(F.softplus(x).sum(dim=1))
-        products.append(truth @ x)
-        insides.append(and_all @ x.sigmoid())
+        x = x.reshape(len(and_all), -1, queries)
+        products.append(and_all[:, :-1] @ x)
+        insides.append(and_all @ x.sigmoid_())
+    overlap, inside = _whole(insides, n).split([truth.shape[1], 1], dim=2)
     # The binary cross entropy of logit x and target t is softplus(x) - x t.
-    entropy = (torch.stack(sums)[:, :, None] - torch.stack(products)) / truth.shape[2]
-    overlap, inside = torch.stack(insides).split([truth.shape[1], 1], dim=2)
+    entropy = (torch.stack(sums)[:, :, None] - _whole(products, n)) / truth.shape[2]
     dice = 1 - (2 * overlap + 1) / (inside + truth.sum(dim=2)[:, :, None] + 1)
     costs = by_mask * entropy - by_class * chosen + by_dice * dice
     present = targets.masks.flatten(1).any(dim=1)

@@ -202,11 +202,13 @@ def in_words(out: ComboOutput, labels: Tensor, points: Tensor) -> dict[str, floa
     return losses
 
 
-def test_the_losses_are_what_the_words_say() -> None:
-    out, labels, points = predictions(), labelled(), grid_points()
+@pytest.mark.parametrize("points", [64, 20, 63], ids="in {} points".format)
+def test_the_losses_are_what_the_words_say(points: int) -> None:
+    """A product of 64 points is 16 pieces, one of 20 is 4, one of 63 is whole."""
+    out, labels, places = predictions(), labelled(), grid_points(points)
     labels[0, 1, :9] = 255
-    losses = Criterion.from_preset("combo-r50-ms3", **SMALL)(out, labels, points=points)
-    expected = in_words(out, labels, points)
+    losses = Criterion.from_preset("combo-r50-ms3", **SMALL)(out, labels, points=places)
+    expected = in_words(out, labels, places)
     for name, value in expected.items():
         assert losses[name].item() == pytest.approx(value, rel=1e-4), name
     assert set(losses) - set(expected) == {"loss_cosine_0", "loss_cosine_1"}
