@@ -75,11 +75,11 @@ def main() -> None:
     from .pipeline.commands.options import same_command
     from .pipeline.console import Output, streams
     from .pipeline.errors import ComboError
-    from .pipeline.jobs.stopping import EXIT_CODE, Interrupted, Stopped
+    from .pipeline.jobs.stopping import EXIT_CODE, Interrupted, Stopped, leaving
 
     _demand_utf8()
     try:
-        with streams():
+        with streams(), leaving():
             code = app(prog_name="combo", standalone_mode=False)
     except ComboError as error:
         Output().warn(f"combo: {error}")

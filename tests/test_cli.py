@@ -460,3 +460,27 @@ def test_a_name_that_is_no_utf_8_can_be_printed(tmp_path: Path) -> None:
     said = process("status", "--manifest", str(tmp_path / name))
     assert said.returncode == 2
     assert "caf\\udce9.yaml" in said.stderr
+
+
+TOLD_IN_ITS_IMPORTS = """
+import os, signal, sys
+from combo import cli
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
+
+class Told:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            os.kill(os.getpid(), signal.{})
+
+sys.meta_path.insert(0, Told())
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("signal", ["SIGTERM", "SIGUSR1", "SIGHUP"])
+def test_told_to_stop_before_it_listens_a_command_says_so(signal: str) -> None:
+    told = [sys.executable, "-c", TOLD_IN_ITS_IMPORTS.format(signal), "evaluate", "a run"]
+    done = subprocess.run(told, capture_output=True, text=True, check=False)
+    assert done.stderr == "combo: told to stop; go on with: combo evaluate 'a run'\n"
+    assert done.returncode == 75

@@ -13,6 +13,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
+Handlers = dict[signal.Signals, Callable[[int, FrameType | None], None]]
+
 EXIT_CODE = 75
 """EX_TEMPFAIL: stopped before the end; the same command goes on where this one was."""
 
@@ -49,6 +51,40 @@ def hears_its_terminal() -> bool:
 
 
 @contextmanager
+def _heard(handlers: Handlers) -> Generator[None]:
+    """Within the block these are called; only the main thread hears signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _orders() -> list[signal.Signals]:
+    """Signals that mean: leave now."""
+    return [signal.SIGTERM, *([signal.SIGHUP] if hears_its_terminal() else ())]
+
+
+@contextmanager
+def leaving() -> Generator[None]:
+    """Within the block each signal that tells to go raises `Stopped`, but for inner blocks that
+    listen; the second one ends the process."""
+    numbers = [signal.SIGUSR1, *_orders()]
+
+    def leave(_signal: int, _frame: FrameType | None) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+        raise Stopped
+
+    with _heard(dict.fromkeys(numbers, leave)):
+        yield
+
+
+@contextmanager
 def listening(
     at_once: bool = True, on_interrupt: Callable[[], None] = lambda: None
 ) -> Generator[Stop]:
@@ -56,32 +92,26 @@ def listening(
     once, or with `at_once` False set `asked`, and so does the first Ctrl-C, which then is told.
     """
     stop = Stop()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread hears signals
-        return
+    orders = _orders()
+    at_first = signal.getsignal(signal.SIGINT)
 
     def ask(_signal: int, _frame: FrameType | None) -> None:
         stop.asked = stop.warned = True
 
     def leave(_signal: int, _frame: FrameType | None) -> None:
-        for number in leaving:  # a second one must not break the tidying up
+        for number in orders:  # a second one must not break the tidying up
             signal.signal(number, signal.SIG_IGN)
         stop.asked = True
         if at_once:
             raise Stopped
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before[signal.SIGINT])  # a second one leaves at once
+        signal.signal(signal.SIGINT, at_first)  # a second one leaves at once
         stop.asked = stop.interrupted = True
         on_interrupt()
 
-    leaving = [signal.SIGTERM, *([signal.SIGHUP] if hears_its_terminal() else ())]
-    before = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, ask)}
-    before |= {number: signal.signal(number, leave) for number in leaving}
+    handlers: Handlers = {signal.SIGUSR1: ask, **dict.fromkeys(orders, leave)}
     if not at_once:
-        before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
-    try:
+        handlers[signal.SIGINT] = interrupt
+    with _heard(handlers):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
