@@ -11,8 +11,9 @@ def send(values: Tensor, device: torch.device) -> Tensor:
     """A tensor of the host on a device. The host goes on before it has arrived."""
     if device.type != "cuda" or values.device.type != "cpu":
         return values.to(device)
-    pinned = torch.empty_like(values, pin_memory=True).copy_(values)
-    return pinned.to(device, non_blocking=True)
+    if not values.is_pinned():
+        values = torch.empty_like(values, pin_memory=True).copy_(values)
+    return values.to(device, non_blocking=True)
 
 
 def fetch(values: Tensor) -> Callable[[], np.ndarray]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...model.interface import label_values
 from ...model.transfers import send
 from ..errors import ComboError
+from .ahead import sent_ahead
 from .loader import ClipReader, StoredBatch
 
 Cache = Literal["auto", "device", "host", "none"]
@@ -102,8 +103,13 @@ class KeptClips:
 def batches(
     reader: ClipReader, order: Iterable[Sequence[int]], wanted: Cache, device: torch.device
 ) -> Iterator[StoredBatch]:
-    """The same batches of `order` from memory or read ahead; wanted: `TrainSettings.cache`."""
+    """The same batches of `order` from memory or read ahead; wanted: `TrainSettings.cache`.
+
+    Those for a GPU are there, or on their way.
+    """
     kept = chosen(wanted, reader, device)
-    if kept == "none":
-        return reader.batches(order)
-    return KeptClips(reader, device if kept == "device" else torch.device("cpu")).batches(order)
+    if kept == "device":
+        return KeptClips(reader, device).batches(order)
+    of_host = reader if kept == "none" else KeptClips(reader, torch.device("cpu"))
+    read = of_host.batches(order)
+    return sent_ahead(read, device) if device.type == "cuda" else read

@@ -86,16 +86,30 @@ class StoredBatch:
         whole = {name: torch.cat([getattr(each, name) for each in shares]) for name in tensors}
         return replace(first, clips=tuple(c for each in shares for c in each.clips), **whole)
 
+    @property
+    def shown(self) -> dict[str, Tensor]:
+        """What goes to the network's device: all but what the host alone looks at."""
+        names = ("frames", "label_map", "labels", "sound", "palette")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def pinned(self) -> "StoredBatch":
+        """The same in pinned memory, from which a GPU is reached without waiting."""
+        return replace(self, **{name: value.pin_memory() for name, value in self.shown.items()})
+
+    def sent(self, device: torch.device) -> "StoredBatch":
+        """The same on a device. Nobody waits for it to arrive there."""
+        return replace(self, **{name: send(value, device) for name, value in self.shown.items()})
+
     def to(self, device: torch.device) -> Batch:
         """The batch on a device, its Maskiges painted. Nobody waits for it to arrive there."""
-        maskige = None
-        if self.label_map is not None and self.palette is not None:
-            maskige = colour(send(self.label_map, device), send(self.palette, device))
+        there, maskige = self.sent(device), None
+        if there.label_map is not None and there.palette is not None:
+            maskige = colour(there.label_map, there.palette)
         return Batch(
-            frames=send(self.frames, device),
+            frames=there.frames,
             maskige=maskige,
-            labels=send(self.labels, device),
-            sound=send(self.sound, device),
+            labels=there.labels,
+            sound=there.sound,
             present=self.present,
             annotated=self.annotated,
             clips=self.clips,

@@ -236,7 +236,9 @@ class Trainer:
         bad = self.health.last()
         if bad is None:
             return
-        whole = StoredBatch.of(self.together.gather(bad.batch))
+        # Of the host: each process has a GPU of its own, and whoever reads the file may have none.
+        shares = self.together.gather(bad.batch.sent(torch.device("cpu")))
+        whole = StoredBatch.of(shares)
         if self.together.first:
             bad = dataclasses.replace(bad, batch=whole)
             tell(bad, self.run, self._state(), self.journal, self._on_problem)

@@ -3,6 +3,7 @@ kept clips and compiled parts give the numbers of a CPU there."""
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,9 @@ from combo.model.levels import Levels
 from combo.pipeline.manifest import Manifest
 from combo.pipeline.train.augment import Augment, Recipe
 from combo.pipeline.train.cache import batches
+from combo.pipeline.train.run_folder import RunFolder
+
+from .test_nothing_is_lost import lines, spoil, tiny
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -96,17 +100,39 @@ def test_augmentation_is_that_of_a_cpu(finished: Manifest, open_split, recipe: R
 
 
 @on_gpu
-@pytest.mark.parametrize("where", ["device", "host"])
+@pytest.mark.parametrize("where", ["device", "host", "none"])
 def test_kept_clips_are_the_ones_that_are_read(finished: Manifest, open_split, where) -> None:
     reader = open_split(finished)
-    order = [[3, 1], [0, 3]]
-    for kept, read in zip(
-        batches(reader, order, where, GPU), batches(reader, order, "none", GPU), strict=True
-    ):
+    order = [[3, 1], [0, 3], [2, 5]]
+    for kept, read in zip(batches(reader, order, where, GPU), reader.batches(order), strict=True):
+        assert kept.frames.is_cuda
+        assert torch.equal(kept.held(), read.held())
         ours, theirs = kept.to(GPU), read.to(GPU)
         assert ours.clips == theirs.clips
         for name in ("frames", "maskige", "labels", "sound"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+def test_wherever_clips_are_kept_a_run_takes_the_same_steps(
+    finished: Manifest, tmp_path: Path, device: str
+) -> None:
+    """And a batch that is kept, since its step was bad, can be read where there is no GPU."""
+    totals = []
+    for where in ("device", "host", "none"):
+        run = RunFolder(tmp_path / where)
+        trainer = tiny(finished, run.root, f"cache={where}", f"device={device}", "iterations=3")
+        spoil(trainer, 2)
+        trainer.train()
+        train = [line for line in lines(run) if line["kind"] == "train"]
+        assert [line["skipped"] for line in train] == [0, 1, 1]
+        totals.append([line["total"] for line in train])
+        kept = torch.load(run.skipped / "000002.pt", weights_only=True)["batch"]
+        of_batch = [value for value in kept.values() if isinstance(value, Tensor)]
+        assert len(of_batch) >= 6
+        assert {value.device.type for value in of_batch} == {"cpu"}
+    for other in totals[1:]:
+        assert other == pytest.approx(totals[0], rel=1e-2)
 
 
 @on_gpu
