@@ -135,18 +135,19 @@ def _launch(kernel: Any, arrays: tuple[Tensor, ...], value: Tensor, locations: T
     batch, queries, heads, levels, points, _ = locations.shape
     width = value.shape[3]
     rows = queries * heads
-    kernel[(triton.cdiv(rows, ROWS), batch)](
-        *arrays,
-        0 if value.shape[0] == 1 else value.stride(0),
-        rows,
-        HEADS=heads,
-        LEVELS=levels,
-        POINTS=points,
-        WIDTH=width,
-        CHANNELS=triton.next_power_of_2(width),
-        ROWS=ROWS,
-        num_warps=1,
-    )
+    with torch.cuda.device_of(value):  # Triton starts kernels on the current device
+        kernel[(triton.cdiv(rows, ROWS), batch)](
+            *arrays,
+            0 if value.shape[0] == 1 else value.stride(0),
+            rows,
+            HEADS=heads,
+            LEVELS=levels,
+            POINTS=points,
+            WIDTH=width,
+            CHANNELS=triton.next_power_of_2(width),
+            ROWS=ROWS,
+            num_warps=1,
+        )
 
 
 @library.custom_op("combo::sample_levels", mutates_args=())

@@ -13,9 +13,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ...model.transfers import fetch
 from .. import durable, remedies
 from ..errors import ComboError
 from . import checkpoint
@@ -50,7 +52,7 @@ class Health:
     def __init__(self, device: torch.device, skipped: int = 0, in_a_row: int = 0) -> None:
         self.skipped = torch.tensor(skipped, device=device)
         self.in_a_row = torch.tensor(in_a_row, device=device)
-        self._last: tuple[int, StoredBatch, Tensor, torch.cuda.Event | None]
+        self._last: tuple[int, StoredBatch, Callable[[], np.ndarray]]
         self._unseen = False
 
     def judge(
@@ -71,11 +73,7 @@ class Health:
         self.skipped = self.skipped + (lost | steep)
         self.in_a_row = (self.in_a_row + bad) * bad
         seen = torch.stack([self.in_a_row.float(), loss, gradient_norm])
-        host, copied = seen.to("cpu", non_blocking=True), None
-        if seen.is_cuda:
-            copied = torch.cuda.Event()
-            copied.record()
-        self._last, self._unseen = (iteration, batch, host, copied), True
+        self._last, self._unseen = (iteration, batch, fetch(seen)), True
         return (lost | steep).float()
 
     def last(self) -> BadStep | None:
@@ -83,10 +81,8 @@ class Health:
         if not self._unseen:
             return None
         self._unseen = False
-        iteration, batch, host, copied = self._last
-        if copied is not None:
-            copied.synchronize()  # long since: the next step's matching has waited for the device
-        in_a_row, loss, norm = host.tolist()
+        iteration, batch, arriving = self._last
+        in_a_row, loss, norm = arriving().tolist()  # the next step's matching has waited longer
         return BadStep(iteration, loss, norm, int(in_a_row), batch) if in_a_row else None
 
 

@@ -1,11 +1,16 @@
 """The GPU kernels of deformable attention: their numbers, and that they compile; needs no GPU."""
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+from combo.model.levels import Levels
 
 triton = pytest.importorskip("triton", reason="Triton is not there")
 
@@ -51,3 +56,33 @@ def test_the_kernels_compile_for_a_gpu(dtype: str) -> None:
                 source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 1}
             )
             assert len(made.asm["cubin"]) > 1000
+
+
+def test_the_kernels_start_where_their_tensors_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton takes the current device, which `device=cuda:1` does not make another one."""
+    from combo.model import sampling_kernels as kernels
+
+    current, started = list[torch.Tensor](), list[list[torch.Tensor]]()
+
+    @contextlib.contextmanager
+    def device_of(tensor: torch.Tensor) -> Iterator[None]:
+        current.append(tensor)
+        yield
+        current.pop()
+
+    class Kernel:
+        def __getitem__(self, _grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *_, **__: started.append([*current])
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    for name in ("_forward", "_backward"):
+        monkeypatch.setattr(kernels, name, Kernel())
+    value, places, weights = (
+        torch.rand(1, 4, 2, 3),
+        torch.rand(1, 4, 2, 1, 2, 2),
+        torch.rand(1, 4, 2, 1, 2),
+    )
+    maps = Levels.of([(2, 2)], 2, 2).maps
+    out = kernels.sample(value, maps, places, weights)
+    kernels.gradients(out, value, maps, places, weights)
+    assert [[each.shape for each in of_kernel] for of_kernel in started] == [[value.shape]] * 2

@@ -33,8 +33,8 @@ CPU = torch.device("cpu")
 class Event:
     """As `torch.cuda.Event`, of which each would ask the driver for one."""
 
-    def record(self) -> None:
-        pass
+    def record(self, stream: str) -> None:
+        assert stream == f"that of {GPU}"
 
 
 @pytest.fixture
@@ -58,6 +58,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     monkeypatch.setattr(processes, "choose_device", lambda name: {"cuda": GPU, "cpu": CPU}[name])
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, _: module)  # made where it is to be
     monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", "that of {}".format)
     monkeypatch.setattr(torch, "autocast", autocast_of)
     monkeypatch.setattr(Tensor, "backward", backward_of)
     return answered(monkeypatch)
