@@ -20,7 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from combo.model import matching
 
-GPU = torch.device("cuda", 0)
+GPU = torch.device("cuda", 1)
+"""Not the first one: what lies on the current device instead does not go with it."""
 
 
 class Watch(TorchDispatchMode):
