@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import ComboError, counted
+from ..errors import ComboError, WrongUsage, counted
 from . import completion
 from .options import (
     BeginRun,
@@ -185,16 +185,30 @@ def train(
     from .. import durable
     from ..jobs import scheduler as schedulers
     from ..jobs.training import TrainingJob
-    from ..train.presets import resolve
+    from ..train.presets import ON_RESUME, amend, resolve
+    from ..train.run_folder import RunFolder
     from ..train.start import free_folder
 
     batch, manifest, output = schedulers.named(handing.scheduler), begin.open(), printing.output
     cluster = manifest.cluster.with_arguments(handing.scheduler_arg or ())
-    resolve(preset, begin.changes).train.demand_shared_by(nodes * (processes or gpus or 1))
+    run = (out or free_folder(Path("runs") / preset)).absolute()
+    folder, changes, going_on = RunFolder(run), begin.changes, list[str]()
+    if folder.is_one:
+        settings = amend(folder.settings(), changes)
+        if preset != settings.train.preset:
+            raise WrongUsage(
+                f"--preset {preset}: {run} is a run of {settings.train.preset}; give that one, "
+                f"or another folder with --out"
+            )
+        going_on = [each for each in changes if each.partition("=")[0] in ON_RESUME]
+    else:
+        folder.demand_free()
+        settings = resolve(preset, changes)
+    settings.train.demand_shared_by(nodes * (processes or gpus or 1))
     if not handing.print_only:
         batch.check_ready(cluster, arrays=False)
-    run = (out or free_folder(Path("runs") / preset)).absolute()
-    where = replace(begin, manifest=manifest.file.absolute())
+    store = begin.store and begin.store.absolute()
+    where = replace(begin, manifest=manifest.file.absolute(), store=store)
     job = TrainingJob(
         run=run,
         folder=run / "jobs",
@@ -202,6 +216,7 @@ def train(
         processes=processes or gpus or 1,
         gpus=gpus,
         arguments=["--preset", preset, *words(where)],
+        going_on=words(BeginRun(settings=going_on or None, store=store)),
         cluster=cluster,
         environment=manifest.environment(),
     )
@@ -214,7 +229,8 @@ def train(
         durable.write_bytes(path, script.encode())
     number = batch.submit(path)
     told = {"job": number, "run": str(run), "folder": str(job.folder)}
-    output.answer(told, f"job {number} trains {run}; script and log: {job.folder}")
+    does = "goes on with" if folder.is_one else "trains"
+    output.answer(told, f"job {number} {does} {run}; script and log: {job.folder}")
     output.note(batch.advice([number]))
 
 

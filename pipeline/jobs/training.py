@@ -18,7 +18,8 @@ from ..manifest import ClusterSettings
 class TrainingJob:
     """run: the run's folder; `folder`: where script and log go.  nodes, processes: so many hosts,
     and processes on each; gpus: of each host, None to ask for none.
-    arguments: of `combo train` that begin the run there.  cluster: what each process needs.
+    arguments: of `combo train` that begin the run there; going_on: that go with `--resume`.
+    cluster: what each process needs.
     environment: variables that they need.
     """
 
@@ -28,6 +29,7 @@ class TrainingJob:
     processes: int
     gpus: int | None
     arguments: Sequence[str]
+    going_on: Sequence[str]
     cluster: ClusterSettings
     environment: Mapping[str, str]
 
@@ -44,6 +46,7 @@ class TrainingJob:
         run = shlex.quote(str(self.run))
         combo = shlex.join([sys.executable, "-m", "combo", "train"])
         begin = shlex.join(["--out", str(self.run), *self.arguments])
+        go_on = shlex.join(["--resume", str(self.run), *self.going_on])
         return "\n".join(
             [
                 "#!/usr/bin/env bash",
@@ -53,7 +56,7 @@ class TrainingJob:
                 *(f"export {key}={shlex.quote(value)}" for key, value in self.environment.items()),
                 *lines,
                 f"if [ -e {run}/settings.json ]",
-                f"then words=(--resume {run})",
+                f"then words=({go_on})",
                 f"else words=({begin})",
                 "fi",
                 "# Near the time limit a signal comes: the step in hand is finished and saved, and",

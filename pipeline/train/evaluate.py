@@ -244,8 +244,8 @@ class _Alone:
 def _numbers(scores: Tensor, clip: str) -> Tensor:
     if not bool(torch.isfinite(scores).all()):
         raise ComboError(
-            f"the network's scores of clip {clip} are not numbers; "
-            f"half precision may be too narrow for it: train with --set precision=bf16 or fp32"
+            f"the network's scores of clip {clip} are not numbers: it has diverged; train from an "
+            f"earlier network with a lower learning_rate, or with precision=fp32 where it was half"
         )
     return scores
 

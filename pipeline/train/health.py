@@ -24,6 +24,7 @@ from . import checkpoint
 from .checkpoint import Checkpoint
 from .journal import Journal
 from .loader import StoredBatch
+from .presets import Precision
 from .run_folder import RunFolder
 
 MOST_IN_A_ROW = 3
@@ -90,13 +91,14 @@ def tell(
     bad: BadStep,
     run: RunFolder,
     state: Checkpoint,
+    precision: Precision,
     journal: Journal,
     on_problem: Callable[[str], None],
 ) -> None:
     """Keep a bad step's batch and the state before it, and say so.
 
-    state: of now, which is that before the step.  on_problem: gets a line, but for the last of
-    several in a row. Raises ComboError when the run's folder cannot be written.
+    state: of now, which is that before the step.  precision: of the run.  on_problem: gets a line,
+    but for the last of several in a row. Raises ComboError when the run's folder cannot be written.
     """
     file, clips = run.skipped / f"{bad.iteration:06d}.pt", list(bad.batch.clips)
     before = {**vars(state), "iteration": bad.iteration - 1}
@@ -110,15 +112,22 @@ def tell(
     if bad.in_a_row < MOST_IN_A_ROW:
         on_problem(
             f"{bad}: step not taken, batch and clips ({', '.join(clips)}) are in {file}; if it "
-            f"comes again, lower learning_rate, or set precision=bf16 or fp32"
+            f"comes again, lower learning_rate{_or_wider(precision)}"
         )
 
 
-def several(bad: BadStep, run: RunFolder) -> ComboError:
+def several(bad: BadStep, run: RunFolder, precision: Precision) -> ComboError:
     """Why a run ends with its last of several bad steps in a row."""
+    sound = run.best if run.best.exists() else run.previous
     return ComboError(
         f"{bad} of {run.root}, as {bad.in_a_row} times in a row (batches and clips: "
-        f"{run.skipped}); the network is as before: begin a run with it, "
-        f"--set initialisation={run.root}, and a lower learning_rate, or "
-        f"precision=bf16 or fp32, or go on past these clips: {remedies.resume(run.root)}"
+        f"{run.skipped}); if it has diverged, begin a run with an earlier network, "
+        f"--set initialisation={sound}, and a lower learning_rate{_or_wider(precision)}; else go "
+        f"on past these clips: {remedies.resume(run.root)}"
     )
+
+
+def _or_wider(precision: Precision) -> str:
+    """Which numbers could hold what half precision could not."""
+    wider = {"fp16": ["bf16", "fp32"], "bf16": ["fp32"]}.get(precision)
+    return f", or set precision={' or '.join(wider)}" if wider else ""

@@ -94,16 +94,23 @@ class RunFolder:
     def create(cls, root: Path, settings: RunSettings, data: RunData) -> "RunFolder":
         """A new run. Raises ComboError when the folder holds something, or cannot be written."""
         run = cls(root)
-        if any(each.name not in BEFORE_THE_FIRST_CHECKPOINT for each in run._files()):
-            raise ComboError(
-                f"{root} is not empty; go on with it: {remedies.resume(root)}, "
-                f"or give another folder with --out"
-            )
+        run.demand_free()
         with run.claimed(), run.writing():
             durable.write_json(root / DATA, {**data, "run": secrets.token_hex(8)})
             durable.write_json(root / VERSIONS, versions())
             run.write_settings(settings)  # last: now it is a run
         return run
+
+    @property
+    def is_one(self) -> bool:
+        """Whether a run lies here."""
+        return (self.root / SETTINGS).exists()
+
+    def demand_free(self) -> None:
+        """Raise ComboError when the folder holds what a run that begins here would not know."""
+        if any(each.name not in BEFORE_THE_FIRST_CHECKPOINT for each in self._files()):
+            mend = f"go on with it: {remedies.resume(self.root)}, or " if self.is_one else ""
+            raise ComboError(f"{self.root} is not empty; {mend}give another folder with --out")
 
     def write_settings(self, settings: RunSettings) -> None:
         """Raises ComboError when that cannot be done."""
@@ -272,7 +279,7 @@ def checkpoint_of(path: Path) -> tuple[RunFolder, Path]:
         run = RunFolder(path)
         run.settings()  # says so when it is no run
         return run, run.best if run.best.exists() else run.last
-    if not (path.parent / SETTINGS).exists():
+    if not RunFolder(path.parent).is_one:
         raise ComboError(
             f"{path} lies in no run's folder, so nothing says what it was trained with; "
             f"give it beside the {SETTINGS} and {DATA} of its run"
@@ -282,7 +289,7 @@ def checkpoint_of(path: Path) -> tuple[RunFolder, Path]:
 
 def run_of(path: Path) -> Path:
     """The folder of a run, where one of its checkpoints is named instead."""
-    return path.parent if path.is_file() and (path.parent / SETTINGS).exists() else path
+    return path.parent if path.is_file() and RunFolder(path.parent).is_one else path
 
 
 def versions() -> dict[str, Any]:

@@ -80,6 +80,7 @@ class Trainer:
         self.health = Health(self.device)
         self._saved: tuple[int, int] | None = None  # at which iteration, and what was evaluated
         self._saved_at = time.monotonic()
+        self._last_is_bad = False  # whether the run's last.pt was written after a bad step
         self._begun_from = run.state()
 
     def resume(self) -> None:
@@ -102,6 +103,7 @@ class Trainer:
         self.evaluated = state.iteration if state.evaluated < 0 else state.evaluated
         self.health = Health(self.device, state.skipped, state.in_a_row)
         self._saved, self._saved_at = (self.iteration, self.evaluated), time.monotonic()
+        self._last_is_bad = state.in_a_row > 0
 
     @property
     def saved(self) -> int:
@@ -241,11 +243,12 @@ class Trainer:
         whole = StoredBatch.of(shares)
         if self.together.first:
             bad = dataclasses.replace(bad, batch=whole)
-            tell(bad, self.run, self._state(), self.journal, self._on_problem)
+            precision = self.settings.precision
+            tell(bad, self.run, self._state(), precision, self.journal, self._on_problem)
         if bad.in_a_row >= MOST_IN_A_ROW:
             if self.together.first:
                 self._write()
-            raise self.together.ended(several(bad, self.run))
+            raise self.together.ended(several(bad, self.run, self.settings.precision))
 
     def _log(self, losses: Mapping[str, Tensor], pace: Pace) -> Step:
         """Write a log entry. Here, and not in a step, the host waits."""
@@ -324,9 +327,12 @@ class Trainer:
             self._write()
 
     def _write(self) -> None:
-        """Write last.pt; the one there becomes previous.pt."""
+        """Write last.pt; the one there becomes previous.pt, but for one after a bad step: of a run
+        that diverges the network from before that is kept."""
+        state, before = self._state(), None if self._last_is_bad else self.run.previous
         with self.run.writing():
-            checkpoint.save(self.run.last, self._state(), keep=self.run.previous)
+            checkpoint.save(self.run.last, state, keep=before)
+        self._last_is_bad = state.in_a_row > 0
         self._saved, self._saved_at = (self.iteration, self.evaluated), time.monotonic()
 
     def _state(self) -> Checkpoint:

@@ -1,11 +1,13 @@
 """Lines of a job script as sbatch reads them, and what a cluster's own settings say."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from combo.cli import app
@@ -13,6 +15,8 @@ from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs import slurm
 from combo.pipeline.jobs.job_array import JobArray
 from combo.pipeline.manifest import ClusterSettings
+from combo.pipeline.train.presets import resolve
+from combo.pipeline.train.run_folder import RunData, RunFolder
 
 CONFIG = """\
 Configuration data as of 2025-11-26T00:00:00
@@ -86,6 +90,15 @@ def test_a_script_can_be_looked_at_where_slurm_does_not_answer(
     assert "not known here: scontrol said: no controller" in done.stderr
 
 
+def started(script: str) -> list[str]:
+    """What the shell of a training job starts."""
+    before = 'exec() { printf "%s\\n" "$@"; }\nscontrol() { echo one; echo two; }\n'
+    words = ["bash", "-euc", before + script]
+    environment = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "PATH": os.environ["PATH"]}
+    ran = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    return ran.stdout.splitlines()
+
+
 def test_a_training_job_begins_its_run_and_then_goes_on_with_it(
     manifest_file: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -100,15 +113,7 @@ def test_a_training_job_begins_its_run_and_then_goes_on_with_it(
     assert "#SBATCH --signal=USR1@120\n" in done.stdout, "to the processes, not to the shell"
     assert not run.exists()
 
-    def started() -> list[str]:
-        """What the job's shell starts."""
-        before = 'exec() { printf "%s\\n" "$@"; }\nscontrol() { echo one; echo two; }\n'
-        words = ["bash", "-euc", before + done.stdout]
-        environment = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "PATH": os.environ["PATH"]}
-        ran = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
-        return ran.stdout.splitlines()
-
-    command = started()
+    command = started(done.stdout)
     assert command[0] == "srun"
     assert command[command.index("train") :][:3] == ["train", "--out", str(run)]
     assert command[command.index("initialisation=a b") - 1] == "--set"
@@ -116,9 +121,41 @@ def test_a_training_job_begins_its_run_and_then_goes_on_with_it(
     assert "--quiet" not in command, "the log says how it goes"
     run.mkdir()
     (run / "settings.json").touch()
-    command = started()
+    command = started(done.stdout)
     assert command[command.index("train") :] == [
         "train", "--resume", str(run), "--requeue",
     ]  # fmt: skip
+    shutil.rmtree(run)
     refused = CliRunner().invoke(app, [*words, "--set", "batch_size=6"])
     assert "4 processes cannot share a batch of 6 evenly" in str(refused.exception)
+
+
+def test_a_job_goes_on_with_a_run_that_is_there_by_the_runs_own_settings(
+    manifest_file: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = ["submit", "train", "--slurm", "--print", "--out", str(run)]
+    words += ["--manifest", str(manifest_file()), "--set", "ema=0.9", "--set", "iterations=40"]
+    settings = resolve("combo-small-s4", ["ema=0.9", "iterations=30"])
+    data: RunData = {"data_set": "s4", "store": "s", "settings": {}, "weights": {}, "splits": {}}
+    RunFolder.create(run, settings, data)
+
+    def answered(*more: str) -> Result:
+        return CliRunner().invoke(app, [*words, *more])
+
+    done = answered("--preset", "combo-small-s4", "--store", str(tmp_path))
+    assert done.exit_code == 0, done.output
+    command = started(done.stdout)
+    assert command[command.index("train") :] == [
+        "train", "--resume", str(run), "--set", "iterations=40", "--store", str(tmp_path),
+        "--requeue",
+    ]  # fmt: skip
+    refused = answered("--preset", "combo-small-s4", "--set", "learning_rate=9")
+    assert "the run goes on with its own learning_rate" in str(refused.exception)
+    refused = answered("--preset", "combo-small-ms3")
+    assert "--preset combo-small-ms3: " in str(refused.exception)
+    assert "is a run of combo-small-s4; give that one" in str(refused.exception)
+    (run / "settings.json").unlink()
+    (run / "notes.txt").touch()
+    refused = answered("--preset", "combo-small-s4")
+    assert str(refused.exception) == f"{run} is not empty; give another folder with --out"

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -20,9 +20,10 @@ from combo.pipeline.devices import threads
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs.stopping import Stop, Stopped
 from combo.pipeline.manifest import Manifest, load_manifest
-from combo.pipeline.train import checkpoint
-from combo.pipeline.train.optimisation import learning_rate_factor
+from combo.pipeline.train import checkpoint, health
+from combo.pipeline.train.loader import StoredBatch
 from combo.pipeline.train.pace import Pace, Step
+from combo.pipeline.train.presets import Precision
 from combo.pipeline.train.run_folder import RunFolder
 from combo.pipeline.train.start import resume, start
 from combo.pipeline.train.trainer import Trainer
@@ -34,8 +35,12 @@ TINY = (
     "width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "pixel_ffn=16", "decoder_layers=2",
     "decoder_ffn=16", "audio_hidden=16", "query_count=4", "mask_points=64", "iterations=6",
     "batch_size=2", "micro_batch=1", "evaluate_every=4", "log_every=1", "threads=1", "device=cpu",
-    "augment=resize-crop-colour-flip", "fusion_dropout=0.1",
+    "augment=resize-crop-colour-flip",
 )  # fmt: skip
+BY_CHANCE = (
+    "fidelity=reference", "fusion_dropout=0.5", "drop_path=0.5", "ema=0.9", "precision=fp16",
+)  # fmt: skip
+"""Layers that draw, and everything else that a checkpoint holds."""
 
 
 def tiny(manifest: Manifest, folder: Path, *changes: str) -> Trainer:
@@ -84,12 +89,15 @@ def network_of(trainer: Trainer) -> dict[str, Tensor]:
 # -- kills and checkpoints -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("seed", "changes"), [(1, ()), (2, ()), (3, BY_CHANCE)])
 def test_a_run_killed_at_random_steps_ends_with_the_same_bits(
-    trained: RunFolder, finished: Manifest, tmp_path: Path, seed: int
+    trained: RunFolder, finished: Manifest, tmp_path: Path, seed: int, changes: tuple[str, ...]
 ) -> None:
+    if changes:
+        tiny(finished, tmp_path / "whole", *changes).train()
+        trained = RunFolder(tmp_path / "whole")
     draw, folder = random.Random(seed), tmp_path / "run"
-    trainer, kills = tiny(finished, folder, f"checkpoint_every={seed}"), 0
+    trainer, kills = tiny(finished, folder, f"checkpoint_every={seed % 2 + 1}", *changes), 0
     while kills < 4:
         with pytest.raises(Killed):
             trainer.train(at(draw.randint(trainer.iteration + 1, 6), die))
@@ -224,7 +232,14 @@ def test_a_gradient_that_is_no_number_costs_its_step_and_nothing_else(
     trainer = tiny(finished, run.root)
     spoil(trainer, 3)
     states: list[dict[str, Tensor]] = []
-    trainer.train(lambda _: states.append(network_of(trainer)), on_problem=told.append)
+    rates: list[float] = []
+
+    def look(_: Step) -> None:
+        states.append(network_of(trainer))
+        (used,) = {group["lr"] / group["initial_lr"] for group in trainer.optimiser.param_groups}
+        rates.append(used)
+
+    trainer.train(look, on_problem=told.append)
     assert equal(states[1], states[2])
     assert not equal(states[2], states[3])
     assert all(value.isfinite().all() for value in states[-1].values() if value.is_floating_point())
@@ -233,8 +248,10 @@ def test_a_gradient_that_is_no_number_costs_its_step_and_nothing_else(
     assert [line["skipped"] for line in train] == [0, 0, 1, 1, 1, 1]
     assert [line["gradient_norm"] is None for line in train] == [False, False, True] + [False] * 3
     settings = trainer.settings  # the schedule goes by batches, taken or not
-    rates = [settings.learning_rate * learning_rate_factor(settings, i) for i in range(6)]
-    assert [line["learning_rate"] for line in train] == pytest.approx(rates)
+    assert settings.warmup == 20
+    assert rates == pytest.approx([(i + 1) / 20 * (1 - i / 6) ** settings.power for i in range(6)])
+    logged = [line["learning_rate"] / settings.learning_rate for line in train]
+    assert logged == pytest.approx(rates)
     (entry,) = (line for line in lines(run) if line["kind"] == "skipped")
     assert (entry["iteration"], entry["loss"], entry["gradient_norm"]) == (
         3, train[2]["total"], None,
@@ -292,7 +309,8 @@ def test_several_in_a_row_end_the_run_with_a_good_checkpoint_and_a_way_out(
         ComboError, match=r"the gradient is nan at iteration 4 .* 3 times in"
     ) as end:
         trainer.train()
-    for text in ("lower learning_rate", "precision=bf16", f"combo train --resume {run.root}"):
+    sound = f"--set initialisation={run.previous}, and a lower learning_rate; else"
+    for text in (sound, f"combo train --resume {run.root}"):
         assert text in str(end.value)
     assert "\n" not in str(end.value)
     assert sorted(path.name for path in run.skipped.iterdir()) == [
@@ -301,6 +319,16 @@ def test_several_in_a_row_end_the_run_with_a_good_checkpoint_and_a_way_out(
     last = checkpoint.load(run.last)
     assert (last.iteration, last.skipped, last.in_a_row) == (4, 3, 3)
     assert equal(dict(last.network), states[0])
+
+    # The network from before the first of them is kept, whatever comes.
+    shutil.copytree(run.root, tmp_path / "again")
+    again = resume(tmp_path / "again")
+    spoil(again, 5)
+    with pytest.raises(ComboError, match=r"at iteration 5 .* 4 times in a row"):
+        again.train()
+    assert checkpoint.load(again.run.last).iteration == 5
+    assert checkpoint.load(again.run.previous).iteration == 0
+
     resume(run.root).train()
     assert checkpoint.load(run.last).iteration == 6
     assert checkpoint.load(run.last).in_a_row == 0
@@ -339,8 +367,27 @@ def test_scores_that_are_no_numbers_end_an_evaluation_in_one_line(
     trainer = tiny(finished, tmp_path / "run", "evaluate_every=1")
     scores = trainer.network.scores
     trainer.network.scores = lambda out: scores(out) * math.nan
-    with pytest.raises(ComboError, match=r"scores of clip \S+ are not numbers; .*precision=bf16"):
+    with pytest.raises(ComboError, match=r"scores of clip \S+ are not numbers: .*precision=fp32"):
         trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("precision", "wider"),
+    [
+        ("fp16", ", or set precision=bf16 or fp32;"),
+        ("bf16", ", or set precision=fp32;"),
+        ("fp32", ";"),
+    ],
+)
+def test_a_run_that_ends_is_told_of_wider_numbers_where_there_are_some(
+    tmp_path: Path, precision: Precision, wider: str
+) -> None:
+    run, batch = RunFolder(tmp_path), cast("StoredBatch", None)
+    bad = health.BadStep(7, math.nan, 1.0, 3, batch)
+    assert f"a lower learning_rate{wider} else go on" in str(health.several(bad, run, precision))
+    assert f"initialisation={run.previous}," in str(health.several(bad, run, precision))
+    run.best.touch()
+    assert f"initialisation={run.best}," in str(health.several(bad, run, precision))
 
 
 def test_what_half_precision_skips_is_counted_and_shown(finished: Manifest, tmp_path: Path) -> None:

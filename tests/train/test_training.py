@@ -53,7 +53,7 @@ TINY = (
     "width=32", "heads=2", "fusion_heads=2", "pixel_layers=1", "pixel_ffn=16", "decoder_layers=1",
     "decoder_ffn=16", "audio_hidden=16", "query_count=4", "mask_points=64", "iterations=4",
     "batch_size=2", "evaluate_every=2", "log_every=1", "warmup=0", "threads=1",
-    "augment=resize-crop-colour-flip", "fusion_dropout=0.1", "device=cpu",
+    "augment=resize-crop-colour-flip", "device=cpu",
 )  # fmt: skip
 CPU = torch.device("cpu")
 
