@@ -447,9 +447,14 @@ def test_a_compiled_run_trains_alike(
     )
     plain = tiny(finished, tmp_path / "plain", *changes)
     compiled = tiny(finished, tmp_path / "compiled", *changes, "compile=true")
-    by_default = compiled.network.compile_parts
-    # What needs no C++ compiler; dropout is drawn otherwise.
-    compiled.network.compile_parts = lambda: by_default("aot_eager")
+    asked, by_default = list[str](), compiled.network.compile_parts
+
+    def with_another_backend() -> None:
+        """What needs no C++ compiler; dropout is drawn otherwise."""
+        asked.append("to be compiled")
+        by_default("aot_eager")
+
+    compiled.network.compile_parts = with_another_backend
     # As on a GPU whose speed is known, where the first step's products are counted.
     monkeypatch.setattr(Pace, "_peak", lambda _: 1e12)
     for trainer in (plain, compiled):
@@ -461,6 +466,7 @@ def test_a_compiled_run_trains_alike(
         assert one.pop("kind") == two.pop("kind")
         one.pop("precision", None), two.pop("precision", None)
         assert one == pytest.approx(two, rel=1e-3)
+    assert asked == ["to be compiled"]
     assert compiled.run.settings().train.compile
     assert "mfu" in compiled.run.metrics.read_text()
 
