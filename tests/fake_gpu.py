@@ -25,7 +25,7 @@ GPU = torch.device("cuda", 1)
 
 
 class Watch(TorchDispatchMode):
-    """Sees what brings numbers of the host to the device and has the host wait for it."""
+    """Sees what brings numbers to the device or from there and has the host wait for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,6 @@ class Watch(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        of_host = [tensor for tensor in given if tensor.device.type == "cpu"]
         goes = torch.device(kwargs.get("device") or "cpu").type == "cuda"
         pins = kwargs.get("pin_memory", False)
         if not goes and not pins and not any(isinstance(each, FakeTensor) for each in given):
@@ -47,14 +46,27 @@ class Watch(TorchDispatchMode):
         out = func(*args, **kwargs)
         if kwargs.get("pin_memory"):
             self._pinned[out.untyped_storage()._cdata] = out
-        if isinstance(out, Tensor) and out.device.type == "cuda" and func.namespace == "aten":
-            copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
-            asynchronous = copies and (kwargs.get("non_blocking", False) or args[2:3] == (True,))
-            for source in of_host:
+        if isinstance(out, Tensor) and func.namespace == "aten":
+            self._look(func, args, kwargs, given, out)
+        return out
+
+    def _look(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        given: list[Tensor],
+        out: Tensor,
+    ) -> None:
+        copies = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        asynchronous = copies and (kwargs.get("non_blocking", False) or args[2:3] == (True,))
+        if out.device.type == "cuda":
+            for source in (each for each in given if each.device.type == "cpu"):
                 pinned = source.untyped_storage()._cdata in self._pinned
                 if not (asynchronous and pinned) and (copies or source.dim()):
                     self.waits.append(f"{func} of {tuple(source.shape)}")
-        return out
+        elif copies and not asynchronous and given[-1].device.type == "cuda":  # what is copied
+            self.waits.append(f"{func} to the host of {tuple(given[-1].shape)}")
 
 
 @contextmanager

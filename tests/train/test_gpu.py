@@ -13,9 +13,11 @@ from combo.model import Combo, Criterion
 from combo.model.deformable_attention import sample_levels
 from combo.model.interface import label_values
 from combo.model.levels import Levels
+from combo.pipeline.jobs.stopping import Stop
 from combo.pipeline.manifest import Manifest
 from combo.pipeline.train.augment import Augment, Recipe
 from combo.pipeline.train.cache import batches
+from combo.pipeline.train.loader import shuffled
 from combo.pipeline.train.run_folder import RunFolder
 
 from .test_nothing_is_lost import lines, spoil, tiny
@@ -86,6 +88,24 @@ def test_a_step_waits_for_the_matching_alone(precision: torch.dtype | None, comp
     with nobody_waits():
         totals = [step() for _ in range(2)]
     assert bool(torch.isfinite(torch.stack(totals)).all())
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_gpu)])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_whole_step_of_the_trainer_waits_for_the_matching_alone(
+    finished: Manifest, tmp_path: Path, precision: str, device: str
+) -> None:
+    """From the batch to the mean of the networks. On a CPU it shows that this can run."""
+    changes = (f"precision={precision}", f"device={device}", "ema=0.9", "iterations=9")
+    trainer = tiny(finished, tmp_path / "run", *changes)
+    reader, there = trainer.readers["train"], torch.device(device)
+    order = shuffled(len(reader), 2, 0, 0, 4)
+    for number, batch in enumerate(batches(reader, order, "none", there)):
+        warm = number > 1  # what is made once: tables of positions, kernels, the optimiser's state
+        with nobody_waits() if warm and device == "cuda" else contextlib.nullcontext():
+            losses = trainer._step(batch, Stop())
+    assert losses["total"].device.type == device
+    assert bool(torch.isfinite(losses["total"]))
 
 
 @on_gpu

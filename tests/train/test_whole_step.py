@@ -14,6 +14,7 @@ import pytest
 import torch
 from fake_gpu import GPU, answered, autocast, backward, fake_gpu
 from torch import Tensor
+from torch.cuda.amp import common
 
 from combo.pipeline.jobs.stopping import Stop
 from combo.pipeline.manifest import Manifest
@@ -61,6 +62,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     monkeypatch.setattr(torch.cuda, "current_stream", "that of {}".format)
     monkeypatch.setattr(torch, "autocast", autocast_of)
     monkeypatch.setattr(Tensor, "backward", backward_of)
+    monkeypatch.setattr(common, "amp_definitely_not_available", lambda: False)
     return answered(monkeypatch)
 
 
@@ -76,7 +78,7 @@ def on_gpu(trainer: Trainer) -> Trainer:
 # Of copying a network for the mean.
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("micro_batch", [4, 2])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_a_whole_step_on_a_gpu_waits_for_the_matching_alone(
     finished: Manifest,
     tmp_path: Path,
@@ -89,6 +91,7 @@ def test_a_whole_step_on_a_gpu_waits_for_the_matching_alone(
     batch = trainer.readers["train"].read(range(4))
     with fake_gpu() as watch:
         there = on_gpu(trainer)
+        assert there.scaler.is_enabled() == (precision == "fp16")
         watch.waits.clear()
         losses = there._step(batch, Stop())
     assert not watch.waits
