@@ -412,6 +412,7 @@ def cache(size: Size) -> Iterator[Row]:
                 "what": f"combo train {preset_name}, cache={place}",
                 "clips/s": last["clips_per_second"],
                 "waited %": 100 * last["waited"],
+                **({"MFU %": 100 * last["mfu"]} if "mfu" in last else {}),
             }
 
 
