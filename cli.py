@@ -70,6 +70,15 @@ def _demand_utf8() -> None:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
+_ALONE = "combo: of all commands train alone shares its work with torchrun; give this one by itself"
+
+
+def _of_several() -> int | None:
+    """Which of torchrun's processes this one is, where each would do a command's whole work."""
+    several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1"
+    return int(os.environ.get("RANK", "0")) if several and sys.argv[1:2] != ["train"] else None
+
+
 def main() -> None:
     """Run the command line."""
     from .pipeline.commands.options import same_command
@@ -78,6 +87,10 @@ def main() -> None:
     from .pipeline.jobs.stopping import EXIT_CODE, Interrupted, Stopped, leaving
 
     _demand_utf8()
+    if (rank := _of_several()) is not None:
+        if rank == 0:
+            Output().warn(_ALONE)
+        sys.exit(2)
     try:
         with streams(), leaving():
             code = app(prog_name="combo", standalone_mode=False)

@@ -84,7 +84,8 @@ _DETECTRON2_RESNET: Rules = (
 )
 _TORCHVISION_RESNET: Rules = (
     (r"\bbn(\d)\.", r"conv\1.norm."),
-    (r"\.downsample\.1\.", ".downsample.0.norm."),
+    # After one convolution, or, in ResNet-D, after pooling and one.
+    (r"\.downsample\.(\d)\.", _earlier(".downsample.{}.norm.")),
 )
 _PUBLISHED_PVT: Rules = (
     (r"^patch_embed1\.", "patch_embed."),
@@ -131,17 +132,35 @@ def backbone_state(state: State, kind: BackboneKind, backbone: Backbone) -> dict
     return {f"body.{key}": value for key, value in _fit(renamed, origin, wanted).items()}
 
 
+_KINDS = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean",
+          "moving_variance": "running_var"}  # fmt: skip
+"""What others call a norm's tensors, which have one shape."""
+
+
+def _kind(key: str) -> str:
+    last = key.rpartition(".")[2]
+    return _KINDS.get(last, last)
+
+
 def backbone_state_in_order(state: State, backbone: Backbone) -> dict[str, Tensor]:
     """Weights of a network that calls its layers otherwise, but has the same in the same order.
 
-    Each of the backbone's tensors must have the shape of the one at its place in `state`, whose
-    classifier and last layers may follow. Raises StateDictError.
+    Each of the backbone's tensors must have the shape of the one at its place in `state`, and be
+    of its kind where that is a norm's; a classifier and last layers may follow. Raises
+    StateDictError, also for names in alphabetical order: whoever sorted them took the layers'
+    order away, as files of `safetensors` do.
     """
     wanted = backbone.body.state_dict()
     given = [(k, v) for k, v in state.items() if not k.endswith("num_batches_tracked")]
     if len(given) < len(wanted):
         raise StateDictError(f"{len(given)} tensors, and the network has {len(wanted)}")
+    names = [name for name, _ in given]
+    if names == sorted(names):
+        raise StateDictError("its names are sorted, which says nothing of the layers' order")
+    norms = {"weight", "bias", "running_mean", "running_var"}
     for (old, value), (new, like) in zip(given, wanted.items(), strict=False):
+        if {_kind(old), _kind(new)} <= norms and _kind(old) != _kind(new):
+            raise StateDictError(f"{old} stands at the place of {new}")
         if value.shape != like.shape:
             raise StateDictError(
                 f"{old} has shape {tuple(value.shape)}, and at its place {new} {tuple(like.shape)}"

@@ -34,7 +34,9 @@ def choose_device(wanted: str) -> "torch.device":
     try:
         device = torch.device(wanted)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        if device.type == "meta":
+            raise RuntimeError("its tensors have no numbers")
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise ComboError(
             f"device {wanted} cannot be used ({reason}); give --device cpu or --set device=cpu"

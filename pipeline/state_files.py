@@ -12,27 +12,35 @@ from .pickles import read_pickle
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ENTRIES = ("model", "state_dict", "network")
-"""Under which of a checkpoint's entries the parameters lie, where they are not at the top."""
+_ENTRIES = ("model", "state_dict", "averaged", "network")
+"""Under which of a checkpoint's entries the parameters lie, where they are not at the top. Of a run
+with a mean of its networks, that is what the others are made for."""
+
+_OF_PROCESSES = "module."
+"""What PyTorch's wrappers for several processes put before each name."""
 
 
 def load_state(path: Path) -> dict[str, "Tensor"]:
     """The parameters in a weights file, on the CPU, by their published names.
 
     Reads torch.save's files (both formats), detectron2's pickles of numpy arrays (`.pkl`) and
-    `.safetensors`. An entry `model`, `state_dict` or `network` is opened; what is no tensor is left
-    out.
+    `.safetensors`. The first entry there is of `model`, `state_dict`, `averaged` and `network` is
+    opened, `module.` before all names dropped; what is no tensor is left out.
     Raises ComboError naming the file: missing, damaged, no parameters in it, or anything in it that
     reading would have to run.
     """
     value = _read(path)
     for entry in _ENTRIES:
-        if isinstance(value, Mapping) and isinstance(value.get(entry), Mapping):
+        if isinstance(value, Mapping) and isinstance(value.get(entry), Mapping) and value[entry]:
             value = value[entry]
             break
     tensors = _tensors(value) if isinstance(value, Mapping) else {}
     if not tensors:
         raise ComboError(f"{path}: no parameters in it; is it the right file?")
+    if any(tensor.is_meta for tensor in tensors.values()):
+        raise ComboError(f"{path}: its parameters have shapes and no numbers; save real ones")
+    if all(name.startswith(_OF_PROCESSES) for name in tensors):
+        tensors = {name.removeprefix(_OF_PROCESSES): each for name, each in tensors.items()}
     return tensors
 
 

@@ -462,6 +462,21 @@ def test_a_name_that_is_no_utf_8_can_be_printed(tmp_path: Path) -> None:
     assert "caf\\udce9.yaml" in said.stderr
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_command_that_torchrun_would_have_done_twice_is_refused_once(rank: str) -> None:
+    several = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": rank}
+    command = [sys.executable, "-m", "combo", "evaluate", "a run"]
+    environment = {**os.environ, **several}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    expected = "combo: of all commands train alone shares its work with torchrun; give this one by"
+    assert done.stderr == (f"{expected} itself\n" if rank == "0" else "")
+    alone = {**environment, "WORLD_SIZE": "1"}
+    done = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
+    assert "a run: no such run folder" in done.stderr
+
+
 TOLD_IN_ITS_IMPORTS = """
 import os, signal, sys
 from combo import cli

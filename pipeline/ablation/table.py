@@ -39,6 +39,9 @@ class Table(_Entry):
         """A row may be the list of its settings."""
         if not isinstance(value, dict):
             return value
+        for name in value:
+            if not isinstance(name, str | int | float) or isinstance(name, bool):
+                raise ValueError(f"YAML reads a row's name as {name}; write it in quotes")
         return {k: {"set": v or []} if isinstance(v, list) or v is None else v
                 for k, v in value.items()}  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Networks in files that stand alone: published checkpoints, and those of runs that moved.
 
-Nothing in such a file says with which settings it was trained. Names and shapes of its parameters
-do: they are a preset's, or what does not fit is named.
+Our own files say with which settings they were trained. Of others, and of those of an older combo,
+names and shapes of the parameters do: they are a preset's, or what does not fit is named.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,8 @@ from ..errors import ComboError
 from ..layouts.avsbench import AVSS
 from ..layouts.layout import Layout
 from ..state_files import load_state
-from ..train.presets import kind_of
+from ..train import checkpoint
+from ..train.presets import kind_of, restore
 
 State = Mapping[str, Tensor]
 
@@ -59,8 +60,8 @@ class Recognised:
 def recognise(path: Path, preset: str | None = None) -> Recognised:
     """The network in a file, in the public code's names or ours.
 
-    preset: whose settings it has, where several have its shapes. Raises ComboError naming what does
-    not fit.
+    preset: whose settings it has, where several have its shapes and it does not say itself. Raises
+    ComboError naming what does not fit.
     """
     state = load_state(path)
     if is_published(state):
@@ -70,7 +71,8 @@ def recognise(path: Path, preset: str | None = None) -> Recognised:
             raise ComboError(f"{path} is not COMBO as it was published: {error}") from error
     fits: list[Recognised] = []
     misfits: list[tuple[int, str]] = []
-    for settings, name in _possible(state, preset).items():
+    told = _told(path, preset)
+    for settings, name in (told or _possible(state, preset)).items():
         kind = kind_of(name)
         with torch.device("meta"):
             network = NETWORKS[kind].build(settings, False)
@@ -90,6 +92,19 @@ def recognise(path: Path, preset: str | None = None) -> Recognised:
         names = ", ".join(each.preset for each in fits)
         raise ComboError(f"{path} fits several presets ({names}); say which with --preset")
     return fits[0]
+
+
+def _told(path: Path, preset: str | None) -> dict[NetworkSettings, str]:
+    """What the file says itself, but for another preset that was asked for."""
+    if not (saved := checkpoint.settings_in(path)):
+        return {}
+    try:
+        settings = restore(saved)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ComboError(f"{path}: the settings in it are damaged ({reason})") from error
+    own = settings.train.preset
+    return {settings.network: own} if preset in (None, own) else {}
 
 
 def _possible(state: State, preset: str | None) -> dict[NetworkSettings, str]:

@@ -2,6 +2,7 @@
 networks alone, for use elsewhere."""
 
 import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ class Checkpoint:
     evaluated: iteration of the last evaluation, -1 where it is not known.  skipped: steps that were
     not taken, and how many of them in a row just now.  averaged: the mean of the networks so far,
     where the run has one.  run: which it is of (`RunFolder.identity`), "" in older ones.
+    settings: of the run, as its settings.json has them, for files that are taken elsewhere; older
+    ones say none.
     No state of a random generator: see `draws`.
     """
 
@@ -40,6 +43,7 @@ class Checkpoint:
     in_a_row: int = 0
     averaged: dict[str, Tensor] = field(default_factory=dict)
     run: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 def save(path: Path, value: Checkpoint | dict[str, Any], keep: Path | None = None) -> None:
@@ -52,18 +56,38 @@ def save(path: Path, value: Checkpoint | dict[str, Any], keep: Path | None = Non
 
 
 def save_network(
-    path: Path, network: dict[str, Tensor], iteration: int, best: float, run: str
+    path: Path,
+    network: dict[str, Tensor],
+    iteration: int,
+    best: float,
+    run: str,
+    settings: dict[str, Any],
 ) -> None:
     """Write a network alone, and the same beside it as `.safetensors`. Raises OSError.
 
-    iteration, best, run: as in a `Checkpoint`.
+    iteration, best, run, settings: as in a `Checkpoint`.
     """
     from safetensors.torch import save as as_bytes
 
     told = {"iteration": str(iteration), "M_J": str(best), "run": run}
+    told["settings"] = json.dumps(settings)
     plain = {name: value.contiguous() for name, value in network.items()}
     durable.write_bytes(path.with_suffix(SAFETENSORS), as_bytes(plain, told))
-    save(path, {"network": network, "iteration": iteration, "best": best, "run": run})
+    others = {"iteration": iteration, "best": best, "run": run, "settings": settings}
+    save(path, {"network": network, **others})
+
+
+def settings_in(path: Path) -> dict[str, Any]:
+    """The settings that a file of ours, wherever it lies, says its network has; else none."""
+    with contextlib.suppress(Exception):  # whatever another program's file leads PyTorch into
+        if path.suffix == SAFETENSORS:
+            from safetensors import safe_open
+
+            with safe_open(path, framework="pt") as file:
+                return json.loads(file.metadata()["settings"])
+        value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return dict(value["settings"])
+    return {}
 
 
 def load(path: Path) -> Checkpoint:
@@ -180,4 +204,5 @@ def _mend(path: Path) -> str:
     if not whole:
         return "train one with combo train"
     iteration, other = max(whole)
-    return f"{other} (iteration {iteration}) can take its place: cp {other} {path}"
+    away = f"mv {path} {path}.old; " if path.is_dir() else ""
+    return f"{other} (iteration {iteration}) can take its place: {away}cp {other} {path}"

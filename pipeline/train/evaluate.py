@@ -262,7 +262,7 @@ def _per_class(
 
 def open_run(run: RunFolder, device: torch.device) -> Network:
     """The best network of a run (its last where nothing was evaluated), in eval mode."""
-    path = run.best if run.best.exists() else run.last
+    path = run.of_worth
     network = run.settings().build()
     checkpoint.load_network(path, network)
     return network.to(device).eval()

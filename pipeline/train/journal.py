@@ -28,39 +28,37 @@ _SUMMARIES: Any = summary_pb2
 
 
 class Journal:
-    """Log entries of a run from an iteration on; what stands there of later ones is dropped.
+    """Log entries of a run from an iteration on; what stands there of later ones is dropped, and of
+    evaluations after `evaluated`, which are made again.
 
     Raises ComboError when they cannot be written.
     """
 
-    def __init__(self, run: RunFolder, iteration: int) -> None:
+    def __init__(self, run: RunFolder, iteration: int, evaluated: int) -> None:
         self.run, self._begun = run, iteration
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self._events = run.tensorboard / name
         with run.writing():
-            self._truncate(iteration)
+            kept, again = self._truncate(iteration, evaluated)
             run.tensorboard.mkdir(exist_ok=True)
             self._append(_EVENTS.Event(wall_time=time.time(), file_version="brain.Event:2"))
             start = _EVENTS.SessionLog(status=_EVENTS.SessionLog.START)
             # TensorBoard drops what it has of this step and later ones: the iteration at which a
             # run is resumed stays.
-            first = iteration + 1
+            first = iteration if again else iteration + 1
             self._append(_EVENTS.Event(wall_time=time.time(), step=first, session_log=start))
+            for line in kept if again else ():
+                if line["iteration"] == iteration:
+                    self._plot(iteration, line.get("kind", ""), line)
 
     def write(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
         """Add an entry. What is no number is null, since JSON has no word for it."""
         said = {k: None if _is_nothing(v) else v for k, v in values.items()}
         line = json.dumps({"iteration": iteration, "kind": kind, **said}, allow_nan=False)
-        shown = [
-            _SUMMARIES.Summary.Value(tag=f"{kind}/{name}", simple_value=value)
-            for name, value in said.items()
-            if isinstance(value, int | float)
-        ]
         with self.run.writing():
             with self.run.metrics.open("a") as file:
                 file.write(line + "\n")
-            summary = _SUMMARIES.Summary(value=shown)
-            self._append(_EVENTS.Event(wall_time=time.time(), step=iteration, summary=summary))
+            self._plot(iteration, kind, said)
 
     def note_changes(self, settings: RunSettings) -> None:
         """Settings that the run goes on with otherwise than before."""
@@ -79,22 +77,45 @@ class Journal:
         with self.run.writing():
             self._append(_EVENTS.Event(wall_time=time.time(), step=iteration, summary=summary))
 
+    def _plot(self, iteration: int, kind: str, values: Mapping[str, Any]) -> None:
+        """The numbers of an entry, for TensorBoard."""
+        shown = [
+            _SUMMARIES.Summary.Value(tag=f"{kind}/{name}", simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, int | float) and name != "iteration"
+        ]
+        summary = _SUMMARIES.Summary(value=shown)
+        self._append(_EVENTS.Event(wall_time=time.time(), step=iteration, summary=summary))
+
     def _append(self, event: Any) -> None:
         record = io.BytesIO()
         RecordWriter(record).write(event.SerializeToString())
         with self._events.open("ab") as file:
             file.write(record.getvalue())
 
-    def _truncate(self, iteration: int) -> None:
-        """Drop entries after an iteration, which are written again, and what a kill cut off."""
+    def _truncate(self, iteration: int, evaluated: int) -> tuple[list[dict[str, Any]], bool]:
+        """Drop entries after an iteration, which are written again, and what a kill cut off.
+
+        Returns the others, and whether an evaluation at this very iteration was dropped.
+        """
         try:
             found = durable.read_bytes(self.run.metrics)
         except FileNotFoundError:
-            return
+            return [], False
         except ValueError as error:
             raise self.run.damaged(self.run.metrics.name, error) from None
-        kept = [line + b"\n" for line in found.splitlines() if _number(line) <= iteration]
-        durable.write_bytes(self.run.metrics, b"".join(kept))
+        kept: list[tuple[bytes, dict[str, Any]]] = []
+        again = False
+        for line in found.splitlines():
+            entry = _entry(line)
+            if entry is None or entry["iteration"] > iteration:
+                continue
+            if entry.get("kind") == "val" and entry["iteration"] > evaluated:
+                again = again or entry["iteration"] == iteration
+            else:
+                kept.append((line, entry))
+        durable.write_bytes(self.run.metrics, b"".join(line + b"\n" for line, _ in kept))
+        return [entry for _, entry in kept], again
 
 
 def _image(picture: Pixels) -> Any:
@@ -109,9 +130,10 @@ def _is_nothing(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _number(line: bytes) -> float:
-    """The iteration of an entry; infinity for a line that is none."""
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """An entry; None for a line that is none."""
     try:
-        return int(json.loads(line)["iteration"])
+        entry = json.loads(line)
+        return entry if isinstance(entry["iteration"], int) else None
     except (ValueError, KeyError, TypeError):
-        return math.inf
+        return None

@@ -52,7 +52,7 @@ class TrainSettings:
     """Of the decay: learning_rate * (1 - i / iterations) ** power at iteration i."""
     warmup: int = 0
     """Iterations in which the learning rate rises linearly."""
-    ema: float = 0
+    ema: float = 0.0
     """Decay of the mean of the networks so far, such as 0.999, which is evaluated and is the best
     one instead of the network itself; 0: none."""
     precision: Precision = "fp32"
@@ -69,7 +69,7 @@ class TrainSettings:
     """Iterations between evaluations on the val split."""
     checkpoint_every: int = 0
     """Iterations between checkpoints; 0: by time alone. The last iteration always writes one."""
-    checkpoint_minutes: float = 10
+    checkpoint_minutes: float = 10.0
     """Minutes between checkpoints; 0: by iterations alone."""
     log_every: int = 20
     """Iterations between lines of metrics.jsonl."""
@@ -93,6 +93,11 @@ class TrainSettings:
             most = MOST_THREADS if name == "threads" else 2**63
             if isinstance(value, int | float) and not 0 <= value < most:
                 raise ComboError(f"{name} is {value}, but must be 0 or more, and below {most}")
+        if self.clip_norm == 0:
+            raise ComboError(
+                "clip_norm is 0, with which no step changes anything; give the largest norm of a "
+                "gradient, such as 0.01, or 1e9 to clip none"
+            )
         if self.compile and self.checkpointing != "none":
             raise ComboError(
                 "compile=true and checkpointing exclude each other: what is compiled chooses by "

@@ -71,5 +71,6 @@ def make_run(
     }
     run = RunFolder.create(folder, settings, data)
     with run.claimed(), run.writing():
-        checkpoint.save_network(run.best, network, 0, -math.inf, run.identity or "")
+        own = settings.as_dict()
+        checkpoint.save_network(run.best, network, 0, -math.inf, run.identity or "", own)
     return run, settings

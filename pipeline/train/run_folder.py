@@ -109,7 +109,7 @@ class RunFolder:
     def demand_free(self) -> None:
         """Raise ComboError when the folder holds what a run that begins here would not know."""
         if any(each.name not in BEFORE_THE_FIRST_CHECKPOINT for each in self._files()):
-            mend = f"go on with it: {remedies.resume(self.root)}, or " if self.is_one else ""
+            mend = f"go on with it: {remedies.resume(self.root)}, or " if self.last.exists() else ""
             raise ComboError(f"{self.root} is not empty; {mend}give another folder with --out")
 
     def write_settings(self, settings: RunSettings) -> None:
@@ -125,6 +125,22 @@ class RunFolder:
             return self.data().get("run", "")
         except ComboError:
             return None
+
+    @property
+    def of_worth(self) -> Path:
+        """The best network's file, or the last checkpoint where nothing was evaluated.
+
+        Raises ComboError where the best one is gone: another network in its place is not it.
+        """
+        for path in (self.best, self.best.with_suffix(".safetensors")):
+            if path.exists():
+                return path
+        if self.metrics.is_file() and '"kind": "val"' in self.metrics.read_text(errors="replace"):
+            raise ComboError(
+                f"{self.best} is gone, the best network of a run that was evaluated; put it back, "
+                f"or name a checkpoint that is there, such as {self.last}"
+            )
+        return self.last
 
     @property
     def begun(self) -> bool:
@@ -211,7 +227,8 @@ class RunFolder:
     @contextlib.contextmanager
     def writing(self) -> Generator[None]:
         """What the system says about writing here becomes one line with a way out."""
-        again = f"go on with: {remedies.resume(self.root)}"
+        resume = f"go on with: {remedies.resume(self.root)}"
+        again = resume if self.is_one else "give the same command again"
         with durable.writing(self.root, again, "give another folder with --out"):
             yield
 
@@ -278,7 +295,7 @@ def checkpoint_of(path: Path) -> tuple[RunFolder, Path]:
     if not path.is_file():
         run = RunFolder(path)
         run.settings()  # says so when it is no run
-        return run, run.best if run.best.exists() else run.last
+        return run, run.of_worth
     if not RunFolder(path.parent).is_one:
         raise ComboError(
             f"{path} lies in no run's folder, so nothing says what it was trained with; "

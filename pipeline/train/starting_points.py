@@ -105,7 +105,7 @@ def _state_of(path: Path) -> Mapping[str, Tensor]:
         return load_state(path)
     run = RunFolder(path)
     run.settings()  # says so when it is no run
-    return checkpoint.network_of(run.best if run.best.exists() else run.last)
+    return checkpoint.network_of(run.of_worth)
 
 
 def _seeded(settings: RunSettings, pretrained: bool = False) -> Network:
@@ -136,8 +136,9 @@ def _fill_encoders(network: Network, state: Mapping[str, Tensor], path: Path) ->
                 reasons.append(str(error))
         else:
             raise ComboError(
-                f"{path} fits neither the network nor its encoder {encoder.name} ({reasons[0]}); "
-                f"give other weights, or --set backbone=NAME of theirs"
+                f"{path} fits neither the network nor its encoder {encoder.name} (by names: "
+                f"{reasons[0]}; in their order: {reasons[-1]}); give other weights, or "
+                f"--set backbone=NAME of theirs"
             )
 
 

@@ -141,7 +141,7 @@ class Trainer:
             if self.together.first:
                 if self.iteration == 0:
                     self._write()  # from here on the run can be resumed
-                self.journal = Journal(self.run, self.iteration)
+                self.journal = Journal(self.run, self.iteration, self.evaluated)
                 self.journal.note_changes(self._all_settings)
             try:
                 if len({*self.together.gather(self.iteration)}) > 1:
@@ -297,9 +297,11 @@ class Trainer:
             if self.together.first:
                 with self.run.writing():
                     state = network.state_dict()
+                    settings = self._all_settings.as_dict()
                     checkpoint.save_network(
-                        self.run.best, state, self.iteration, self.best, self.run.identity or ""
-                    )
+                        self.run.best, state, self.iteration, self.best, self.run.identity or "",
+                        settings,
+                    )  # fmt: skip
         self._on_evaluation(self.iteration, result.m_j, self.best)
         return True
 
@@ -347,4 +349,5 @@ class Trainer:
             in_a_row=int(self.health.in_a_row),
             averaged=self.average.network.state_dict() if self.average else {},
             run=self.run.identity or "",
+            settings=self._all_settings.as_dict(),
         )

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 
 from combo.model import Combo
 from combo.model.backbones import Backbone
-from combo.model.state_dicts import StateDictError, backbone_state, combo_key, published_combo
+from combo.model.state_dicts import (
+    StateDictError,
+    backbone_state,
+    backbone_state_in_order,
+    combo_key,
+    published_combo,
+)
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -170,7 +176,9 @@ def test_a_resnet_from_anywhere_computes_the_same_features(kind: str) -> None:
             torch.testing.assert_close(ours, x, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["convnext_atto", "pvt_v2_b0", "swin_s3_tiny_224"])
+@pytest.mark.parametrize(
+    "name", ["convnext_atto", "pvt_v2_b0", "swin_s3_tiny_224", "resnet10t", "resnet26d"]
+)
 def test_whole_networks_of_timm_lose_their_classifier_only(name: str) -> None:
     whole = seeded(timm.create_model(name))
     backbone = Backbone(name).eval()
@@ -186,6 +194,38 @@ def test_the_public_pvt_weights_fit() -> None:
     with torch.device("meta"):
         backbone = Backbone("pvt_v2_b5")
     assert len(backbone_state(state, "detectron2", backbone)) == len(state) - 2
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("weight", "bias", "running_mean", "running_var"),
+        ("gamma", "beta", "moving_mean", "moving_variance"),
+    ],
+    ids=["by PyTorch's words", "by others"],
+)
+def test_a_norms_four_tensors_are_not_taken_for_each_other(kinds: tuple[str, ...]) -> None:
+    """They have one shape. Sorted by name, as safetensors does, a bias stands before its weight."""
+    state = seeded(torchvision.models.resnet18()).state_dict()
+    backbone, layers = Backbone("resnet18"), list[str]()
+    words = dict(zip(("weight", "bias", "running_mean", "running_var"), kinds, strict=True))
+    other: dict[str, Tensor] = {}
+    for name, value in state.items():
+        layer, _, kind = name.rpartition(".")
+        layers += [layer] if layer not in layers else []
+        if kind in words:
+            other[f"layers.{layers.index(layer)}.{words[kind]}"] = value
+    expected = backbone_state(state, "torchvision", backbone)
+    found = backbone_state_in_order(other, backbone)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
+
+    with pytest.raises(StateDictError, match="its names are sorted"):
+        backbone_state_in_order(dict(sorted(other.items())), backbone)
+    turned = {f"layers.1.{kinds[0]}": f"layers.1.{kinds[1]}"}
+    turned |= {new: old for old, new in turned.items()}
+    with pytest.raises(StateDictError, match=f"layers.1.{kinds[1]} stands at the place of"):
+        backbone_state_in_order({turned.get(k, k): v for k, v in other.items()}, backbone)
 
 
 def test_weights_of_another_network_are_refused_by_name() -> None:

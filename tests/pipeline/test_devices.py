@@ -62,6 +62,9 @@ def test_every_gpu_gets_a_process_and_more_on_request() -> None:
 
 def test_a_stage_without_a_network_asks_for_no_device() -> None:
     assert LocalRunner(1, "nonsense").places(NONE, 5)[0].device == "cpu"  # type: ignore[arg-type]
+    for strange in ("meta", "hpu", "privateuseone"):
+        with pytest.raises(ComboError, match=rf"device {strange} cannot be used .*--device cpu"):
+            devices(strange)
     with pytest.raises(ComboError, match=r"device nonsense cannot be used .*--device cpu"):
         devices("nonsense")
 

@@ -63,6 +63,15 @@ def test_numpys_older_module_names_are_admitted(tmp_path: Path):
     assert equal(weights.load_state(path))
 
 
+@pytest.mark.parametrize("averaged", [True, False])
+def test_of_a_run_with_a_mean_of_its_networks_that_is_read(
+    tmp_path: Path, torch, averaged: bool
+) -> None:
+    mean = {"a": torch.ones(2)} if averaged else {}
+    torch.save({"network": {"a": torch.zeros(2)}, "averaged": mean}, tmp_path / "last.pt")
+    assert weights.load_state(tmp_path / "last.pt")["a"].tolist() == [averaged] * 2
+
+
 def test_safetensors_are_read(tmp_path: Path):
     from safetensors.numpy import save_file
 

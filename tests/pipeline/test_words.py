@@ -124,10 +124,10 @@ def test_tensorboard_keeps_the_point_at_which_a_run_was_resumed(tmp_path: Path) 
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = RunFolder(tmp_path)
-    first = Journal(run, 0)
+    first = Journal(run, 0, 0)
     for iteration in range(1, 6):
         first.write(iteration, "train", {"total": 1.0})
-    again = Journal(run, 3)  # the checkpoint it goes on from
+    again = Journal(run, 3, 3)  # the checkpoint it goes on from
     for iteration in range(4, 7):
         again.write(iteration, "train", {"total": 2.0})
     shown = EventAccumulator(str(run.tensorboard)).Reload().Scalars("train/total")

@@ -111,6 +111,10 @@ def test_what_is_said_to_be_published_is_in_the_paper(name: str) -> None:
             "--set sem=none: Input should be 'separate'",
         ),
         ("presets: [combo-small-s4]\nrows: {a: [depth=3]}", "no such setting"),
+        (
+            "presets: [combo-small-s4]\nrows: {off: [sem=off]}",
+            "YAML reads a row's name as False; write it in quotes",
+        ),
         ("presets: [combo-small-s5]\nrows: {a: []}", "no preset 'combo-small-s5'"),
         ("presets: []\nrows: {a: []}", "presets: .*at least 1"),
         ("rows: [1]", "presets: Field required"),

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from combo.pipeline.devices import threads
@@ -61,6 +62,12 @@ def lines(run: RunFolder) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=no_json) for line in found]
 
 
+def steps_shown(run: RunFolder) -> dict[str, list[int]]:
+    """By TensorBoard, of each curve."""
+    found = EventAccumulator(str(run.tensorboard)).Reload()
+    return {tag: [each.step for each in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+
+
 def log(run: RunFolder) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in OF_PACE} for line in lines(run)]
 
@@ -79,6 +86,7 @@ def same(run: RunFolder, other: RunFolder) -> bool:
     """Whether two runs told the same and ended with the same bits of everything."""
     one, two = (vars(checkpoint.load(each.last)) for each in (run, other))
     assert one.pop("run") != two.pop("run") or run.root == other.root
+    del one["settings"], two["settings"]  # which say how often it is saved
     return equal(one, two) and log(run) == log(other)
 
 
@@ -177,8 +185,15 @@ def test_a_run_that_is_told_to_go_while_it_evaluates_evaluates_again(
         trainer.train(stop=stop)
     assert (checkpoint.load(run.last).iteration, checkpoint.load(run.last).evaluated) == (4, 0)
     assert [line["kind"] for line in lines(run)] == ["train"] * 4
+    # Killed before a checkpoint says that it is evaluated: it is done once more, and told once.
+    with pytest.raises(Killed):
+        resume(run.root).train(on_evaluation=lambda *_: die())
+    assert [line["kind"] for line in lines(run)] == ["train"] * 4 + ["val"]
     resume(run.root).train()
     assert same(run, trained)
+    told = steps_shown(run)
+    assert told["val/M_J"] == [4, 6]
+    assert told["train/total"] == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow

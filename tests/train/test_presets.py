@@ -165,6 +165,11 @@ def test_a_presets_fp16_is_bf16_where_a_gpu_has_it_and_nobody_chose() -> None:
     assert prefer_bf16(resolve("combo-r50-s4"), (), True).train.precision == "fp32"
 
 
+def test_gradients_that_are_all_cut_to_nothing_are_refused() -> None:
+    with pytest.raises(ComboError, match="clip_norm is 0, with which no step changes anything"):
+        resolve("combo-r50-s4", ["clip_norm=0"])
+
+
 def test_what_is_compiled_is_not_recomputed_by_hand() -> None:
     with pytest.raises(ComboError, match="compile=true and checkpointing exclude each other"):
         resolve("combo-r50-s4", ["compile=true", "checkpointing=all"])

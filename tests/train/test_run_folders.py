@@ -26,7 +26,7 @@ from combo.pipeline.train import checkpoint
 from combo.pipeline.train.evaluate import open_run, open_split
 from combo.pipeline.train.journal import Journal
 from combo.pipeline.train.pace import Step
-from combo.pipeline.train.run_folder import RunFolder
+from combo.pipeline.train.run_folder import RunFolder, checkpoint_of
 from combo.pipeline.train.start import resume
 from combo.pipeline.train.trainer import Trainer
 
@@ -182,10 +182,25 @@ def test_odd_checkpoints_are_one_line_that_names_one_that_is_whole(run: RunFolde
         with pytest.raises(ComboError, match=r"previous\.pt \(iteration \d\) can take") as caught:
             resume(run.root)
         said(caught)
-    run.best.unlink()
+    for best in (run.best, run.best.with_suffix(".safetensors"), run.metrics):
+        best.unlink()  # so that nothing was evaluated
     torch.save({**good, "network": {}}, run.last)
     with pytest.raises(ComboError, match=r"last\.pt does not fit .*settings.json"):
         open_run(run, CPU)
+
+
+def test_no_other_network_is_taken_for_the_best_one(run: RunFolder) -> None:
+    best = open_run(run, CPU).state_dict()
+    last = checkpoint.load(run.last).network
+    assert not all(torch.equal(last[name], value) for name, value in best.items())
+    run.best.unlink()
+    beside = open_run(run, CPU).state_dict()
+    assert all(torch.equal(beside[name], value) for name, value in best.items())
+    run.best.with_suffix(".safetensors").unlink()
+    with pytest.raises(ComboError, match=r"best\.pt is gone, .* such as .*last\.pt$"):
+        open_run(run, CPU)
+    _, named = checkpoint_of(run.last)
+    assert named == run.last
 
 
 def test_a_file_of_another_run_is_told_from_the_runs_own(
@@ -278,10 +293,10 @@ def test_a_broken_last_line_of_the_log_is_dropped(
 ) -> None:
     with run.metrics.open("ab") as file:
         file.write(tail)
-    Journal(run, 3)
+    Journal(run, 3, 3)
     assert log(run) == log(trained)
     run.metrics.write_bytes(run.metrics.read_bytes().removesuffix(b"\n"))
-    Journal(run, 1).write(2, "train", {"total": float("nan"), "clips": ["a"]})
+    Journal(run, 1, 1).write(2, "train", {"total": float("nan"), "clips": ["a"]})
     assert [line["iteration"] for line in log(run)] == [1, 2]
     assert log(run)[1]["total"] is None
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -30,14 +31,17 @@ def backbone() -> dict[str, Tensor]:
     return timm.create_model("test_convnext2").state_dict()
 
 
-@pytest.mark.parametrize("names", ["timm's", "others"])
+@pytest.mark.parametrize("names", ["timm's", "others", "of several processes", "sorted"])
 def test_weights_of_a_backbone_go_into_every_encoder(
     finished: Manifest, tmp_path: Path, backbone: dict[str, Tensor], names: str
 ) -> None:
-    file, state = tmp_path / "weights.pth", backbone
+    file = tmp_path / ("weights.safetensors" if names == "sorted" else "weights.pth")
+    state = backbone
     if names == "others":
         state = {f"layer{number}": value for number, value in enumerate(backbone.values())}
-    torch.save(state, file)
+    if names in ("of several processes", "sorted"):
+        state = {f"module.{name}": value for name, value in backbone.items()}
+    (save_file if names == "sorted" else torch.save)(state, file)
     network = small_run(finished, tmp_path / "run", *TINY, f"initialisation={file}").network
     encoders = [module for module in network.modules() if isinstance(module, Backbone)]
     assert len(encoders) == 2
@@ -63,6 +67,23 @@ def test_weights_that_fit_nothing_or_are_not_there_are_one_line(
         with pytest.raises(ComboError, match=reason) as caught:
             small_run(finished, tmp_path / "other", *TINY, f"initialisation={given}")
         assert "\n" not in str(caught.value)
+
+
+def test_sorted_names_that_are_not_known_say_no_order(
+    finished: Manifest, tmp_path: Path, backbone: dict[str, Tensor]
+) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_file({f"x{i}": v.contiguous() for i, v in enumerate(backbone.values())}, file)
+    with pytest.raises(ComboError, match=r"in their order: its names are sorted") as caught:
+        small_run(finished, tmp_path / "run", *TINY, f"initialisation={file}")
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_without_numbers_are_one_line(finished: Manifest, tmp_path: Path) -> None:
+    with torch.device("meta"):
+        torch.save(timm.create_model("test_convnext2").state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(ComboError, match="have shapes and no numbers; save real ones"):
+        small_run(finished, tmp_path / "run", *TINY, f"initialisation={tmp_path / 'weights.pth'}")
 
 
 @pytest.mark.slow

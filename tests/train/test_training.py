@@ -116,7 +116,7 @@ def test_a_run_leaves_settings_log_and_networks_behind(trained: RunFolder) -> No
     assert [entry["iteration"] for entry in val] == [2, 4]
 
     best = torch.load(trained.best, weights_only=True)
-    assert best.keys() == {"network", "iteration", "best", "run"}
+    assert best.keys() == {"network", "iteration", "best", "run", "settings"}
     assert best["best"] == max(entry["M_J"] for entry in val)
     (entry,) = (entry for entry in val if entry["iteration"] == best["iteration"])
     assert entry["M_J"] == best["best"]
@@ -124,8 +124,12 @@ def test_a_run_leaves_settings_log_and_networks_behind(trained: RunFolder) -> No
     assert same_state(load_state(file), dict(best["network"]))
     with safe_open(file, "pt") as opened:
         told = {k: str(entry[k]) for k in ("iteration", "M_J")}
-        assert opened.metadata() == {**told, "run": best["run"]}
-    assert checkpoint.load(trained.last).iteration == 4
+        said = opened.metadata()
+        assert json.loads(said.pop("settings")) == json.loads(json.dumps(best["settings"]))
+        assert said == {**told, "run": best["run"]}
+    last = checkpoint.load(trained.last)
+    assert last.iteration == 4
+    assert last.settings == best["settings"] == settings.as_dict()
 
 
 def test_training_lowers_the_loss_of_what_it_sees(finished: Manifest, tmp_path: Path) -> None:
