@@ -58,6 +58,14 @@ class Run:
         reached = checkpoint.load(run.last).iteration
         return reached >= self.settings.train.iterations
 
+    def demand_same_data(self, manifest: "Manifest", begin: Begin) -> None:
+        """Raises ComboError where what is there was trained on other data than is asked for."""
+        from ..train import start
+
+        run = RunFolder(self.folder)
+        if run.begun:
+            start.demand_same_data(run, manifest, begin.variants)
+
     def trainer(self, begin: Begin) -> "Trainer":
         """Begins it, or goes on with it."""
         from ..train import start

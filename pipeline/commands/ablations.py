@@ -73,15 +73,18 @@ def ablate(
     cells = runs_of(table, seeds, begin.settings or (), out)
     runs = distinct(cells)
     missing = [run for run in runs if not run.done]
+    with_these = Beginning(begin.open, one_variant_each(begin.variant), begin.store)
+    manifest = begin.open()
+    for run in runs:
+        run.demand_same_data(manifest, with_these)
     if slurm and missing:
-        told = replace(begin, manifest=begin.open().file.absolute())
+        told = replace(begin, manifest=manifest.file.absolute())
         which = str(Path(name).absolute()) if Path(name).is_file() else name
         where = ["--out", str(out.absolute()), "--split", split, "--device", device]
         task = [which, *words(told), "--seeds", str(seeds), *where]
         _submit(output, begin, task, len(runs), scheduler_arg)
         return
     first, parts = share
-    with_these = Beginning(begin.open, one_variant_each(begin.variant), begin.store)
     mine = [run for run in runs[first - 1 :: parts] if run in missing]
     iterations = sum(run.settings.train.iterations for run in mine)
     with output.bar(name, iterations) as bar:

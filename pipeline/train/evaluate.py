@@ -283,7 +283,7 @@ def open_split(
     data = run.data()
     if split not in data["settings"]:
         said = f"data set {data['data_set']!r} has no split {split!r}"
-        raise unknown(said, split, data["settings"], "it has")
+        raise unknown(said, split, data["settings"], "give another with --split; it has")
     where = open_source(store or Path(data["store"]), data["data_set"], split)
     choice = choose_variants(where, data["settings"][split], named, data["weights"])
     return ClipReader(where, choice)

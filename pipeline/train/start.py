@@ -10,7 +10,7 @@ from ..devices import has_bf16
 from ..errors import ComboError, WrongUsage
 from ..jobs.plan import stage_settings
 from ..manifest import Manifest, load_manifest
-from ..source import Choice, choose_variants, open_source, sources_in
+from ..source import Choice, choose_variants, demand_usable, open_source, sources_in
 from .loader import ClipReader
 from .presets import RunSettings, amend, prefer_bf16
 from .presets import resolve as resolve_settings
@@ -89,6 +89,36 @@ def start(
     }
     run = RunFolder.create(folder, settings, data) if together.first else RunFolder(folder)
     return Trainer(run, settings, network, readers, together)
+
+
+def demand_same_data(
+    run: RunFolder, manifest: Manifest, named: Mapping[str, str] | None = None
+) -> None:
+    """Raises ComboError where `start` would have trained a run on other data than it was.
+
+    manifest, named: as `start` takes them. A store without a train split has no other data.
+    """
+    data, settings = run.data(), run.settings()
+    known, data_set = data["splits"].get("train"), data["data_set"]
+    manifest.choose([data_set])
+    store = manifest.store_path
+    sources = {each.split: each for each in sources_in(store, [data_set])} if store.exists() else {}
+    if known is None or "train" not in sources:
+        return
+    source, wanted = sources["train"], stage_settings(manifest, data_set, "train")
+    if not settings.network.reads_maskige:
+        del wanted["maskige"]
+    named = {stage: name for stage, name in (named or {}).items() if stage in wanted}
+    there = f"{run.root} was trained on other data than is asked for"
+    other = "give another folder with --out"
+    if source.plan().fingerprint != known["plan"]:
+        raise ComboError(f"{there}: the clips of {source} are others now; {other}")
+    for variant in choose_variants(source, wanted, named).variants:
+        its = known["variants"][variant.stage]
+        if variant.fingerprint != its["fingerprint"]:
+            raise ComboError(f"{there}: {variant.stage} {its['name']}, not {variant.name}; {other}")
+        if demand_usable(source, variant).outputs != known["outputs"][variant.stage]:
+            raise ComboError(f"{there}: {variant.key} of {source} was made again since; {other}")
 
 
 def resume(

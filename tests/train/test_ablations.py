@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from combo.pipeline.ablation.table import read_table
 from combo.pipeline.errors import ComboError
 from combo.pipeline.jobs.job_array import JobArray
 from combo.pipeline.manifest import ClusterSettings, Manifest
+from combo.pipeline.store import SplitStore
 from combo.pipeline.train.evaluate import measure, open_run, open_split
 from combo.pipeline.train.run_folder import RunFolder
 
@@ -69,11 +71,58 @@ def test_a_table_trains_what_is_missing_and_nothing_twice(
     assert re.search(r"without Maskiges │ .*50\.0 / 60\.0", again.stdout)
     assert {path: path.stat().st_mtime_ns for path in first} == first
 
+    for option, value, why in (
+        ("--encoder", "vggish", "no audio of s4/train"),
+        ("--generator", "sam-vit-b", "no maskige of s4/train"),
+        ("--variant", "maskige=nonsense", "no maskige of s4/train"),
+    ):
+        other = CliRunner().invoke(app, ["ablate", *map(str, words), option, value])
+        assert isinstance(other.exception, ComboError)
+        assert why in str(other.exception)
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+
     settings = Path(told["rows"][0]["results"]["combo-small-s4"]["runs"][0]) / "settings.json"
     settings.write_text(settings.read_text().replace('"width": 32', '"width": 64'))
     changed = CliRunner().invoke(app, ["ablate", *map(str, words)])
     assert isinstance(changed.exception, ComboError)
     assert "was trained with width=64, not 32; give another folder" in str(changed.exception)
+
+
+def test_a_run_of_other_data_is_not_taken_for_the_one_that_is_asked_for(
+    own: Manifest, tmp_path: Path
+) -> None:
+    table = tmp_path / "own.yaml"
+    table.write_text(yaml.safe_dump({"presets": ["combo-small-s4"], "rows": {"COMBO": None}}))
+    common = [word for each in [*TINY, "iterations=1"] for word in ("--set", each)]
+    words = [
+        "ablate",
+        table,
+        "--seeds",
+        1,
+        "--out",
+        tmp_path / "runs",
+        "--manifest",
+        own.file,
+        *common,
+    ]
+
+    def said(*more: object) -> str:
+        done = CliRunner().invoke(app, [*map(str, [*words, *more])])
+        assert done.exit_code == 0 or isinstance(done.exception, ComboError), done.output
+        return str(done.exception)
+
+    split = SplitStore(own.store_path, "s4", "train")
+    (audio,) = split.variants("audio")
+    assert said("--variant", f"audio={audio.name}") == said() == "None"
+    twin = replace(audio, name="mel-stats-twin", fingerprint="0" * 64)
+    split.create(twin, split.plan())
+    of_other = "was trained on other data than is asked for: "
+    assert f"{of_other}audio {audio.name}, not {twin.name}" in said(
+        "--variant", f"audio={twin.name}"
+    )
+    text = own.file.read_text()
+    own.file.write_text(text.replace("size: 64", "size: 32"))
+    assert "no frames of s4/train with these settings" in said()
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
@@ -18,6 +19,19 @@ def measured(folder: Path, *words: str) -> tuple[int, str, dict[str, list[dict[s
     assert "Traceback" not in done.stderr, done.stderr
     found = json.loads(file.read_text()) if file.exists() else {}
     return done.returncode, done.stdout, found.get(f"cpu, torch {torch.__version__}", {})
+
+
+@pytest.mark.slow
+def test_steps_caches_and_scoring_are_measured(tmp_path: Path) -> None:
+    code, said, found = measured(tmp_path, "--parts", "steps", "cache", "evaluation")
+    assert code == 0, said
+    assert found.keys() == {"steps", "cache", "evaluation"}
+    for part, rows in found.items():
+        for row in rows:
+            assert float(str(row["clips/s"])) > 0, (part, row)
+    assert [str(row["what"]).rpartition("=")[2] for row in found["cache"]] == [
+        "device", "host", "none",
+    ]  # fmt: skip
 
 
 def test_a_part_is_measured_once_and_one_that_ran_out_of_time_is_left(tmp_path: Path) -> None:
