@@ -175,7 +175,12 @@ class Trainer:
             steps = profile.over(steps, self.run, self.iteration)
         first = self.iteration + 1  # of which is told at once: hundreds may take hours
         for batch in steps:
-            losses = pace.counted(partial(self._step, batch, stop))
+            try:
+                losses = pace.counted(partial(self._step, batch, stop))
+            except Exception as error:
+                if stop.asked and _of_a_compiler(error):
+                    raise Stopped from error  # it heard the signal, too: schedulers tell everybody
+                raise
             self.iteration += 1
             last = self.iteration == settings.iterations
             if self.iteration % settings.log_every == 0 or last:
@@ -351,3 +356,8 @@ class Trainer:
             run=self.run.identity or "",
             settings=self._all_settings.as_dict(),
         )
+
+
+def _of_a_compiler(error: Exception) -> bool:
+    """Whether compiling a part failed, which comes before anything of its step is changed."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))

@@ -16,6 +16,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed
 
 from combo.pipeline.devices import threads
 from combo.pipeline.errors import ComboError
@@ -484,6 +485,27 @@ def test_a_compiled_run_trains_alike(
     assert asked == ["to be compiled"]
     assert compiled.run.settings().train.compile
     assert "mfu" in compiled.run.metrics.read_text()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_signal_that_kills_the_compiler_is_still_an_order_to_stop(
+    finished: Manifest, tmp_path: Path, told: bool
+) -> None:
+    """Schedulers send it to all processes of a job; the job must be queued again."""
+    trainer, stop = tiny(finished, tmp_path / "run", "compile=true"), Stop()
+    by_default = trainer.network.compile_parts
+
+    def killed(*_: object) -> Any:
+        stop.asked = told
+        raise RuntimeError("g++ was killed")
+
+    trainer.network.compile_parts = lambda: by_default(killed)
+    before = network_of(trainer)
+    with pytest.raises(Stopped if told else BackendCompilerFailed):
+        trainer.train(stop=stop)
+    last = checkpoint.load(trainer.run.last)
+    assert last.iteration == 0
+    assert equal(dict(last.network), before)
 
 
 # -- files of weights ------------------------------------------------------------------------------

@@ -460,7 +460,9 @@ def test_clips_of_five_and_ten_frames_are_trained_and_scored_by_classes(
 
 
 def test_a_split_that_the_data_set_does_not_have_is_refused(trained: RunFolder) -> None:
-    with pytest.raises(ComboError, match="no split 'dev'; give another with --split; it has test, train, val"):
+    with pytest.raises(
+        ComboError, match="no split 'dev'; give another with --split; it has test, train, val"
+    ):
         open_split(trained, "dev")
 
 
