@@ -70,13 +70,17 @@ def _demand_utf8() -> None:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
-_ALONE = "combo: of all commands train alone shares its work with torchrun; give this one by itself"
+_ALONE = (
+    "combo: torchrun started several processes, which combo train alone makes one run of; give "
+    "this command by itself, or after: env -u TORCHELASTIC_RUN_ID"
+)
 
 
-def _of_several() -> int | None:
-    """Which of torchrun's processes this one is, where each would do a command's whole work."""
-    several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1"
-    return int(os.environ.get("RANK", "0")) if several and sys.argv[1:2] != ["train"] else None
+def _is_one_of_several() -> bool:
+    """Whether torchrun started several processes, each of which would do this command's work."""
+    several = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    return several and bool(words) and words[0] != "train"
 
 
 def main() -> None:
@@ -87,8 +91,8 @@ def main() -> None:
     from .pipeline.jobs.stopping import EXIT_CODE, Interrupted, Stopped, leaving
 
     _demand_utf8()
-    if (rank := _of_several()) is not None:
-        if rank == 0:
+    if _is_one_of_several():
+        if os.environ.get("RANK", "0") == "0":
             Output().warn(_ALONE)
         sys.exit(2)
     try:
@@ -102,7 +106,7 @@ def main() -> None:
         sys.exit(2)
     except (Stopped, Interrupted) as end:
         told, code = ("told to stop", EXIT_CODE) if isinstance(end, Stopped) else ("stopped", 130)
-        Output().warn(f"combo: {told}; {str(end) or f'go on with: {same_command()}'}")
+        Output().warn(f"combo: {told}; {str(end) or f'begin again with: {same_command()}'}")
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -470,11 +470,15 @@ def test_a_command_that_torchrun_would_have_done_twice_is_refused_once(rank: str
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
-    expected = "combo: of all commands train alone shares its work with torchrun; give this one by"
-    assert done.stderr == (f"{expected} itself\n" if rank == "0" else "")
+    expected = "combo: torchrun started several processes, which combo train alone makes one run of"
+    assert done.stderr.startswith(expected) == (rank == "0")
+    assert done.stderr.count("\n") == (rank == "0")
     alone = {**environment, "WORLD_SIZE": "1"}
     done = subprocess.run(command, env=alone, capture_output=True, text=True, check=False)
     assert "a run: no such run folder" in done.stderr
+    asked = [*command[:3], "--version"]
+    done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 TOLD_IN_ITS_IMPORTS = """
@@ -497,5 +501,6 @@ cli.main()
 def test_told_to_stop_before_it_listens_a_command_says_so(signal: str) -> None:
     told = [sys.executable, "-c", TOLD_IN_ITS_IMPORTS.format(signal), "evaluate", "a run"]
     done = subprocess.run(told, capture_output=True, text=True, check=False)
-    assert done.stderr == "combo: told to stop; go on with: combo evaluate 'a run'\n"
+    again = "nothing of it is kept; begin again with: combo evaluate 'a run'"
+    assert done.stderr == f"combo: told to stop; {again}\n"
     assert done.returncode == 75

@@ -21,6 +21,7 @@ from .options import (
     Selection,
     StageName,
     command,
+    one_variant_each,
     words,
 )
 from .preprocess import as_json, needs
@@ -187,19 +188,23 @@ def train(
     from ..jobs.training import TrainingJob
     from ..train.presets import ON_RESUME, amend, resolve
     from ..train.run_folder import RunFolder
-    from ..train.start import free_folder
+    from ..train.start import OF_THE_DATA, demand_same_data, free_folder
 
     batch, manifest, output = schedulers.named(handing.scheduler), begin.open(), printing.output
     cluster = manifest.cluster.with_arguments(handing.scheduler_arg or ())
     run = (out or free_folder(Path("runs") / preset)).absolute()
     folder, changes, going_on = RunFolder(run), begin.changes, list[str]()
-    if folder.is_one:
-        settings = amend(folder.settings(), changes)
+    if goes_on := folder.begun:
+        settings = folder.settings()
+        own = [each for each in changes if each.partition("=")[0] not in OF_THE_DATA]
+        settings = amend(settings, own)
         if preset != settings.train.preset:
             raise WrongUsage(
                 f"--preset {preset}: {run} is a run of {settings.train.preset}; give that one, "
                 f"or another folder with --out"
             )
+        if begin.encoder or begin.generator or begin.variant or begin.manifest:
+            demand_same_data(folder, manifest, one_variant_each(begin.variant))
         going_on = [each for each in changes if each.partition("=")[0] in ON_RESUME]
     else:
         folder.demand_free()
@@ -229,7 +234,7 @@ def train(
         durable.write_bytes(path, script.encode())
     number = batch.submit(path)
     told = {"job": number, "run": str(run), "folder": str(job.folder)}
-    does = "goes on with" if folder.is_one else "trains"
+    does = "goes on with" if goes_on else "trains"
     output.answer(told, f"job {number} {does} {run}; script and log: {job.folder}")
     output.note(batch.advice([number]))
 

@@ -20,6 +20,7 @@ import typer
 from .. import remedies
 from ..durable import here_is_there, unwritten
 from ..errors import ComboError, WrongUsage
+from ..jobs.stopping import Interrupted, Stopped
 from . import completion
 
 if TYPE_CHECKING:
@@ -396,11 +397,10 @@ def command(
                 if not said:  # what cannot be printed names no file: see `console.streams`
                     raise
                 raise said from error
-            except KeyboardInterrupt as end:
-                from ..jobs.stopping import Interrupted
-
+            except (KeyboardInterrupt, Stopped) as end:
                 again = "go on with" if goes_on else "nothing of it is kept; begin again with"
-                raise Interrupted(str(end) or f"{again}: {same_command()}") from end
+                ended = Stopped if isinstance(end, Stopped) else Interrupted
+                raise ended(str(end) or f"{again}: {same_command()}") from end
 
         run.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
         run.__annotations__ = {each.name: each.annotation for each in parameters}

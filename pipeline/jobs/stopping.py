@@ -59,6 +59,11 @@ def _heard(handlers: Handlers) -> Generator[None]:
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
+    except Stopped:
+        # Told once is enough: an outer block, which puts back what was before it, is on its way.
+        for number in before.keys() - {signal.SIGINT}:
+            before[number] = signal.SIG_IGN if callable(before[number]) else before[number]
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -71,9 +76,10 @@ def _orders() -> list[signal.Signals]:
 
 @contextmanager
 def leaving() -> Generator[None]:
-    """Within the block each signal that tells to go raises `Stopped`, but for inner blocks that
-    listen; the second one ends the process."""
-    numbers = [signal.SIGUSR1, *_orders()]
+    """Within the block each signal that tells to go, and is not ignored, raises `Stopped`, but for
+    inner blocks that listen; the second one ends the process."""
+    told = [signal.SIGUSR1, *_orders()]
+    numbers = [number for number in told if signal.getsignal(number) != signal.SIG_IGN]
 
     def leave(_signal: int, _frame: FrameType | None) -> None:
         for number in numbers:

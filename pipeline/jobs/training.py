@@ -55,7 +55,7 @@ class TrainingJob:
                 "",
                 *(f"export {key}={shlex.quote(value)}" for key, value in self.environment.items()),
                 *lines,
-                f"if [ -e {run}/settings.json ]",
+                f"if [ -e {run}/last.pt ]",
                 f"then words=({go_on})",
                 f"else words=({begin})",
                 "fi",

@@ -72,8 +72,7 @@ def recognise(path: Path, preset: str | None = None) -> Recognised:
     fits: list[Recognised] = []
     misfits: list[tuple[int, str]] = []
     told = _told(path, preset)
-    for settings, name in (told or _possible(state, preset)).items():
-        kind = kind_of(name)
+    for settings, (name, kind) in (told or _possible(state, preset)).items():
         with torch.device("meta"):
             network = NETWORKS[kind].build(settings, False)
         try:
@@ -94,9 +93,14 @@ def recognise(path: Path, preset: str | None = None) -> Recognised:
     return fits[0]
 
 
-def _told(path: Path, preset: str | None) -> dict[NetworkSettings, str]:
+Possible = dict[NetworkSettings, tuple[str, str]]
+"""Settings -> a preset that has them, and its kind of network."""
+
+
+def _told(path: Path, preset: str | None) -> Possible:
     """What the file says itself, but for another preset that was asked for."""
-    if not (saved := checkpoint.settings_in(path)):
+    saved = checkpoint.settings_in(path)
+    if not {"train", "network"} <= saved.keys():
         return {}
     try:
         settings = restore(saved)
@@ -104,16 +108,17 @@ def _told(path: Path, preset: str | None) -> dict[NetworkSettings, str]:
         reason = " ".join(str(error).split())[:200]
         raise ComboError(f"{path}: the settings in it are damaged ({reason})") from error
     own = settings.train.preset
-    return {settings.network: own} if preset in (None, own) else {}
+    return {settings.network: (own, settings.kind)} if preset in (None, own) else {}
 
 
-def _possible(state: State, preset: str | None) -> dict[NetworkSettings, str]:
-    """The settings that are tried, each once, and a preset that has them."""
+def _possible(state: State, preset: str | None) -> Possible:
+    """The settings that are tried, each once."""
     names = [preset] if preset else [name for kind in NETWORKS.values() for name in kind.presets]
-    found: dict[NetworkSettings, str] = {}
+    found: Possible = {}
     for name in names:
-        settings = NETWORKS[kind_of(name)].presets[name]
+        kind = kind_of(name)
+        settings = NETWORKS[kind].presets[name]
         if isinstance(settings, ComboSettings):
             settings = settings_of(state, settings)
-        found.setdefault(settings, name)
+        found.setdefault(settings, (name, kind))
     return found

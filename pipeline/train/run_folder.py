@@ -135,12 +135,20 @@ class RunFolder:
         for path in (self.best, self.best.with_suffix(".safetensors")):
             if path.exists():
                 return path
-        if self.metrics.is_file() and '"kind": "val"' in self.metrics.read_text(errors="replace"):
+        if self._evaluated:
             raise ComboError(
                 f"{self.best} is gone, the best network of a run that was evaluated; put it back, "
                 f"or name a checkpoint that is there, such as {self.last}"
             )
         return self.last
+
+    @property
+    def _evaluated(self) -> bool:
+        """Whether the log tells of a score, which is told once its network is written."""
+        if not self.metrics.is_file():
+            return False
+        lines = self.metrics.read_text(errors="replace").splitlines()
+        return any('"kind": "val"' in line and '"M_J": null' not in line for line in lines)
 
     @property
     def begun(self) -> bool:

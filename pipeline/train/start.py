@@ -113,12 +113,16 @@ def demand_same_data(
     other = "give another folder with --out"
     if source.plan().fingerprint != known["plan"]:
         raise ComboError(f"{there}: the clips of {source} are others now; {other}")
-    for variant in choose_variants(source, wanted, named).variants:
-        its = known["variants"][variant.stage]
-        if variant.fingerprint != its["fingerprint"]:
-            raise ComboError(f"{there}: {variant.stage} {its['name']}, not {variant.name}; {other}")
-        if demand_usable(source, variant).outputs != known["outputs"][variant.stage]:
-            raise ComboError(f"{there}: {variant.key} of {source} was made again since; {other}")
+    for stage, asked in wanted.items():
+        its, name = known["variants"][stage], named.get(stage)
+        fits = [v for v in source.variants(stage) if (v.name == name if name else v.is_what(asked))]
+        own = [v for v in fits if v.fingerprint == its["fingerprint"]]
+        if not own:
+            chosen = choose_variants(source, wanted, named)
+            (wants,) = (v.name for v in chosen.variants if v.stage == stage)
+            raise ComboError(f"{there}: {stage} {its['name']}, not {wants}; {other}")
+        if demand_usable(source, own[0]).outputs != known["outputs"][stage]:
+            raise ComboError(f"{there}: {own[0].key} of {source} was made again since; {other}")
 
 
 def resume(
@@ -194,6 +198,10 @@ def _like(
         }
         for variant in choice.variants
     }
+
+
+OF_THE_DATA = ("classes", "image_size", "audio_dim", "max_frames")
+"""Settings of the network that the data overrules."""
 
 
 def _fit_to_data(settings: RunSettings, reader: ClipReader) -> RunSettings:

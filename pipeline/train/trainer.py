@@ -156,6 +156,9 @@ class Trainer:
                 self._save()
                 raise self.together.ended(Stopped(go_on)) from None
             except Exception as error:
+                if stop.asked and _of_a_compiler(error):
+                    self._save()  # it heard the signal, too: schedulers tell everybody
+                    raise self.together.ended(Stopped(go_on)) from error
                 if not processes.lost_one(error):
                     raise
                 raise self._left_behind(go_on) from error
@@ -175,12 +178,7 @@ class Trainer:
             steps = profile.over(steps, self.run, self.iteration)
         first = self.iteration + 1  # of which is told at once: hundreds may take hours
         for batch in steps:
-            try:
-                losses = pace.counted(partial(self._step, batch, stop))
-            except Exception as error:
-                if stop.asked and _of_a_compiler(error):
-                    raise Stopped from error  # it heard the signal, too: schedulers tell everybody
-                raise
+            losses = pace.counted(partial(self._step, batch, stop))
             self.iteration += 1
             last = self.iteration == settings.iterations
             if self.iteration % settings.log_every == 0 or last:
@@ -294,10 +292,7 @@ class Trainer:
         result = measure(measured, val, self.device, on_clip=panels.seen, **how)
         self.network.train()
         self.evaluated = self.iteration
-        self._note("val", {"M_J": result.m_j, "M_F": result.m_f, "precision": PRECISION})
-        if self.together.first:
-            self.journal.show(self.iteration, panels.pictures())
-        if result.m_j > self.best:
+        if result.m_j > self.best:  # first of all, so that what is told of has its network
             self.best = result.m_j
             if self.together.first:
                 with self.run.writing():
@@ -307,6 +302,9 @@ class Trainer:
                         self.run.best, state, self.iteration, self.best, self.run.identity or "",
                         settings,
                     )  # fmt: skip
+        self._note("val", {"M_J": result.m_j, "M_F": result.m_f, "precision": PRECISION})
+        if self.together.first:
+            self.journal.show(self.iteration, panels.pictures())
         self._on_evaluation(self.iteration, result.m_j, self.best)
         return True
 
@@ -332,6 +330,8 @@ class Trainer:
         self._look_back()
         if self.together.first:
             self._write()
+        else:  # which may have to write in its place
+            self._last_is_bad = int(self.health.in_a_row) > 0
 
     def _write(self) -> None:
         """Write last.pt; the one there becomes previous.pt, but for one after a bad step: of a run
@@ -360,4 +360,4 @@ class Trainer:
 
 def _of_a_compiler(error: Exception) -> bool:
     """Whether compiling a part failed, which comes before anything of its step is changed."""
-    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))

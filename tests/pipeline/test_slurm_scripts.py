@@ -121,6 +121,8 @@ def test_a_training_job_begins_its_run_and_then_goes_on_with_it(
     assert "--quiet" not in command, "the log says how it goes"
     run.mkdir()
     (run / "settings.json").touch()
+    assert started(done.stdout) == command, "one that was killed in its first checkpoint"
+    (run / "last.pt").touch()
     command = started(done.stdout)
     assert command[command.index("train") :] == [
         "train", "--resume", str(run), "--requeue",
@@ -139,10 +141,13 @@ def test_a_job_goes_on_with_a_run_that_is_there_by_the_runs_own_settings(
     settings = resolve("combo-small-s4", ["ema=0.9", "iterations=30"])
     data: RunData = {"data_set": "s4", "store": "s", "settings": {}, "weights": {}, "splits": {}}
     RunFolder.create(run, settings, data)
+    (run / "last.pt").touch()
 
     def answered(*more: str) -> Result:
         return CliRunner().invoke(app, [*words, *more])
 
+    # The data say how many frames there are.
+    words += ["--set", "max_frames=3"]
     done = answered("--preset", "combo-small-s4", "--store", str(tmp_path))
     assert done.exit_code == 0, done.output
     command = started(done.stdout)
@@ -155,7 +160,10 @@ def test_a_job_goes_on_with_a_run_that_is_there_by_the_runs_own_settings(
     refused = answered("--preset", "combo-small-ms3")
     assert "--preset combo-small-ms3: " in str(refused.exception)
     assert "is a run of combo-small-s4; give that one" in str(refused.exception)
-    (run / "settings.json").unlink()
+    (run / "last.pt").unlink()
+    begun = started(answered("--preset", "combo-small-s4").stdout)
+    assert "--resume" not in begun
+    assert "ema=0.9" in begun
     (run / "notes.txt").touch()
     refused = answered("--preset", "combo-small-s4")
     assert str(refused.exception) == f"{run} is not empty; give another folder with --out"

@@ -120,6 +120,13 @@ def test_a_run_of_other_data_is_not_taken_for_the_one_that_is_asked_for(
     assert f"{of_other}audio {audio.name}, not {twin.name}" in said(
         "--variant", f"audio={twin.name}"
     )
+    (run,) = (tmp_path / "runs").iterdir()
+    words = ["submit", "train", "--preset", "combo-small-s4", "--slurm", "--print", "--out", run]
+    words += ["--manifest", own.file]
+    assert said("--variant", f"audio={audio.name}") == "None"
+    assert f"audio {audio.name}, not {twin.name}" in said("--variant", f"audio={twin.name}")
+    words = ["ablate", table, "--seeds", 1, "--out", tmp_path / "runs", "--manifest", own.file]
+    words += common
     text = own.file.read_text()
     own.file.write_text(text.replace("size: 64", "size: 32"))
     assert "no frames of s4/train with these settings" in said()

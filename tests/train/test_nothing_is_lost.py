@@ -487,15 +487,18 @@ def test_a_compiled_run_trains_alike(
     assert "mfu" in compiled.run.metrics.read_text()
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize(("told", "evaluating"), [(True, False), (True, True), (False, False)])
 def test_a_signal_that_kills_the_compiler_is_still_an_order_to_stop(
-    finished: Manifest, tmp_path: Path, told: bool
+    finished: Manifest, tmp_path: Path, told: bool, evaluating: bool
 ) -> None:
     """Schedulers send it to all processes of a job; the job must be queued again."""
-    trainer, stop = tiny(finished, tmp_path / "run", "compile=true"), Stop()
+    changes = ("compile=true", "evaluate_every=1")
+    trainer, stop = tiny(finished, tmp_path / "run", *changes), Stop()
     by_default = trainer.network.compile_parts
 
-    def killed(*_: object) -> Any:
+    def killed(graph: torch.fx.GraphModule, *_: object) -> Any:
+        if torch.is_grad_enabled() == evaluating:
+            return graph.forward
         stop.asked = told
         raise RuntimeError("g++ was killed")
 
@@ -504,8 +507,8 @@ def test_a_signal_that_kills_the_compiler_is_still_an_order_to_stop(
     with pytest.raises(Stopped if told else BackendCompilerFailed):
         trainer.train(stop=stop)
     last = checkpoint.load(trainer.run.last)
-    assert last.iteration == 0
-    assert equal(dict(last.network), before)
+    assert (last.iteration, last.evaluated) == (evaluating, 0)
+    assert equal(dict(last.network), before) != evaluating
 
 
 # -- files of weights ------------------------------------------------------------------------------
