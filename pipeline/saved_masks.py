@@ -6,14 +6,16 @@ without a folder for each category), `CLIP_FRAME.png` beside each other, and `CL
 frames. Frames are numbered from 0 or from 1, the whole tree alike.
 
 What values mean is told by the whole tree too. Object masks: whole numbers of which none is above 1
-are 0 and 1, others probabilities in 255ths, or in 65,535ths in 16-bit files; numbers with a point
-are probabilities. Class maps: the number is the class.
+are 0 and 1, others probabilities in 255ths, or in 65,535ths in 16-bit files with one above 255;
+numbers with a point are probabilities. A palette's greys count as they are shown, its colours as
+they are stored; transparency over one colour is the mask. Class maps: the stored number is the
+class.
 """
 
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +27,7 @@ from PIL import Image
 from . import durable
 from .errors import ComboError, MediaError, WrongUsage
 from .media.images import SIXTEEN_BIT_MODES, open_image
+from .media.labels import stored_classes
 from .media.limits import USUAL, Limits
 from .media.regular_files import open_regular
 
@@ -85,14 +88,33 @@ class SavedMasks:
             raise ComboError(f"{lowest}: the lowest frame; frames are counted from 0 or from 1")
         return cls(root, {(clip, n - first): path for (clip, n), path in found.items()}, clips)
 
+    def demand_frames_of(self, counts: Mapping[str, int]) -> None:
+        """Raise ComboError for a clip whose masks have gaps and go on beyond its end: their numbers
+        count something else than its frames. counts: clip -> its frames."""
+        of_clips: dict[str, list[int]] = {}
+        for clip, number in self.frames:
+            of_clips.setdefault(clip, []).append(number)
+        for clip, numbers in of_clips.items():
+            count = counts[clip]
+            if sum(number < count for number in numbers) < min(count, len(numbers)):
+                beyond = self.frames[clip, max(numbers)]
+                raise ComboError(
+                    f"{beyond}: {clip} has {count} frames, counted from 0 or from 1 in the whole "
+                    f"tree alike; rename its masks by that number"
+                )
+
     def missing(self, clip: str, frames: Sequence[int]) -> list[int]:
         """Those of a clip's frames that have no file."""
         whole = clip in self.clips
         return [] if whole else [n for n in frames if (clip, n) not in self.frames]
 
-    def read(self, clip: str, frames: Sequence[int], limits: Limits = USUAL) -> Values:
+    def read(
+        self, clip: str, frames: Sequence[int], limits: Limits = USUAL, objects: bool = True
+    ) -> Values:
         """The values of frames that are there, [T,H,W], or [T,K,H,W] scores of classes.
 
+        objects: whether they are masks of objects, which count as they are shown; classes count as
+        they are stored.
         Raises MediaError naming the file: unreadable, painted in colours, fewer frames than asked
         for, another size than the clip's first mask.
         """
@@ -103,7 +125,7 @@ class SavedMasks:
                 raise MediaError(path, f"array of {list(whole.shape)}, not [frames, height, width]")
             return whole[list(frames)]
         paths = [self.frames[clip, n] for n in frames]
-        masks = [_read(path, limits) for path in paths]
+        masks = [_read(path, limits, objects) for path in paths]
         for path, mask in zip(paths, masks, strict=True):
             if mask.shape != masks[0].shape:
                 raise MediaError(
@@ -126,7 +148,7 @@ class SavedMasks:
             wide = wide or values.dtype.itemsize > 1
             top = max(top, int(values.max()))
             between = between or not bool(np.isin(values, (0, 1, 255, 65535)).all())
-            if between and top >= LOWEST_TOP:
+            if between and top >= (256 if wide else LOWEST_TOP):
                 break
         if between and top < LOWEST_TOP:
             raise ComboError(
@@ -218,21 +240,33 @@ def _told(path: Path, root: Path, known: frozenset[str]) -> tuple[str | None, in
     return None, None
 
 
-def _read(path: Path, limits: Limits) -> Values:
+def _read(path: Path, limits: Limits, objects: bool) -> Values:
     if path.suffix.lower() in ARRAYS:
         array = _array(path, limits)
         if array.ndim not in (2, 3):
             raise MediaError(path, f"array of {list(array.shape)}, not [height, width]")
         return array
     with open_image(path, None, limits) as image:
-        if image.mode in ("1", "L", "P"):
-            return np.array(image, np.uint8)
+        if not objects and image.mode in ("1", "L", "P", *SIXTEEN_BIT_MODES):
+            return stored_classes(image, path).astype(np.uint16)
+        if image.mode == "F":
+            return np.array(image)
         if image.mode in SIXTEEN_BIT_MODES:
             return np.array(image).astype(np.uint16)
-        channels = np.array(image.convert("RGB"))
-    if (channels != channels[..., :1]).any():
-        raise MediaError(path, "a mask in colours, save class numbers or probabilities")
-    return channels[..., 0]
+        stored = np.array(image, np.uint8) if image.mode in ("1", "L", "P") else None
+        if stored is not None and image.mode != "P" and not image.has_transparency_data:
+            return stored
+        pixels = np.array(image.convert("RGBA"))
+    colours, alpha = pixels[..., :3], pixels[..., 3]
+    if (colours == colours[0, 0]).all() and (alpha != alpha[0, 0]).any():
+        return alpha  # over one colour it is the mask
+    if (alpha == 0).any() and colours[alpha == 0].any():
+        raise MediaError(path, "a mask whose white is transparent, save it without transparency")
+    if (colours != colours[..., :1]).any():
+        if stored is None:
+            raise MediaError(path, "a mask in colours, save class numbers or probabilities")
+        return stored  # the colours are there for the eye
+    return colours[..., 0]
 
 
 def _array(path: Path, limits: Limits) -> Values:

@@ -17,7 +17,7 @@ from .errors import ComboError, MediaError
 from .jobs.plan import PlannedSplit, fit_of
 from .layouts import Clip
 from .media.images import Pixels
-from .media.labels import LabelRule, read_label
+from .media.labels import LABEL_IGNORED, LabelRule, read_label
 from .media.pictures import Fit, fit_label
 from .protocols import as_json
 from .saved_masks import SavedMasks, Values
@@ -76,6 +76,7 @@ def score(
     left_out = {clip.name: clip.problem for clip in clips if clip.problem is not None}
     labelled = [(c, _labelled(c)) for c in clips if c.problem is None]
     masks = SavedMasks.below(root, [clip.name for clip in clips])
+    masks.demand_frames_of({clip.name: len(clip.frames) for clip in clips})
     missing: list[str] = []
     wanted: list[_Wanted] = []
     for clip, frames in labelled:
@@ -99,19 +100,24 @@ def score(
     scale = masks.scale(asked, limits) if of_objects else 1.0
     metrics = ObjectMetrics() if of_objects else SemanticMetrics(classes)
     read = _Reader(there, masks)
+    names: list[str] = []
     for each, (values, labels) in zip(wanted, _ahead(read, wanted), strict=True):
         path = masks.root / each.clip.name
         add = _add_object if of_objects else _add_classes
-        add(metrics, values, labels, scale, path)
+        says = (labels != LABEL_IGNORED).any(axis=(1, 2))  # an image of nothing else is no label
+        if says.any():
+            add(metrics, values[says], labels[says], scale, path)
+            names.append(each.clip.name)
         on_clip()
+    if not names:
+        raise ComboError(f"no labelled frame of {there.where} has a mask in {root}")
     result = metrics.result()
-    names = [each.clip.name for each in wanted]
     return Scored(
         protocols={name: (s.M_J, s.M_F) for name, s in result.protocols.items()},
         false_positive_rate=result.false_positive_rate,
         clips={n: (s.M_J, s.M_F) for n, s in zip(names, result.clips, strict=True)},
         missing=missing,
-        without_labels=sum(not frames for _, frames in labelled),
+        without_labels=sum(not frames for _, frames in labelled) + len(wanted) - len(names),
         left_out=left_out,
     )
 
@@ -129,7 +135,7 @@ class _Reader:
     def __call__(self, wanted: _Wanted) -> tuple[Values, Pixels]:
         """[T,H,W] or [T,K,H,W], and labels [T,H,W] of their size."""
         clip = wanted.clip
-        values = self.masks.read(clip.name, wanted.frames, self.limits)
+        values = self.masks.read(clip.name, wanted.frames, self.limits, self.classes == 2)
         size = (int(values.shape[-2]), int(values.shape[-1]))
         labels: list[Pixels] = []
         for n in wanted.frames:
@@ -175,6 +181,12 @@ def _add_classes(metrics: Any, values: Values, labels: Pixels, scale: float, pat
 
     del scale
     if values.ndim == 4:
+        if values.shape[1] != metrics.classes or not np.isfinite(values).all():
+            raise MediaError(
+                path,
+                f"scores of {values.shape[1]} classes, or that are no numbers, where the labels "
+                f"have {metrics.classes} classes, background the first",
+            )
         values = values.argmax(1)
     low, top = values.min(), values.max()
     if values.dtype.kind == "f" or low < 0 or top >= metrics.classes:

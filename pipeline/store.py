@@ -441,7 +441,7 @@ class SplitStore:
         if key not in self._opened:
             asked = {
                 "driver": "zarr3",
-                "kvstore": {"driver": "file", "path": f"{path}/"},
+                "kvstore": {"driver": "file", "path": f"{path.resolve()}/"},
                 "fill_missing_data_reads": fill,
             }
             try:

@@ -236,7 +236,7 @@ class Folders(Layout):
         """A video file as a clip: its frames, and its own sound. Raises MediaError, ComboError."""
         span = video_span(video, self.limits)
         length = span.end - span.start
-        count = max(1, int(length / self.seconds_per_frame + 1e-6))
+        count = max(1, int((length + _CLOCK) / self.seconds_per_frame))
         self._refuse_too_many(video, count)
         times = tuple(span.start + time for time in self._moments(count, length))
         return Clip(
@@ -404,6 +404,10 @@ def _is_split_of_films(folder: Path) -> bool:
     )
 
 
+_CLOCK = 1e-3 + 1e-6
+"""Seconds by which a film may be too short: MKV and others count milliseconds, and round down."""
+
+
 def _is(path: Path, kinds: frozenset[str]) -> bool:
     return path.suffix.lower() in kinds
 
@@ -458,6 +462,7 @@ def _demand_even_series(frames: Sequence[Path]) -> None:
             raise MediaError(
                 frames[number], f"the same frame as {frames[number - 1].name}, remove one"
             )
+    _demand_one_order(frames)
     varying = [place for place, column in enumerate(columns) if len(set(column)) > 1]
     for place in varying:
         steps = [after - before for before, after in pairwise(columns[place])]
@@ -471,6 +476,20 @@ def _demand_even_series(frames: Sequence[Path]) -> None:
         parts[2 * place + 1] = str(columns[place][gap] + least).zfill(len(parts[2 * place + 1]))
         lacking = before.with_name("".join(parts) + before.suffix)
         raise MediaError(lacking, f"missing: after frame {before.name} comes {after.name}")
+
+
+def _demand_one_order(frames: Sequence[Path]) -> None:
+    """Raise MediaError for names that end with times of even steps, such as 0.25, 0.5, 0.75, which
+    natural order, by the number after the point, would bring into another one."""
+    told = [re.search(r"(?<![\d.])\d+\.\d+$", path.stem) for path in frames]
+    times = [float(each[0]) for each in told if each]
+    if len(times) < len(frames) or times == sorted(times):
+        return
+    steps = [after - before for before, after in pairwise(sorted(times))]
+    if min(steps) > 0 and max(steps) - min(steps) < 1e-3 * max(steps):
+        raise MediaError(
+            frames[0], "frames named by times, write them with equally many digits, as 0.25, 0.50"
+        )
 
 
 def _labels(folder: Path, names: Sequence[str]) -> tuple[tuple[Path | None, ...], Iterable[str]]:

@@ -65,7 +65,7 @@ def read_label(
         if shape is not None and shape[0] != shape[1] and image.size == tuple(shape[:2]):
             turn = _orientation_of(frame, limits) if turn == 1 else turn
         upright = turned(image, turn)
-        values = _binary(upright, path) if rule == "binary" else _indices(upright, path)
+        values = _binary(upright, path) if rule == "binary" else stored_classes(upright, path)
     if shape is not None and values.shape != tuple(shape[:2]):
         raise MediaError(
             path, f"label of {size_of(values)} pixels, but its frame has {shape[1]}x{shape[0]}"
@@ -138,7 +138,11 @@ def _halves(values: NDArray[np.integer], image: Image.Image, path: Path) -> NDAr
     return (values >= 128).astype(np.uint8) if lossy else values // 255
 
 
-def _indices(image: Image.Image, path: Path) -> NDArray[np.integer]:
+def stored_classes(image: Image.Image, path: Path) -> NDArray[np.integer]:
+    """The class of each pixel of an opened class map, [H,W]: its value as it is stored.
+
+    Raises MediaError for a lossy file, and for colours.
+    """
     if image.info[IS_LOSSY]:
         raise MediaError(path, f"class map in a lossy file ({image.info[IS_LOSSY]}), save as PNG")
     if image.mode not in ("1", "L", "P", *SIXTEEN_BIT_MODES):

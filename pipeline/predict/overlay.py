@@ -62,10 +62,14 @@ def write_overlay(
         for part in parts:
             with av.open(str(part), format="nut") as source:
                 for packet in source.demux(video=0):
-                    if packet.dts is None:
-                        continue
+                    # Its place is not told while the reader guesses how pictures are ordered; they
+                    # are coded without any that look ahead.
+                    at = packet.pts if packet.dts is None else packet.dts
+                    if at is None:
+                        continue  # the end of it
+                    packet.dts = at
                     if sound is not None and track is not None:
-                        for heard in sound.until(float(packet.dts * packet.time_base)):
+                        for heard in sound.until(float(at * packet.time_base)):
                             out.mux(track.encode(heard))
                     packet.stream = video
                     out.mux(packet)

@@ -40,6 +40,13 @@ class Where:
     variants: Mapping[str, str] | None = None
     preset: str | None = None
 
+    @property
+    def store_named(self) -> Path | None:
+        """The store, or that of the manifest, where one of them was named; else the run's."""
+        if self.store is not None or self.manifest is None:
+            return self.store
+        return load_manifest(self.manifest).store_path
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -72,11 +79,12 @@ def _of_run(path: Path, where: Where) -> Candidate:
     run, file = checkpoint_of(path)
     settings, data, naming = run.settings(), run.data(), None
     if where.data in (None, data["data_set"]):
-        reader = open_split(run, where.split, where.store, where.variants)
+        reader = open_split(run, where.split, where.store_named, where.variants)
         length = length_for(data, reader)
     else:
         length, _ = clips_of(run, data)
-        reader, naming = open_elsewhere(run, where.data, where.split, where.store, where.variants)
+        store = where.store_named
+        reader, naming = open_elsewhere(run, where.data, where.split, store, where.variants)
     classes = len(reader.plan.classes) if naming else settings.network.classes
     _demand_fit(path, classes, settings.network.audio_dim, reader)
 

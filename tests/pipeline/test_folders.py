@@ -64,6 +64,27 @@ def test_numbers_with_a_gap_are_a_failed_clip_that_names_the_missing_frame(
     assert lacking.split()[-1][:-4] in problem
 
 
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (["0.0", "0.25", "0.5", "0.75", "1.0"], False),  # natural order has 0.5 before 0.25
+        (["x_9.5", "x_10.0", "x_9.25", "x_9.75"], False),
+        (["0.00", "0.25", "0.50", "0.75", "1.00"], True),
+        (["0.5", "1.0", "1.5", "2.0"], True),
+        ([f"1.{n}" for n in range(1, 12)], True),  # counted after the point
+    ],
+)
+def test_times_that_natural_order_would_turn_round_are_a_failed_clip(
+    tmp_path: Path, names: list[str], read: bool
+):
+    clip_of(tmp_path / "c", *(f"{name}.png" for name in names))
+    clip = only(tmp_path)
+    if read:
+        assert [Path(str(f)).stem for f in clip.frames] == names
+    else:
+        assert "write them with equally many digits, as 0.25, 0.50" in (clip.problem or "")
+
+
 @given(st.integers(0, 50), st.integers(1, 30), st.integers(3, 8), st.integers(0, 4), st.data())
 def test_any_even_numbering_is_read_in_order_and_any_gap_is_found(
     tmp_path_factory: pytest.TempPathFactory, first: int, step: int, count: int, width: int, data

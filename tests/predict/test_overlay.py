@@ -4,10 +4,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import numbered_clips
 import numpy as np
 import pytest
 from av.stream import Disposition
-from numbered_clips import SIDE, film, number, tones
+from numbered_clips import SIDE, Recipe, film, make, number, tones
 from PIL import Image
 
 from combo.pipeline.media.limits import USUAL
@@ -95,6 +96,30 @@ def test_pictures_sound_and_masks_are_in_step_to_one_frame(kind: str, tmp_path: 
         video, audio = file.streams.video[0], file.streams.audio[0]
         assert (video.codec_context.name, video.codec_context.pix_fmt) == ("h264", "yuv420p")
         assert audio.codec_context.name == "aac"
+
+
+@pytest.mark.parametrize("fps", [0.5, 0.2])
+def test_pictures_that_are_far_apart_are_all_painted(tmp_path: Path, fps: float) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for n in range(8):
+        Image.fromarray(numbered_clips.picture(n)).save(frames / f"{n}.png")
+    write_wav(frames / "sound.wav", 8 / fps)
+    write_overlay(tmp_path / "overlay.mp4", open_film(frames, fps), lambda _: None, None, USUAL)
+    found = _pictures(tmp_path / "overlay.mp4")
+    assert [time for time, _ in found] == pytest.approx([n / fps for n in range(8)])
+    assert [number(image) for _, image in found] == list(range(8))
+
+
+@pytest.mark.parametrize("kind", ["mkv", "mp4"])
+@pytest.mark.parametrize("rate", [7, 15, 24, 60])
+def test_a_film_whose_container_counts_milliseconds_has_its_last_frame(
+    tmp_path: Path, kind: str, rate: int
+) -> None:
+    recipe = Recipe(kind, "libx264", Fraction(rate), tuple(range(3 * rate)), sound="aac",
+                    sound_seconds=3.0)  # fmt: skip
+    make(tmp_path / f"film.{kind}", recipe)
+    assert open_film(tmp_path / f"film.{kind}", 1.0).clip.times == (0.5, 1.5, 2.5)
 
 
 def test_sides_that_are_odd_get_their_last_pixels_twice(

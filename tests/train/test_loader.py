@@ -1,5 +1,6 @@
 """Batches from a finished store: what is in them, in which order, and when there are none."""
 
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -262,6 +263,17 @@ def test_clips_kept_in_memory_give_the_batches_that_are_read(
         assert ours.frames.stride() == read.frames.stride()
         assert torch.equal(ours.held(), read.held())
         assert torch.equal(ours.to(cpu).maskige, read.to(cpu).maskige)
+
+
+def test_a_store_may_be_named_by_a_path_that_goes_up(
+    finished: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    up = Path(os.path.relpath(finished.store_path, tmp_path))
+    assert up.parts[0] == ".."
+    split = SplitStore(up, "s4", "train")
+    (variant,) = split.variants("frames")
+    assert split.reader(variant, "frames").ask([0]).result().shape[0] == 1
 
 
 def test_a_split_is_kept_where_it_is_asked_for(finished: Manifest, open_split) -> None:

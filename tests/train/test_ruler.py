@@ -232,6 +232,17 @@ def save(path: Path, network: torch.nn.Module, **more: object) -> Path:
     return path
 
 
+def test_a_manifest_that_is_named_says_where_the_store_is(
+    seeds: list[RunFolder], finished: Manifest, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.yaml"
+    text = finished.file.read_text().replace("store: store", f"store: {tmp_path / 'nowhere'}")
+    other.write_text(text)
+    assert evaluated(seeds[0].root, "--manifest", finished.file)["data_set"] == "s4"
+    said = refused(seeds[0].root, "--manifest", other)
+    assert str(tmp_path / "nowhere") in said
+
+
 def test_a_network_without_its_run_is_known_by_its_shapes(
     finished: Manifest, tmp_path: Path
 ) -> None:

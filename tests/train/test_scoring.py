@@ -1,6 +1,9 @@
 """`combo score`: masks that any program saved, by the numbers that networks get."""
 
 import json
+import shutil
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +188,123 @@ def test_values_are_told_by_the_whole_tree(
     found = numbers(objects, soft)
     assert found.protocols["frame"][0] < plain.protocols["frame"][0]  # none above a half
     assert found.protocols["frame"][1] == plain.protocols["frame"][1]  # M_F has its own threshold
+
+
+def test_a_mask_is_what_is_seen_of_it(objects: PlannedSplit, plain: Scored, tmp_path: Path) -> None:
+    """By palette, transparency, or numbers with a point in a picture."""
+
+    def white_first(mask: np.ndarray) -> Image.Image:
+        image = Image.fromarray((1 - mask).astype(np.uint8), "P")
+        image.putpalette([255, 255, 255, 0, 0, 0])
+        return image
+
+    def by_alpha(mask: np.ndarray) -> Image.Image:
+        black = np.zeros((*mask.shape, 4), np.uint8)
+        black[..., 3] = 255 * mask
+        return Image.fromarray(black)
+
+    def coloured(mask: np.ndarray) -> Image.Image:
+        image = Image.fromarray(mask.astype(np.uint8), "P")
+        image.putpalette([0, 0, 0, 128, 0, 0])
+        return image
+
+    for name, ending, make in (
+        ("white first", "png", white_first),
+        ("alpha", "png", by_alpha),
+        ("coloured", "png", coloured),
+        ("point", "tif", lambda mask: Image.fromarray((0.9 * mask).astype(np.float32))),
+    ):
+        for (clip, n), mask in MASKS.items():
+            (tmp_path / name / clip).mkdir(parents=True, exist_ok=True)
+            make(mask).save(tmp_path / name / clip / f"{n}.{ending}")
+        found = numbers(objects, tmp_path / name)
+        if name == "point":  # a threshold less: of J, and of F's best one, nothing changes
+            assert found.protocols["frame"] == plain.protocols["frame"]
+        else:
+            assert found == plain, name
+    ghost = by_alpha(MASKS["dog_1", 0])
+    pixels = np.array(ghost)
+    pixels[..., 0:3] = 255 * (1 - MASKS["dog_1", 0][..., None])
+    Image.fromarray(pixels).save(tmp_path / "alpha" / "dog_1" / "0.png")
+    with pytest.raises(ComboError, match="a mask whose white is transparent"):
+        numbers(objects, tmp_path / "alpha")
+
+
+def test_a_label_that_marks_nothing_is_none(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    for clip, value in (("one", 1), ("two", 255)):
+        (data / clip / "labels").mkdir(parents=True)
+        for n in range(2):
+            grey(data / clip / f"{n}.png", np.full((8, 8, 3), 90, np.uint8))
+            label = np.zeros((8, 8), np.uint8)
+            label[:, n * 4 :] = value
+            grey(data / clip / "labels" / f"{n}.png", label if clip == "one" else label * 0 + 255)
+            grey(tmp_path / "masks" / clip / f"{n}.png", 255 * (label > 0).astype(np.uint8))
+    (data / "label2idx.json").write_text('{"background": 0, "dog": 1}')
+    (tmp_path / "m.yaml").write_text(
+        "store: store\ndata_sets: {mine: {layout: folders, root: data}}\n"
+        "stages: {audio: {encoder: mel-stats}, maskige: {generator: felzenszwalb}}\n"
+    )
+    there = planned(load_manifest(tmp_path / "m.yaml"), "mine", "all")
+    found = score(there, tmp_path / "masks")
+    assert (list(found.clips), found.without_labels) == (["one"], 1)
+    assert found.protocols["frame"] == (1.0, 1.0)
+    shutil.rmtree(tmp_path / "masks" / "one")
+    with pytest.raises(ComboError, match="no labelled frame of mine/all has a mask"):
+        score(there, tmp_path / "masks", allow_missing=True)
+
+
+def test_numbers_that_count_something_else_than_frames_are_refused(
+    objects: PlannedSplit, tmp_path: Path
+) -> None:
+    root = saved(tmp_path / "steps", "{clip}/{n}.png")
+    (root / "dog_1" / "2.png").rename(root / "dog_1" / "4.png")
+    (root / "dog_1" / "1.png").rename(root / "dog_1" / "2.png")
+    with pytest.raises(ComboError, match=r"4\.png: dog_1 has 3 frames, counted from 0 or from 1"):
+        score(objects, root, allow_missing=True)
+    more = saved(tmp_path / "more", "{clip}/{n}.png")
+    grey(more / "dog_1" / "3.png", MASKS["dog_1", 0].astype(np.uint8))
+    assert len(score(objects, more).clips) == 2, "masks of a padded clip"
+
+
+def test_class_maps_count_as_they_are_stored(finished: Manifest, tmp_path: Path) -> None:
+    there = planned(finished, "avss", "train")
+    for clip in there.clips:
+        for n, label in enumerate(clip.labels):
+            if label is not None:
+                values = np.array(Image.open(label)).astype(np.uint8)
+                assert values.max() < 16
+                file = tmp_path / "maps" / clip.name / f"{n}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_four_bits(file, values)
+    assert score(there, tmp_path / "maps").protocols["seen_classes"] == (1.0, 1.0)
+    name = there.clips.names[0]
+    odd = np.zeros((10, len(there.plan.classes) - 1, 8, 8), np.float32)
+    for wrong in (odd, np.full((10, len(there.plan.classes), 8, 8), np.nan, np.float32)):
+        shutil.rmtree(tmp_path / "maps" / name, ignore_errors=True)
+        np.save(tmp_path / "maps" / f"{name}.npy", wrong)
+        with pytest.raises(ComboError, match="classes, background the first"):
+            score(there, tmp_path / "maps")
+
+
+def write_four_bits(path: Path, values: np.ndarray) -> None:
+    """A grey PNG of four bits a pixel, which Pillow does not write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        )
+
+    height, width = values.shape
+    padded = np.pad(values, ((0, 0), (0, width % 2)))
+    rows = padded[:, ::2] << 4 | padded[:, 1::2]
+    lines = b"".join(b"\0" + row.tobytes() for row in rows)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 4, 0, 0, 0, 0))
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_masks_of_another_size_are_held_against_labels_of_that_size(
