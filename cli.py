@@ -8,6 +8,7 @@ command that needs it, so that `combo --help` is there at once.
 import os
 import re
 import sys
+import warnings
 from typing import Annotated, Any, cast
 
 import typer
@@ -105,6 +106,8 @@ def main() -> None:
         _tell_usage(error)
         sys.exit(2)
     except (Stopped, Interrupted) as end:
+        # Said of what was cut off, when it is put away.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         told, code = ("told to stop", EXIT_CODE) if isinstance(end, Stopped) else ("stopped", 130)
         Output().warn(f"combo: {told}; {str(end) or f'begin again with: {same_command()}'}")
     sys.exit(code if isinstance(code, int) else 0)
