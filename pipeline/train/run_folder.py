@@ -130,12 +130,13 @@ class RunFolder:
     def of_worth(self) -> Path:
         """The best network's file, or the last checkpoint where nothing was evaluated.
 
-        Raises ComboError where the best one is gone: another network in its place is not it.
+        Raises ComboError where the best one is gone: another network in its place is not it. (A
+        run of an older combo, which has no name, is taken as it is.)
         """
         for path in (self.best, self.best.with_suffix(".safetensors")):
             if path.exists():
                 return path
-        if self._evaluated:
+        if self.identity and self._evaluated:
             raise ComboError(
                 f"{self.best} is gone, the best network of a run that was evaluated; put it back, "
                 f"or name a checkpoint that is there, such as {self.last}"

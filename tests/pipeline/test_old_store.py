@@ -60,8 +60,7 @@ def test_an_old_run_is_resumed_and_a_new_one_trained_on_an_old_store(old: Path, 
     answer(old, "train", "--resume", "run", "--store", store, "--quiet")
     logged = [json.loads(line) for line in (old / "run" / "metrics.jsonl").read_text().splitlines()]
     assert logged[-1]["iteration"] == iterations
-    evaluated = answer(old, "evaluate", "run/last.pt", "--split", "val", "--json")
-    assert 0 <= json.loads(evaluated)["M_J"] <= 1
+    assert 0 <= json.loads(answer(old, "evaluate", "run", "--split", "val", "--json"))["M_J"] <= 1
     changes = [f"{name}={settings['network'][name]}" for name in SMALL]
     more = [f"--set={change}" for change in (*changes, "iterations=2", "evaluate_every=2")]
     manifest = ("--preset", "combo-small-ms3", "--out", "new", "--quiet")
