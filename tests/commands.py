@@ -1,9 +1,10 @@
 """Commands as they are given in a shell, run by the test's own process: PyTorch is there already.
 
-Tests of signals, streams and start-up start a process instead.
+Tests of signals, streams and start-up start a process instead (`process`).
 """
 
 import os
+import subprocess
 import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import BytesIO, TextIOWrapper
@@ -31,3 +32,9 @@ def combo(*words: object, folder: Path | None = None, **variables: str) -> Compl
     assert isinstance(end.value.code, int)
     said = (stream.buffer.getvalue().decode() for stream in (out, err))
     return CompletedProcess(given, end.value.code, *said)
+
+
+def process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own."""
+    command = [sys.executable, "-m", "combo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)

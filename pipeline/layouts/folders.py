@@ -8,12 +8,10 @@ of frames must be even.
 
 import hashlib
 import os
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +22,7 @@ from ..media.pictures import FrameSource
 from ..media.regular_files import missing
 from ..media.video import VideoFrame, video_span
 from .layout import BINARY_CLASSES, Clip, Layout, Listing, SoundRule, read_classes
+from .numbering import composed, demand_even_numbers, natural_order
 
 
 def _endings(text: str) -> frozenset[str]:
@@ -56,6 +55,10 @@ SPLITS = ("train", "val", "test")
 LABELS = "labels"
 MOST_FRAMES = 1000
 """Of a clip, where nothing else is said: all others get room for as many."""
+
+
+TOO_SHORT = 1e-3 + 1e-6
+"""Seconds by which a film may be too short: MKV and others count milliseconds, and round down."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ class Folders(Layout):
     def _parts(self, clips: Sequence[Path], seed: int) -> dict[str, list[Path]]:
         parts: dict[str, list[Path]] = {split: [] for split in self.split}
         for folder in clips:
-            text = f"{seed}:{_composed(folder.name)}".encode("utf-8", "surrogateescape")
+            text = f"{seed}:{composed(folder.name)}".encode("utf-8", "surrogateescape")
             place = int.from_bytes(hashlib.sha256(text).digest()[:8]) / 2**64
             ends = zip(parts, accumulate(self.split.values()), strict=True)
             fitting = (split for split, end in ends if place < end)
@@ -236,7 +239,7 @@ class Folders(Layout):
         """A video file as a clip: its frames, and its own sound. Raises MediaError, ComboError."""
         span = video_span(video, self.limits)
         length = span.end - span.start
-        count = max(1, int((length + _CLOCK) / self.seconds_per_frame))
+        count = max(1, int((length + TOO_SHORT) / self.seconds_per_frame))
         self._refuse_too_many(video, count)
         times = tuple(span.start + time for time in self._moments(count, length))
         return Clip(
@@ -265,7 +268,7 @@ class Folders(Layout):
         names = [f.stem for f in images]
         length = len(images) * self.seconds_per_frame
         times = self._moments(len(images), length)
-        _demand_even_numbers(images)
+        demand_even_numbers(images)
         unread = [f"{f.name}/" for f in contents.folders if f.name != LABELS]
         if videos and images:
             unread.append(f"pictures of {videos[0].name}")
@@ -339,7 +342,7 @@ class _Contents:
                 f"{folder}: cannot be listed ({error.strerror}); set this data set's `root` in "
                 "data_manifest.yaml to the folder that holds the clips"
             ) from error
-        found.sort(key=lambda each: _natural(each[0]))
+        found.sort(key=lambda each: natural_order(each[0]))
         return cls(
             folders=[path for path, is_folder, _ in found if is_folder],
             files=[path for path, is_folder, _ in found if not is_folder],
@@ -360,7 +363,7 @@ class _Contents:
         """The folders, the videos, and the links that may have stood for a folder."""
         films = self.films
         folders = [f for f in self.folders if not films or f.name != LABELS]
-        return sorted([*folders, *films, *self.lost], key=_natural)
+        return sorted([*folders, *films, *self.lost], key=natural_order)
 
     def of_kind(self, kinds: frozenset[str]) -> list[Path]:
         """The files with these endings. Raises MediaError for a name that no store can hold."""
@@ -404,23 +407,8 @@ def _is_split_of_films(folder: Path) -> bool:
     )
 
 
-_CLOCK = 1e-3 + 1e-6
-"""Seconds by which a film may be too short: MKV and others count milliseconds, and round down."""
-
-
 def _is(path: Path, kinds: frozenset[str]) -> bool:
     return path.suffix.lower() in kinds
-
-
-def _composed(text: str) -> str:
-    """Unicode's composed form: a Mac writes accents apart from their letters."""
-    return unicodedata.normalize("NFC", text)
-
-
-def _natural(path: Path) -> tuple[list[tuple[bool, int, str]], str]:
-    parts = re.findall(r"\d+|\D+", path.name)
-    numbers = [(False, int(p), "") if p.isdecimal() else (True, 0, p.lower()) for p in parts]
-    return numbers, path.name
 
 
 def _has_media(folder: Path) -> bool:
@@ -435,63 +423,6 @@ def _looked_into(folder: Path) -> _Contents:
         return _Contents([], [], [])
 
 
-def _demand_even_numbers(images: Sequence[Path]) -> None:
-    """Raise MediaError naming the image that is missing, doubled, or no part of the numbering.
-
-    Names that differ in their numbers alone are judged together; the numbers may begin anywhere and
-    go up by any step that stays the same.
-    """
-    alike: dict[tuple[str, ...], list[Path]] = {}
-    for path in images:
-        texts = re.split(r"\d+", _composed(path.stem).casefold())
-        alike.setdefault(tuple(texts), []).append(path)
-    series = [paths for paths in alike.values() if len(paths) > 1]
-    strays = [paths[0] for paths in alike.values() if len(paths) == 1]
-    if len(series) == 1 and strays:
-        raise MediaError(
-            strays[0], f"not named as the other frames ({series[0][0].name}), rename or remove it"
-        )
-    for paths in series:
-        _demand_even_series(paths)
-
-
-def _demand_even_series(frames: Sequence[Path]) -> None:
-    columns = list(zip(*(map(int, re.findall(r"\d+", path.stem)) for path in frames), strict=True))
-    for number in range(1, len(frames)):
-        if all(column[number - 1] == column[number] for column in columns):
-            raise MediaError(
-                frames[number], f"the same frame as {frames[number - 1].name}, remove one"
-            )
-    _demand_one_order(frames)
-    varying = [place for place, column in enumerate(columns) if len(set(column)) > 1]
-    for place in varying:
-        steps = [after - before for before, after in pairwise(columns[place])]
-        least = min(steps)
-        # Of several numbers one counts frames and others may be times, which need not be even.
-        if least < 1 or (len(varying) > 1 and least > 1) or least == max(steps):
-            continue
-        gap = next(number for number, step in enumerate(steps) if step > least)
-        before, after = frames[gap], frames[gap + 1]
-        parts = re.split(r"(\d+)", before.stem)
-        parts[2 * place + 1] = str(columns[place][gap] + least).zfill(len(parts[2 * place + 1]))
-        lacking = before.with_name("".join(parts) + before.suffix)
-        raise MediaError(lacking, f"missing: after frame {before.name} comes {after.name}")
-
-
-def _demand_one_order(frames: Sequence[Path]) -> None:
-    """Raise MediaError for names that end with times of even steps, such as 0.25, 0.5, 0.75, which
-    natural order, by the number after the point, would bring into another one."""
-    told = [re.search(r"(?<![\d.])\d+\.\d+$", path.stem) for path in frames]
-    times = [float(each[0]) for each in told if each]
-    if len(times) < len(frames) or times == sorted(times):
-        return
-    steps = [after - before for before, after in pairwise(sorted(times))]
-    if min(steps) > 0 and max(steps) - min(steps) < 1e-3 * max(steps):
-        raise MediaError(
-            frames[0], "frames named by times, write them with equally many digits, as 0.25, 0.50"
-        )
-
-
 def _labels(folder: Path, names: Sequence[str]) -> tuple[tuple[Path | None, ...], Iterable[str]]:
     """The label image of each frame, by name, and what else is in the folder.
 
@@ -504,10 +435,10 @@ def _labels(folder: Path, names: Sequence[str]) -> tuple[tuple[Path | None, ...]
     contents = _Contents.of(folder)
     for path in contents.of_kind(_KINDS - IMAGES):
         raise MediaError(path, "a label of a kind that is not read, save it as PNG")
-    known = [_composed(name) for name in names]
+    known = [composed(name) for name in names]
     found: dict[str, Path] = {}
     for path in contents.of_kind(IMAGES):
-        name = _composed(path.stem)
+        name = composed(path.stem)
         if name not in known:
             raise MediaError(path, "label of no frame, it must be named as its frame is")
         if name in found or known.count(name) > 1:

@@ -20,7 +20,8 @@ from combo.pipeline.train.cache import batches
 from combo.pipeline.train.loader import shuffled
 from combo.pipeline.train.run_folder import RunFolder
 
-from .test_nothing_is_lost import lines, spoil, tiny
+from .test_not_a_number import spoil
+from .test_nothing_is_lost import lines, tiny
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -477,37 +477,3 @@ def test_a_damaged_plan_hides_its_own_split_alone(own: Manifest) -> None:
     assert {(state["data_set"], state["split"]) for state in states if state["variant"]} == {
         ("s4", "train"), ("s4", "test"), ("avss", "train"),
     }  # fmt: skip
-
-
-def test_what_may_change_on_resume_does_and_is_noted(finished: Manifest, tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "run")
-    tiny(finished, run.root).train()
-    words = ["--set", "iterations=5", "--set", "log_every=2", "--set", "width=32"]
-    done = CliRunner().invoke(app, ["train", "--resume", str(run.root), *words])
-    assert done.exit_code == 0, done.output
-    assert checkpoint.load(run.last).iteration == 5
-    settings = run.settings()
-    assert (settings.train.iterations, settings.train.log_every) == (5, 2)
-    told = [json.loads(line) for line in run.metrics.read_text().splitlines()]
-    assert {"iteration": 3, "kind": "settings", "iterations": 5, "log_every": 2} in told
-    train = [line["iteration"] for line in told if line["kind"] == "train"]
-    assert train == [1, 2, 3, 4, 5]
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ("learning_rate=1", r"--set learning_rate=1\.0 with --resume: .* its own learning_rate="),
-        ("width=64", "its own width=32; what may change is iterations, .*begin a new run"),
-        ("iteration=9", "no such setting; did you mean iterations"),
-        ("iterations=2", r"iterations is 2, but .* has seen 3"),
-    ],
-)
-def test_what_may_not_change_on_resume_is_refused_and_nothing_changed(
-    run: RunFolder, change: str, reason: str
-) -> None:
-    before = {path: path.read_bytes() for path in run.root.rglob("*") if path.is_file()}
-    with pytest.raises(ComboError, match=reason) as caught:
-        resume(run.root, changes=[change])
-    said(caught)
-    assert before == {path: path.read_bytes() for path in run.root.rglob("*") if path.is_file()}
