@@ -27,7 +27,7 @@ from PIL import Image
 from . import durable
 from .errors import ComboError, MediaError, WrongUsage
 from .media.images import SIXTEEN_BIT_MODES, open_image
-from .media.labels import stored_classes
+from .media.labels import demand_nothing_hidden, stored_classes, varying_alpha
 from .media.limits import USUAL, Limits
 from .media.regular_files import open_regular
 
@@ -253,20 +253,22 @@ def _read(path: Path, limits: Limits, objects: bool) -> Values:
             return np.array(image)
         if image.mode in SIXTEEN_BIT_MODES:
             return np.array(image).astype(np.uint16)
+        alpha, over_one_colour = varying_alpha(image)
+        if alpha is not None and over_one_colour:
+            return alpha
         stored = np.array(image, np.uint8) if image.mode in ("1", "L", "P") else None
-        if stored is not None and image.mode != "P" and not image.has_transparency_data:
-            return stored
-        pixels = np.array(image.convert("RGBA"))
-    colours, alpha = pixels[..., :3], pixels[..., 3]
-    if (colours == colours[0, 0]).all() and (alpha != alpha[0, 0]).any():
-        return alpha  # over one colour it is the mask
-    if (alpha == 0).any() and colours[alpha == 0].any():
-        raise MediaError(path, "a mask whose white is transparent, save it without transparency")
-    if (colours != colours[..., :1]).any():
-        if stored is None:
-            raise MediaError(path, "a mask in colours, save class numbers or probabilities")
-        return stored  # the colours are there for the eye
-    return colours[..., 0]
+        colours = np.array(image.convert("RGB"))
+    if image.mode in ("1", "L"):
+        values = stored
+    elif (colours == colours[..., :1]).all():
+        values = colours[..., 0]
+    else:
+        values = stored  # the colours of a palette are there for the eye
+    if values is None:
+        raise MediaError(path, "a mask in colours, save class numbers or probabilities")
+    if alpha is not None:
+        demand_nothing_hidden(values, alpha, path)
+    return values
 
 
 def _array(path: Path, limits: Limits) -> Values:

@@ -112,20 +112,33 @@ def _binary(image: Image.Image, path: Path) -> NDArray[np.integer]:
         values = np.asarray(image.convert("L"))
     if values.ndim != 2 or int(values.max()) > 255:
         raise MediaError(path, f"mask of mode {image.mode}, expected 8 bits a pixel")
-    if not image.has_transparency_data:
+    alpha, over_one_colour = varying_alpha(image)
+    if alpha is None:
         return _halves(values, image, path)
-    pixels = np.asarray(image.convert("RGBA"))
-    alpha, colours = pixels[..., 3], pixels[..., :3]
-    if (alpha == alpha[0, 0]).all():
-        return _halves(values, image, path)
-    if (colours == colours[0, 0]).all():
+    if over_one_colour:
         return _halves(alpha, image, path)
     mask = _halves(values, image, path)
+    demand_nothing_hidden(mask, alpha, path)
+    return mask
+
+
+def varying_alpha(image: Image.Image) -> tuple[Pixels | None, bool]:
+    """The alpha of an opened picture in which it varies, [H,W] uint8, else None; and whether there
+    is but one colour, so that it is the mask."""
+    if not image.has_transparency_data:
+        return None, False
+    pixels = np.asarray(image.convert("RGBA"))
+    alpha, colours = pixels[..., 3], pixels[..., :3]
+    varies = bool((alpha != alpha[0, 0]).any())
+    return (alpha if varies else None), bool((colours == colours[0, 0]).all())
+
+
+def demand_nothing_hidden(mask: NDArray[np.generic], alpha: Pixels, path: Path) -> None:
+    """Raise MediaError for a mask that marks what its alpha hides."""
     if mask[alpha == 0].any():
         raise MediaError(
             path, "mask whose white is transparent, save it as a grey PNG without transparency"
         )
-    return mask
 
 
 def _halves(values: NDArray[np.integer], image: Image.Image, path: Path) -> NDArray[np.integer]:

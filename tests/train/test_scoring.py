@@ -226,7 +226,7 @@ def test_a_mask_is_what_is_seen_of_it(objects: PlannedSplit, plain: Scored, tmp_
     pixels = np.array(ghost)
     pixels[..., 0:3] = 255 * (1 - MASKS["dog_1", 0][..., None])
     Image.fromarray(pixels).save(tmp_path / "alpha" / "dog_1" / "0.png")
-    with pytest.raises(ComboError, match="a mask whose white is transparent"):
+    with pytest.raises(ComboError, match="mask whose white is transparent"):
         numbers(objects, tmp_path / "alpha")
 
 
