@@ -194,7 +194,7 @@ def train(
     cluster = manifest.cluster.with_arguments(handing.scheduler_arg or ())
     run = (out or free_folder(Path("runs") / preset)).absolute()
     folder, changes, going_on = RunFolder(run), begin.changes, list[str]()
-    if goes_on := folder.begun:
+    if goes_on := folder.last.exists():  # as the script asks
         settings = folder.settings()
         own = [each for each in changes if each.partition("=")[0] not in OF_THE_DATA]
         settings = amend(settings, own)
